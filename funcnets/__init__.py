@@ -1,0 +1,1 @@
+"""The classic convolutional networks as pure functions over parameter trees, in PyTorch."""

@@ -1,0 +1,112 @@
+"""Trees of tensors: nested dicts, tuples and named tuples whose leaves are tensors.
+
+The only file that knows which pytree library is underneath.  It is torch's own, because
+`torch.func` and `make_fx` flatten with it, so the two can never disagree about a structure.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+type_spec = _pytree.TreeSpec
+
+__all__ = [
+    "count",
+    "flatten",
+    "flatten_named",
+    "leaves",
+    "map",
+    "map_named",
+    "names",
+    "transpose",
+    "type_spec",
+    "unflatten",
+    "unflatten_named",
+]
+
+
+def flatten(tree: Any) -> tuple[list[Any], _pytree.TreeSpec]:
+    """Leaves of `tree` in order, and its structure, from which `unflatten` rebuilds it."""
+    return _pytree.tree_flatten(tree)
+
+
+def unflatten(leaves: Iterable[Any], structure: _pytree.TreeSpec) -> Any:
+    """The tree of the given structure with the given leaves; the inverse of `flatten`."""
+    return _pytree.tree_unflatten(list(leaves), structure)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of `tree`, in order."""
+    return _pytree.tree_leaves(tree)
+
+
+def map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Apply `function` to each leaf of `tree` (and the leaf at the same place in each of `rest`).
+
+    Raises ValueError where a tree of `rest` has another structure.
+    """
+    return _pytree.tree_map(function, tree, *rest)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(_entry(entry) for entry in path)
+
+
+def _entry(entry: Any) -> str:
+    match entry:
+        case _pytree.MappingKey(key=key):
+            return str(key)
+        case _pytree.SequenceKey(idx=position):
+            return str(position)
+        case _pytree.GetAttrKey(name=name):
+            return str(name)
+    raise TypeError(f"a tree of dicts, tuples and named tuples was expected, got a {entry!r}")
+
+
+def flatten_named(tree: Any) -> dict[str, Any]:
+    """Leaves by dotted name: `tree["stage1"]["conv"]["weight"]` is `stage1.conv.weight`."""
+    return {_name(path): leaf for path, leaf in _pytree.tree_flatten_with_path(tree)[0]}
+
+
+def names(tree: Any) -> list[str]:
+    """The dotted names of the leaves of `tree`, in order."""
+    return list(flatten_named(tree))
+
+
+def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """As `map`, with the leaf's dotted name as the function's first argument."""
+    structure = flatten(tree)[1]
+    return map(function, unflatten(names(tree), structure), tree, *rest)
+
+
+def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts from dotted names; the inverse of `flatten_named` for trees of dicts.
+
+    Raises ValueError where one name is both a leaf and the beginning of another.
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name}: a part of this name is the name of a leaf as well")
+        if last in node:
+            raise ValueError(f"{name}: this name is given twice, as a leaf and as a part")
+        node[last] = leaf
+    return tree
+
+
+def transpose(trees: Iterable[Any]) -> Any:
+    """Trees of one structure stacked into one tree, each leaf with a new first axis."""
+    first, *rest = trees
+    return map(lambda *leaf: torch.stack(leaf), first, *rest)
+
+
+def count(tree: Any) -> int:
+    """The number of elements in all leaves of `tree`."""
+    return sum(leaf.numel() for leaf in leaves(tree) if isinstance(leaf, Tensor))
