@@ -1,0 +1,468 @@
+"""Optimizers and schedules against torch.optim in float64, and under every transform."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from funcnets import optim, tree
+
+STEPS = 10
+SHAPES = {"conv": {"weight": (3, 2, 2, 2), "bias": (3,)}, "scale": ()}
+
+seeds = st.integers(0, 2**32)
+rates = st.floats(1e-3, 1.0)
+decays = st.just(0.0) | st.floats(1e-4, 0.5)
+momenta = st.floats(0.1, 0.99)
+betas = st.tuples(st.floats(0.0, 0.99), st.floats(0.0, 0.999))
+examples = settings(deadline=None, max_examples=30)
+
+
+def normal_trees(seed: int, number: int, dtype: torch.dtype = torch.float64) -> list[Any]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return [
+        {
+            "conv": {name: draw(shape) for name, shape in SHAPES["conv"].items()},
+            "scale": draw(SHAPES["scale"]),
+        }
+        for _ in range(number)
+    ]
+
+
+def clone(values: Any) -> Any:
+    return tree.map(torch.clone, values)
+
+
+def assert_trees_equal(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(tree.leaves(actual), tree.leaves(expected), rtol=0, atol=0)
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def trained(optimizer: optim.Optimizer, params: Any, grads: list[Any]) -> tuple[Any, Any]:
+    opt_state = optimizer.init(params)
+    for grad in grads:
+        updates, opt_state = optimizer.update(grad, opt_state, params)
+        params = optim.apply_updates(params, updates)
+    return params, opt_state
+
+
+def torch_trained(
+    make: Callable[[list[Tensor]], torch.optim.Optimizer],
+    params: Any,
+    grads: list[Any],
+    *,
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
+    max_norm: float | None = None,
+) -> tuple[list[Tensor], torch.optim.Optimizer]:
+    leaves = [leaf.clone().requires_grad_() for leaf in tree.leaves(params)]
+    optimizer = make(leaves)
+    scheduler = schedule(optimizer) if schedule else None
+    for grad in grads:
+        for leaf, value in zip(leaves, tree.leaves(grad), strict=True):
+            leaf.grad = value.clone()
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(leaves, max_norm)
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+    return [leaf.detach() for leaf in leaves], optimizer
+
+
+def buffers(optimizer: torch.optim.Optimizer, name: str) -> list[Tensor]:
+    return [optimizer.state[leaf][name] for leaf in optimizer.param_groups[0]["params"]]
+
+
+@examples
+@given(
+    seed=seeds,
+    rate=rates,
+    momentum=st.just(0.0) | momenta,
+    dampening=st.just(0.0) | st.floats(0.0, 1.0),
+    nesterov=st.booleans(),
+    weight_decay=decays,
+)
+def test_sgd_is_torchs(seed, rate, momentum, dampening, nesterov, weight_decay):
+    nesterov = nesterov and momentum > 0
+    options = {
+        "momentum": momentum,
+        "dampening": 0.0 if nesterov else dampening,
+        "nesterov": nesterov,
+        "weight_decay": weight_decay,
+    }
+    params, *grads = normal_trees(seed, STEPS + 1)
+    actual, opt_state = trained(optim.sgd(rate, **options), params, grads)
+    expected, reference = torch_trained(
+        lambda leaves: torch.optim.SGD(leaves, rate, **options), params, grads
+    )
+    assert_close(tree.leaves(actual), expected)
+    traces = [part for part in opt_state if isinstance(part, optim.TraceState)]
+    assert len(traces) == (momentum > 0)
+    for part in traces:
+        assert_close(tree.leaves(part.trace), buffers(reference, "momentum_buffer"))
+
+
+@examples
+@given(
+    seed=seeds,
+    rate=rates,
+    betas=betas,
+    eps=st.floats(1e-10, 1e-3),
+    weight_decay=decays,
+    decoupled=st.booleans(),
+)
+def test_adam_and_adamw_are_torchs(seed, rate, betas, eps, weight_decay, decoupled):
+    ours, theirs = (optim.adamw, torch.optim.AdamW) if decoupled else (optim.adam, torch.optim.Adam)
+    options = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+    params, *grads = normal_trees(seed, STEPS + 1)
+    actual, opt_state = trained(ours(rate, **options), params, grads)
+    expected, reference = torch_trained(
+        lambda leaves: theirs(leaves, rate, **options), params, grads
+    )
+    assert_close(tree.leaves(actual), expected)
+    (state,) = (part for part in opt_state if isinstance(part, optim.AdamState))
+    assert state.step.item() == STEPS
+    assert_close(tree.leaves(state.mean), buffers(reference, "exp_avg"))
+    assert_close(tree.leaves(state.square), buffers(reference, "exp_avg_sq"))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (optim.sgd, torch.optim.SGD),
+        (optim.adam, torch.optim.Adam),
+        (optim.adamw, torch.optim.AdamW),
+    ],
+)
+def test_defaults_are_torchs(ours, theirs):
+    params, *grads = normal_trees(0, STEPS + 1)
+    actual, _ = trained(ours(0.05), params, grads)
+    assert_close(tree.leaves(actual), torch_trained(lambda p: theirs(p, 0.05), params, grads)[0])
+
+
+@examples
+@given(seed=seeds, max_norm=st.floats(0.0, 10.0), momentum=momenta)
+def test_clipping_is_torchs(seed, max_norm, momentum):
+    params, *grads = normal_trees(seed, STEPS + 1)
+    optimizer = optim.chain(optim.clip_by_global_norm(max_norm), optim.sgd(0.1, momentum))
+    actual, _ = trained(optimizer, params, grads)
+    expected, _ = torch_trained(
+        lambda leaves: torch.optim.SGD(leaves, 0.1, momentum),
+        params,
+        grads,
+        max_norm=max_norm,
+    )
+    assert_close(tree.leaves(actual), expected)
+
+
+def rates_of(schedule: optim.Schedule, steps: int) -> list[float]:
+    values = [schedule(torch.tensor(step)) for step in range(steps)]
+    assert all(value.shape == () and value.dtype == torch.float64 for value in values)
+    return [value.item() for value in values]
+
+
+def torch_rates(make: Callable[[Any], Any], value: float, steps: int) -> list[float]:
+    leaf = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.SGD([leaf], value)
+    scheduler = make(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(found) < steps:
+            scheduler.step()
+    return found
+
+
+@examples
+@given(rate=rates, every=st.integers(1, 5), factor=st.floats(0.0, 1.5))
+def test_step_decay_is_torchs(rate, every, factor):
+    expected = torch_rates(
+        lambda o: torch.optim.lr_scheduler.StepLR(o, every, factor), rate, 2 * STEPS
+    )
+    actual = rates_of(optim.step_decay(rate, every, factor), 2 * STEPS)
+    assert actual == pytest.approx(expected, abs=1e-12)
+
+
+@examples
+@given(rate=rates, total=st.integers(1, STEPS), end=st.floats(0.0, 1.0))
+def test_linear_is_torchs_and_holds_its_end(rate, total, end):
+    expected = torch_rates(
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, end, total), rate, total + 3
+    )
+    actual = rates_of(optim.linear(rate, total, end * rate), total + 3)
+    assert actual == pytest.approx(expected, abs=1e-12)
+    assert actual[0] == rate
+    assert actual[total:] == [end * rate] * 3
+
+
+@examples
+@given(rate=rates, total=st.integers(1, 2 * STEPS), end=st.floats(0.0, 1.0))
+def test_cosine_is_torchs_and_holds_its_end(rate, total, end):
+    expected = torch_rates(
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total, end), rate, total + 1
+    )
+    actual = rates_of(optim.cosine(rate, total, end), total + 3)
+    assert actual[: total + 1] == pytest.approx(expected, abs=1e-12)
+    assert actual[total:] == pytest.approx([end] * 3, abs=1e-15)
+
+
+@examples
+@given(
+    rate=rates,
+    total=st.integers(2, 2 * STEPS),
+    pct_start=st.floats(0.0, 0.95),
+    div_factor=st.floats(1.0, 100.0),
+    final_div_factor=st.floats(1.0, 1e5),
+)
+def test_one_cycle_is_torchs_and_holds_its_end(
+    rate, total, pct_start, div_factor, final_div_factor
+):
+    options = {
+        "pct_start": pct_start,
+        "div_factor": div_factor,
+        "final_div_factor": final_div_factor,
+    }
+    expected = torch_rates(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, rate, total, **options), rate, total
+    )
+    actual = rates_of(optim.one_cycle(rate, total, **options), total + 2)
+    assert actual == pytest.approx([*expected, expected[-1], expected[-1]], abs=1e-12)
+
+
+def test_one_cycle_with_its_top_at_the_first_step():
+    # torch's own divides by zero here.
+    actual = rates_of(optim.one_cycle(1.0, 10, pct_start=0.1), 10)
+    assert actual[0] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(actual))
+
+
+@examples
+@given(rate=rates, steps=st.integers(1, STEPS))
+def test_warmup_is_torchs_linear_then_the_schedule(rate, steps):
+    climb = torch_rates(
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, 1 / (steps + 1), 1.0, steps), rate, steps
+    )
+    schedule = optim.cosine(rate, STEPS)
+    actual = rates_of(optim.warmup(steps, schedule), steps + STEPS)
+    assert actual == pytest.approx(climb + rates_of(schedule, STEPS), abs=1e-12)
+    assert min(actual) > 0
+
+
+def test_no_warmup_is_the_schedule():
+    schedule = optim.linear(0.3, 5)
+    assert rates_of(optim.warmup(0, schedule), 7) == rates_of(schedule, 7)
+
+
+def test_constant():
+    assert rates_of(optim.constant(0.3), 3) == [0.3] * 3
+
+
+@examples
+@given(seed=seeds, rate=rates, momentum=momenta)
+def test_scheduled_training_is_torchs(seed, rate, momentum):
+    params, *grads = normal_trees(seed, STEPS + 1)
+    optimizer = optim.sgd(optim.step_decay(rate, 3, 0.5), momentum)
+    actual, opt_state = trained(optimizer, params, grads)
+    expected, _ = torch_trained(
+        lambda leaves: torch.optim.SGD(leaves, rate, momentum),
+        params,
+        grads,
+        schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5),
+    )
+    assert_close(tree.leaves(actual), expected)
+    assert opt_state[-1].step.item() == STEPS
+
+
+OPTIMIZERS = {
+    "sgd": optim.sgd(0.1),
+    "nesterov": optim.sgd(0.1, 0.9, nesterov=True, weight_decay=0.01),
+    "dampened": optim.sgd(0.1, 0.9, dampening=0.3),
+    "scheduled": optim.sgd(optim.one_cycle(0.1, 4), 0.9),
+    "warm": optim.sgd(optim.warmup(2, optim.linear(0.1, 3))),
+    "adam": optim.adam(optim.cosine(0.1, 4), weight_decay=0.01),
+    "adamw": optim.adamw(optim.step_decay(0.1, 2, 0.5)),
+    "clipped": optim.chain(optim.clip_by_global_norm(1.0), optim.adam(optim.constant(0.1))),
+}
+each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def test_plain_sgd_has_no_state_and_one_multiplication_a_leaf():
+    (params,) = normal_trees(0, 1)
+    optimizer = OPTIMIZERS["sgd"]
+    assert tree.leaves(optimizer.init(params)) == []
+    graph = make_fx(lambda g: optimizer.update(g, optimizer.init(g), g)[0])(params)
+    calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert calls == [torch.ops.aten.mul.Tensor] * 3
+
+
+@each_optimizer
+def test_inputs_are_unchanged(optimizer):
+    params, *grads = normal_trees(1, 3)
+    before = clone((params, grads))
+    _, opt_state = trained(optimizer, params, grads)
+    state_before = clone(opt_state)
+    updates, _ = optimizer.update(grads[0], opt_state, params)
+    optim.apply_updates(params, updates)
+    assert_trees_equal((params, grads, opt_state), (*before, state_before))
+
+
+@each_optimizer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_memory_formats_stay(optimizer, dtype):
+    params, *grads = normal_trees(2, 3, dtype)
+    params["conv"]["weight"] = params["conv"]["weight"].to(memory_format=torch.channels_last)
+    for grad in grads:
+        grad["conv"]["weight"] = grad["conv"]["weight"].to(memory_format=torch.channels_last)
+    new, opt_state = trained(optimizer, params, grads)
+    kept = [x for x in tree.leaves(opt_state) if x.dtype != torch.int64]
+    assert {x.dtype for x in tree.leaves(new) + kept} == {dtype}
+    assert all(x.isfinite().all() for x in tree.leaves(new) + kept)
+    assert new["conv"]["weight"].is_contiguous(memory_format=torch.channels_last)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in kept if x.ndim == 4)
+
+
+@each_optimizer
+def test_a_step_traces_on_fake_tensors(optimizer):
+    params, *grads = normal_trees(3, 4)
+
+    def step(params, opt_state, grad):
+        updates, opt_state = optimizer.update(grad, opt_state, params)
+        return optim.apply_updates(params, updates), opt_state
+
+    opt_state = optimizer.init(params)
+    graph = make_fx(step, tracing_mode="fake")(params, opt_state, grads[0])
+    actual = params, opt_state
+    for grad in grads:
+        actual = graph(*actual, grad)
+    assert_close(tree.leaves(actual), tree.leaves(trained(optimizer, params, grads)))
+
+
+@each_optimizer
+def test_vmap_over_models_is_a_loop_over_models(optimizer):
+    runs = [normal_trees(seed, 4) for seed in range(3)]
+    stacked = tree.transpose(runs)
+    actual = torch.func.vmap(lambda run: trained(optimizer, run[0], run[1:]))(stacked)
+    expected = tree.transpose([trained(optimizer, run[0], run[1:]) for run in runs])
+    assert_close(tree.leaves(actual), tree.leaves(expected))
+
+
+SWEEPS = {
+    "sgd": lambda rate: optim.sgd(rate, 0.9),
+    "adamw": optim.adamw,
+    "constant": lambda rate: optim.sgd(optim.constant(rate)),
+    "step_decay": lambda rate: optim.sgd(optim.step_decay(rate, 2, 0.5)),
+    "linear": lambda rate: optim.sgd(optim.linear(rate, 3)),
+    "cosine": lambda rate: optim.sgd(optim.warmup(1, optim.cosine(rate, 3))),
+    "one_cycle": lambda rate: optim.sgd(optim.one_cycle(rate, 3)),
+}
+
+
+@pytest.mark.parametrize("make", SWEEPS.values(), ids=SWEEPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vmap_over_learning_rates_is_a_loop_over_them(make, dtype):
+    params, *grads = normal_trees(4, 4, dtype)
+    sweep = torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64)
+    actual = torch.func.vmap(lambda rate: trained(make(rate), params, grads)[0])(sweep)
+    expected = tree.transpose([trained(make(rate.item()), params, grads)[0] for rate in sweep])
+    torch.testing.assert_close(tree.leaves(actual), tree.leaves(expected))
+
+
+def test_the_learning_rate_has_a_gradient():
+    params, *grads = normal_trees(5, 3)
+
+    def end(rate):
+        return optim.global_norm(
+            trained(optim.sgd(optim.one_cycle(rate, 3), 0.5), params, grads)[0]
+        )
+
+    rate, small = torch.tensor(0.1, dtype=torch.float64), 1e-6
+    slope = (end(rate + small) - end(rate - small)) / (2 * small)
+    assert torch.func.grad(end)(rate).item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+def test_mixed_precision_gradients_give_updates_in_the_parameters_dtype():
+    (params,) = normal_trees(6, 1, torch.bfloat16)
+    (grads,) = normal_trees(7, 1, torch.float32)
+    updates, _ = optim.sgd(0.1).update(grads, ((),), params)
+    assert {x.dtype for x in tree.leaves(optim.apply_updates(params, updates))} == {torch.bfloat16}
+
+
+@examples
+@given(seed=seeds)
+def test_global_norm_is_the_norm_of_the_joined_leaves(seed):
+    (values,) = normal_trees(seed, 1)
+    expected = torch.cat([x.flatten() for x in tree.leaves(values)]).norm()
+    assert_close([optim.global_norm(values)], [expected])
+
+
+def test_global_norm_of_low_precision_and_of_nothing():
+    # 4,096 ones added up in bfloat16 would stop at 256.
+    norm = optim.global_norm({"a": torch.ones(4096, dtype=torch.bfloat16)})
+    assert norm.dtype == torch.float32
+    assert norm.item() == 64
+    assert optim.global_norm({}).item() == 0
+
+
+@each_optimizer
+def test_the_state_is_on_the_device_of_the_parameters(optimizer):
+    params, grads = (tree.map(lambda x: x.to("meta"), part) for part in normal_trees(9, 2))
+    params, opt_state = trained(optimizer, params, [grads])
+    assert all(leaf.is_meta for leaf in tree.leaves((params, opt_state)))
+
+
+def test_an_empty_tree_has_an_optimizer_too():
+    for optimizer in OPTIMIZERS.values():
+        assert trained(optimizer, {}, [{}, {}])[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.sgd(-0.1), "learning_rate is -0.1; expected a finite number, 0 or more"),
+        (lambda: optim.sgd(float("nan")), "learning_rate is nan"),
+        (lambda: optim.sgd("fast"), "learning_rate is 'fast'"),
+        (lambda: optim.sgd(torch.ones(2)), r"learning_rate is a tensor of shape \(2,\)"),
+        (lambda: optim.sgd(torch.tensor(1)), "learning_rate is a tensor .* torch.int64"),
+        (lambda: optim.sgd(0.1, -0.9), "momentum is -0.9"),
+        (lambda: optim.sgd(0.1, nesterov=True), "Nesterov momentum needs momentum above 0"),
+        (lambda: optim.sgd(0.1, 0.9, nesterov=True, dampening=0.1), "dampening=0"),
+        (lambda: optim.sgd(0.1, 0.9, dampening=float("inf")), "dampening is inf"),
+        (lambda: optim.sgd(0.1, weight_decay=-1.0), "weight_decay is -1.0"),
+        (lambda: optim.adam(0.1, betas=(0.9, 1.0)), r"betas is 1.0; expected .* \[0, 1\)"),
+        (lambda: optim.adam(0.1, betas=(-0.1, 0.9)), "betas is -0.1"),
+        (lambda: optim.adam(0.1, eps=-1e-8), "eps is -1e-08"),
+        (lambda: optim.adamw(0.1, weight_decay=-1.0), "weight_decay is -1.0"),
+        (lambda: optim.clip_by_global_norm(-1.0), "max_norm is -1.0"),
+        (lambda: optim.constant(-1.0), "value is -1.0"),
+        (lambda: optim.step_decay(0.1, 0, 0.5), "every is 0; expected 1 or more steps"),
+        (lambda: optim.step_decay(0.1, 2, -0.5), "factor is -0.5"),
+        (lambda: optim.linear(0.1, 0), "total_steps is 0"),
+        (lambda: optim.linear(0.1, 5, -0.1), "end is -0.1"),
+        (lambda: optim.cosine(0.1, 2.5), "total_steps is 2.5"),
+        (lambda: optim.warmup(-1, optim.constant(0.1)), "steps is -1"),
+        (lambda: optim.one_cycle(0.1, 5, pct_start=1.0), r"pct_start is 1.0; .* \[0, 1\)"),
+        (lambda: optim.one_cycle(0.1, 5, div_factor=0.0), "div_factor is 0.0"),
+    ],
+)
+def test_hyper_parameters_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    params, grads = normal_trees(8, 2)
+    with pytest.raises(ValueError, match=r"opt_state has 2 parts; expected 1"):
+        optim.sgd(0.1).update(grads, optim.sgd(0.1, 0.9).init(params), params)
