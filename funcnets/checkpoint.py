@@ -1,0 +1,358 @@
+"""Checkpoints: a tree of tensors and its metadata in a directory, there whole or not at all.
+
+A checkpoint has two files, `tensors.safetensors` and `manifest.json`, which lists sizes, hashes,
+shapes and dtypes, and is hashed itself.  It is written and synced under a hidden name beside its
+place and then renamed, and a complete one is never replaced: so wherever the process or the
+machine stops, every checkpoint that was there still is, and what is left over has a hidden name.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from funcnets import tree
+
+FORMAT_VERSION = 1
+TENSORS = "tensors.safetensors"
+MANIFEST = "manifest.json"
+
+_FINISHED = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"\.step-\d{8,}\.tmp-\w+")
+_DAMAGED = "the checkpoint is damaged: remove it and use the one before it"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be written or read: one line with its path and what to do."""
+
+
+def step_path(directory: str | os.PathLike[str], step: int) -> Path:
+    """Where the checkpoint of a training step belongs: `directory/step-00000100` for step 100."""
+    return Path(directory) / f"step-{step:08d}"
+
+
+def save(
+    directory: str | os.PathLike[str], values: Any, *, metadata: dict[str, Any] | None = None
+) -> Path:
+    """Write a tree of tensors, and metadata, as the checkpoint `directory`; gives its path.
+
+    `metadata` is what comes back equal from JSON (string keys, lists, strings, finite numbers,
+    None).  To save the same values again does nothing; an incomplete checkpoint is replaced.
+
+    Raises CheckpointError if another complete checkpoint has this name, for leaves that aren't
+    tensors, for other metadata, and where the directory can't be written.
+    """
+    directory = Path(directory)
+    tensors = _storable(directory, values)
+    metadata = metadata or {}
+    _check_metadata(directory, metadata)
+    with _system_errors(directory, "write"):
+        _make_directory(directory.parent)
+        with _temporary(directory) as temporary:
+            manifest = _write(temporary, tensors, metadata)
+            if not _is_there(directory, manifest):
+                os.rename(temporary, directory)
+                _sync(directory.parent)
+    return directory
+
+
+def load(directory: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str, Any]]:
+    """The tree and the metadata of a checkpoint, after a check of every byte.
+
+    With `like`, a tree of tensors (meta tensors will do), the result has its structure, and each
+    leaf the memory format and device of `like`'s (CPU for meta).  Without it, nested dicts by
+    the parts of the dotted names, in alphabetical order, on the CPU.
+
+    Raises CheckpointError if the checkpoint is missing, damaged or of another format version,
+    or if names, shapes or dtypes of its leaves aren't those of `like`.
+    """
+    directory = Path(directory)
+    with _system_errors(directory, "read"):
+        manifest = _read_manifest(directory)
+        _check_files(directory, manifest)
+        # Copied below: these are views of a mapped file, and less aligned than torch's own memory.
+        mapped = safetensors.torch.load_file(directory / TENSORS)
+    if like is None:
+        named = {name: mapped[name].clone() for name in manifest["tensors"]}
+        return tree.unflatten_named(named), manifest["metadata"]
+    _check_leaves(directory, manifest["tensors"], _named(directory, like))
+    loaded = tree.map_named(lambda name, leaf: _placed(mapped[name], leaf), like)
+    return loaded, manifest["metadata"]
+
+
+def latest(directory: str | os.PathLike[str]) -> Path | None:
+    """The complete checkpoint `step-…` of the highest step in `directory`, or None.
+
+    Complete: its manifest is JSON, and every file listed there has its size.  `load` does the
+    thorough check, so a flipped bit is an error there, and not passed over here.
+
+    Raises CheckpointError where the directory can't be read.
+    """
+    with _system_errors(Path(directory), "read"):
+        return next(filter(_is_complete, _newest_first(Path(directory))), None)
+
+
+def prune(directory: str | os.PathLike[str], keep: int) -> list[Path]:
+    """Remove all complete checkpoints `step-…` but the newest `keep`; gives those removed.
+
+    What interrupted saves left behind is removed too, so only the process that saves may call it.
+
+    Raises ValueError if `keep` is below 1, CheckpointError where one can't be removed.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; expected 1 or more checkpoints to keep")
+    directory = Path(directory)
+    with _system_errors(directory, "prune"):
+        removed = list(filter(_is_complete, _newest_first(directory)))[keep:]
+        for path in removed:
+            # Renamed first: stopped half way, this mustn't leave half a checkpoint of that name.
+            os.rename(path, _hidden(path))
+        for path in directory.iterdir() if directory.is_dir() else ():
+            if _UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path)
+    return removed
+
+
+@contextlib.contextmanager
+def _system_errors(directory: Path, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{directory}: couldn't {verb} it ({_line(error)}); checkpoints already there are "
+            "unchanged: check the path, its permissions and the room on its disk"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# Writing
+
+
+def _named(directory: Path, values: Any) -> dict[str, Tensor]:
+    """Leaves by dotted name; CheckpointError unless they are tensors with names of their own."""
+    named = tree.flatten_named(values)
+    if len(named) != len(tree.leaves(values)):
+        raise CheckpointError(
+            f"{directory}: two leaves have one dotted name; rename the keys that have a dot in them"
+        )
+    for name, leaf in named.items():
+        if not isinstance(leaf, Tensor):
+            raise CheckpointError(
+                f"{directory}: leaf {name} is a {type(leaf).__name__}; expected a tensor: plain "
+                "values belong in metadata"
+            )
+    return named
+
+
+def _storable(directory: Path, values: Any) -> dict[str, Tensor]:
+    """What safetensors can write: on the CPU, contiguous, no two in the same memory."""
+    storable: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, leaf in _named(directory, values).items():
+        if leaf.is_meta:
+            raise CheckpointError(f"{directory}: leaf {name} is a meta tensor, without values")
+        value = leaf.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in storages:
+            value = value.clone()
+        storages.add(value.untyped_storage().data_ptr())
+        storable[name] = value
+    return storable
+
+
+def _check_metadata(directory: Path, metadata: dict[str, Any]) -> None:
+    try:
+        same = json.loads(json.dumps(metadata, allow_nan=False)) == metadata
+        problem = "it comes back changed"
+    except (TypeError, ValueError) as error:
+        same, problem = False, _line(error)
+    if not same:
+        raise CheckpointError(
+            f"{directory}: metadata can't be kept as JSON: {problem}; expected dicts with string "
+            "keys, lists (not tuples), strings, finite numbers, booleans and None"
+        )
+
+
+def _make_directory(directory: Path) -> None:
+    """As `mkdir -p`, with each new name synced to disk."""
+    if not directory.is_dir():
+        _make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        _sync(directory.parent)
+
+
+def _hidden(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.tmp-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def _temporary(directory: Path) -> Iterator[Path]:
+    """A new hidden directory beside `directory`, gone at the end unless it was renamed."""
+    temporary = _hidden(directory)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(directory: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Write both files, down to the disk; gives the manifest."""
+    path = directory / TENSORS
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    # safetensors lets nobody but the owner read it; the directory has what the umask allows.
+    path.chmod(directory.stat().st_mode & 0o666)
+    _sync(path)
+    body = {
+        "version": FORMAT_VERSION,
+        "files": {TENSORS: {"bytes": path.stat().st_size, "sha256": _file_hash(path)}},
+        "tensors": {name: _description(value) for name, value in tensors.items()},
+        "metadata": metadata,
+    }
+    manifest = {**body, "sha256": _hash(body)}
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    _sync(directory / MANIFEST)
+    _sync(directory)
+    return manifest
+
+
+def _is_there(directory: Path, manifest: dict[str, Any]) -> bool:
+    """Whether this very checkpoint is at its place already; an incomplete one is cleared away."""
+    if not os.path.lexists(directory):
+        return False
+    if not directory.is_dir() or {path.name for path in directory.iterdir()} - {TENSORS, MANIFEST}:
+        raise CheckpointError(
+            f"{directory}: something that is no checkpoint has this name; choose another"
+        )
+    if not _is_complete(directory):
+        shutil.rmtree(directory)
+        return False
+    if _read_manifest(directory) != manifest:
+        raise CheckpointError(
+            f"{directory}: another complete checkpoint has this name, and is never replaced; "
+            "choose another name, or remove it first"
+        )
+    _check_files(directory, manifest)
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
+def _hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _description(value: Tensor) -> dict[str, Any]:
+    return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    paths = directory.iterdir() if directory.exists() else ()
+    found = [(int(match[1]), path) for path in paths if (match := _FINISHED.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _is_complete(directory: Path) -> bool:
+    try:
+        files = json.loads((directory / MANIFEST).read_bytes())["files"]
+        return all((directory / name).stat().st_size == files[name]["bytes"] for name in files)
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory}: there is no checkpoint here ({MANIFEST} is missing); give a path that "
+            "`save` or `latest` gave"
+        )
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: isn't JSON ({_line(error)}); {_DAMAGED}") from error
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format version {version!r}, expected {FORMAT_VERSION}; read it with the "
+            "version of funcnets that wrote it"
+        )
+    if manifest.get("sha256") != _hash({k: v for k, v in manifest.items() if k != "sha256"}):
+        raise CheckpointError(f"{path}: its checksum doesn't match; {_DAMAGED}")
+    return manifest
+
+
+def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
+    for name, expected in manifest["files"].items():
+        path = directory / name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            raise CheckpointError(f"{path}: is missing; {_DAMAGED}")
+        if size != expected["bytes"]:
+            raise CheckpointError(
+                f"{path}: has {size} bytes, expected {expected['bytes']}; {_DAMAGED}"
+            )
+        if _file_hash(path) != expected["sha256"]:
+            raise CheckpointError(f"{path}: its checksum doesn't match; {_DAMAGED}")
+
+
+def _check_leaves(
+    directory: Path, stored: dict[str, dict[str, Any]], like: dict[str, Tensor]
+) -> None:
+    """CheckpointError unless stored names, shapes and dtypes are those of `like`."""
+    expected = {name: _description(leaf) for name, leaf in like.items()}
+    both = [name for name in expected if name in stored]
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": [name for name in stored if name not in expected],
+    }
+    for what in ("shape", "dtype"):
+        problems[f"of another {what}"] = [
+            f"{name} {stored[name][what]} (expected {expected[name][what]})"
+            for name in both
+            if stored[name][what] != expected[name][what]
+        ]
+    found = [f"{len(at)} {what}: {_first_ten(at)}" for what, at in problems.items() if at]
+    if found:
+        raise CheckpointError(
+            f"{directory}: its leaves aren't those of `like`: {'; '.join(found)}; load it with the "
+            "network and the optimizer that it was saved from"
+        )
+
+
+def _first_ten(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def _placed(value: Tensor, like: Tensor) -> Tensor:
+    """A copy of `value` with the memory format and device of `like`."""
+    device = torch.device("cpu") if like.is_meta else like.device
+    return torch.empty_like(like, device=device).copy_(value)
