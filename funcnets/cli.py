@@ -1,0 +1,149 @@
+"""The command line: `funcnets train`, `eval`, `summary` and `list`.
+
+What a command needs is imported inside it, so that `--help` and a mistyped flag answer at once.
+"""
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from funcnets.display import PlainLines
+    from funcnets.session import Session
+
+EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130 and 143 stopped
+by Ctrl-C or SIGTERM, after saving (a second one stops at once).
+
+FUNCNETS_DEBUG=1 shows the traceback of an error."""
+
+app = typer.Typer(
+    help="The classic convolutional networks as pure functions, trained on Fashion-MNIST.",
+    epilog=EPILOG,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+# click's ClickException: where it lives depends on the version of typer.
+CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Directory of the IDX files, or 'bundled' for the part that comes with funcnets. "
+        "[default: FUNCNETS_DATA, the usual places, bundled]",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Such as cpu or cuda:0.  [default: cuda if there is one]")
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="inductor compiles the step; graph runs it uncompiled.  [default: inductor]"),
+]
+
+
+@app.command("train", epilog=EPILOG)
+def train_command(
+    network: Annotated[
+        str | None,
+        typer.Argument(metavar="[NET]", help="See `funcnets list`.  [default: lenet_bn]"),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the numbers below come from: tuned, whose learning rate falls linearly to "
+            "zero, or reference, the published one.  [default: tuned]"
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="Of the learning rate: constant, linear, cosine or one-cycle."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The (highest) learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
+    side: Annotated[int | None, typer.Option(help="Pixels a side, resized to.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of initial values, order and dropout.  [default: 0]")
+    ] = None,
+    data: Data = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the full set if it isn't found.")
+    ] = False,
+    limit_train: Annotated[
+        int | None, typer.Option(metavar="N", help="Train on the first N images alone.")
+    ] = None,
+    device: Device = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run directory.  [default: runs/NET-RECIPE-seedSEED]"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run from its last checkpoint.")
+    ] = False,
+    backend: Backend = None,
+    json: Json = False,
+) -> None:
+    """Train a network: by default lenet_bn, on the images that are there, in a new directory.
+
+    Examples/s leaves out the first step of each shape, which compiles.  --resume goes on to the
+    same bits as a run that was never stopped, on the same machine and versions.
+    """
+    from funcnets import loop, session
+
+    given = {
+        "network": network,
+        "recipe": recipe,
+        "schedule": schedule,
+        "epochs": epochs,
+        "learning_rate": lr,
+        "batch_size": batch_size,
+        "side": side,
+        "seed": seed,
+        "data": data,
+        "limit_train": limit_train,
+        "device": device,
+        "backend": backend,
+    }
+    given = {field: value for field, value in given.items() if value is not None}
+    start = session.resume if resume else session.begin
+    started = start(given, run, download=download)
+    with _reporter(started, json) as reporter:
+        outcome = loop.go(started, reporter)
+    reporter.finish(outcome)
+    if outcome.interrupted:
+        raise typer.Exit(128 + outcome.interrupted)
+
+
+def _reporter(session: "Session", json: bool) -> "PlainLines":
+    from funcnets import display
+
+    if json:
+        return display.JsonLines(session)
+    return (display.ProgressBar if sys.stdout.isatty() else display.PlainLines)(session)
+
+
+@app.command("eval", epilog=EPILOG)
+def eval_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    data: Data = None,
+    device: Device = None,
+    backend: Backend = None,
+    json: Json = False,
+) -> None:
+    """Measure loss and accuracy of a run's last checkpoint over all test images."""
+    from funcnets import session
+
+    measured = session.evaluate(run, data=data, device=device, backend=backend)
+    if json:
+        print(json_format.dumps(measured))
+        return
+    print(
+        f"{measured['network']}, step {measured['step']}: test loss {measured['test_loss']:.4f}, "
+        f"accuracy {measured['test_accuracy']:.4f} over {measured['test_images']:,} images"
+    )

@@ -1,0 +1,13 @@
+"""Lowerings: rewrites of operations that a target runs badly, applied while a graph is traced.
+
+A lowering is a pure function in place of one ATen operation, with a rule, by shape, dtype and
+device, for when it applies.  A rewrite may call the operation itself, as long as its rule then
+says no.
+"""
+
+from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
+from funcnets.jit.lowerings.recorder import Lowering, Recorder
+
+DEFAULT: tuple[Lowering, ...] = (TINY_FORWARD, TINY_BACKWARD)
+
+__all__ = ["DEFAULT", "Lowering", "Recorder"]

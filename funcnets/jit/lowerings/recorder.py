@@ -1,0 +1,48 @@
+"""What a lowering is, and the table of them that a trace consults."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch._ops import OpOverload
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One operation done otherwise.
+
+    Attributes:
+        name: what a trace calls it.
+        operation: the ATen operation that it replaces.
+        applies: whether it does for these arguments; looks at shapes, dtypes and devices alone.
+        rewrite: the replacement; takes the operation's arguments and gives its results.
+    """
+
+    name: str
+    operation: OpOverload
+    applies: Callable[..., bool]
+    rewrite: Callable[..., Any]
+
+
+class Recorder:
+    """A decomposition table of lowerings, which counts in `fired` those that were used."""
+
+    def __init__(self, lowerings: Iterable[Lowering]) -> None:
+        self.fired: dict[str, int] = {}
+        by_operation: dict[OpOverload, list[Lowering]] = defaultdict(list)
+        for lowering in lowerings:
+            by_operation[lowering.operation].append(lowering)
+        self.table = {
+            operation: self._dispatch(candidates) for operation, candidates in by_operation.items()
+        }
+
+    def _dispatch(self, candidates: list[Lowering]) -> Callable[..., Any]:
+        def rewrite(*args: Any, **kwargs: Any) -> Any:
+            for lowering in candidates:
+                if lowering.applies(*args, **kwargs):
+                    self.fired[lowering.name] = self.fired.get(lowering.name, 0) + 1
+                    return lowering.rewrite(*args, **kwargs)
+            return NotImplemented
+
+        return rewrite

@@ -1,0 +1,186 @@
+"""`jit`, the function: what is called for which arguments, and when it is traced anew."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from funcnets import tree
+from funcnets.jit.compile import BACKENDS, Backend, Executable, compile_graph
+from funcnets.jit.donation import Aliases, donate
+from funcnets.jit.lowerings import DEFAULT, Lowering
+from funcnets.jit.trace import Trace, TraceError, take_apart, trace
+
+
+class _Call(NamedTuple):
+    """The arguments of one call, taken apart."""
+
+    tensors: list[Tensor]
+    donated: tuple[int, ...]  # positions among `tensors`
+    rebuild: Callable[..., Any]  # tensors -> what the function gives for them
+    key: Hashable  # calls with the same key run the same graph
+
+
+class _Executable(NamedTuple):
+    trace: Trace
+    run: Executable
+    aliases: Aliases
+
+
+class Jitted:
+    """A function under `jit`; see there.  Each kind of call is traced and compiled once."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        donate_argnums: tuple[int, ...],
+        static_argnums: tuple[int, ...],
+        backend: Backend,
+        lowerings: Sequence[Lowering],
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.backend, self.lowerings = function, backend, tuple(lowerings)
+        self.donate_argnums, self.static_argnums = donate_argnums, static_argnums
+        self._executables: dict[Hashable, _Executable] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function gives for these arguments, by the compiled graph.
+
+        Inside a `torch.func` transform or another `jit` the function is called as it is, so that
+        the outer transform sees through it.
+        """
+        if _functorch.maybe_current_level() is not None or _is_traced():
+            return self.function(*args, **kwargs)
+        call = self._take_apart(args, kwargs)
+        if call.key not in self._executables:
+            self._executables[call.key] = self._build(call)
+        traced, run, aliases = self._executables[call.key]
+        traced.check_constants()
+        results = iter(run(*call.tensors))
+        return traced.structure.fill(
+            call.tensors[aliases[i]] if i in aliases else next(results)
+            for i in range(len(traced.structure.places))
+        )
+
+    def trace(self, *args: Any, **kwargs: Any) -> Trace:
+        """The graph for arguments like these, lowered but not compiled; nothing is computed."""
+        call = self._take_apart(args, kwargs)
+        return trace(call.rebuild, call.tensors, self.lowerings)
+
+    def _build(self, call: _Call) -> _Executable:
+        traced = trace(call.rebuild, call.tensors, self.lowerings)
+        aliases = donate(traced.graph, call.donated)
+        return _Executable(traced, compile_graph(traced.graph, self.backend), aliases)
+
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        static = {i: args[i] for i in self.static_argnums if i < len(args)}
+        dynamic = [None if i in self.static_argnums else arg for i, arg in enumerate(args)]
+        tensors, structure = take_apart((dynamic, kwargs))
+        if len(tensors) < structure.spec.num_leaves:
+            self._check_leaves(dynamic, kwargs)
+        donated = self._donated(dynamic, tensors) if self.donate_argnums else ()
+
+        def rebuild(*values: Tensor) -> Any:
+            positional, named = structure.fill(values)
+            for position, value in static.items():
+                positional[position] = value
+            return self.function(*positional, **named)
+
+        layouts = tuple((leaf.shape, leaf.dtype, leaf.device, leaf.stride()) for leaf in tensors)
+        key = (structure, layouts, tuple(_static_key(i, value) for i, value in static.items()))
+        return _Call(tensors, donated, rebuild, key)
+
+    def _check_leaves(self, dynamic: list[Any], kwargs: dict[str, Any]) -> None:
+        for name, leaf in tree.flatten_named((dynamic, kwargs)).items():
+            if leaf is not None and not isinstance(leaf, Tensor):
+                _, place = name.split(".", 1)
+                raise TraceError(
+                    f"jit: argument {place} is {leaf!r}: pass a tensor, as a number would be "
+                    "baked into the graph, or give it by position and name it in static_argnums"
+                )
+
+    def _donated(self, dynamic: list[Any], tensors: list[Tensor]) -> tuple[int, ...]:
+        """Positions of the donated tensors; each must be given once only."""
+        counts = [sum(isinstance(leaf, Tensor) for leaf in tree.leaves(arg)) for arg in dynamic]
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        donated = [
+            position
+            for i in self.donate_argnums
+            if i < len(dynamic)
+            for position in range(starts[i], starts[i] + counts[i])
+        ]
+        owners = [tensor.untyped_storage()._cdata for tensor in tensors]
+        times = Counter(owners)
+        for position in donated:
+            if times[owners[position]] > 1:
+                raise ValueError(
+                    f"jit: a donated tensor of shape {tuple(tensors[position].shape)} shares its "
+                    "memory with another argument: clone one of them, or don't donate"
+                )
+        return tuple(donated)
+
+
+def _static_key(position: int, value: Any) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:
+        raise TraceError(
+            f"jit: static argument {position} is {value!r}, which can't be hashed: "
+            "pass a number, a string, or a tuple of them"
+        ) from None
+    return position, type(value), value  # 1, 1.0 and True are equal, and not the same
+
+
+def _is_traced() -> bool:
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return get_proxy_mode() is not None or torch.compiler.is_compiling()
+
+
+def _argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if any(number < 0 for number in numbers):
+        raise ValueError(f"jit: got argument numbers {numbers}, expected 0 or more")
+    return numbers
+
+
+def jit(
+    function: Callable[..., Any],
+    *,
+    donate_argnums: int | Sequence[int] = (),
+    static_argnums: int | Sequence[int] = (),
+    backend: Backend = "inductor",
+    lowerings: Sequence[Lowering] | None = DEFAULT,
+) -> Jitted:
+    """`function`, a pure function of trees of tensors, as one compiled graph.
+
+    It is traced (and compiled) once for each structure, shape, dtype, device and memory format of
+    its arguments and each value of the static ones.  The function is then not run again: what it
+    prints, it prints while it is traced, and a tensor that it captures is a constant of the graph
+    (changing one raises TraceError at the next call).  A number that it reads out of a captured
+    tensor, as with `.item()`, stays what it was.  Results carry no autograd history.
+
+    Args:
+        function: takes and gives trees of tensors (None is allowed, as structure).
+        donate_argnums: arguments whose memory the results may take.  After the call they hold
+            new values: use what was returned.
+        static_argnums: arguments that are no tensors; hashable, given by position, and baked into
+            the graph.
+        backend: `inductor` compiles; `graph` runs the traced and lowered graph as it is, and needs
+            no compiler; `aot_eager` goes through torch.compile without generating code.
+        lowerings: rewrites of operations that the target runs badly; None for none.
+
+    Raises:
+        TraceError: from a call, where the function isn't a pure function of tensors.
+        CompileError: from a call, where the back end fails.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"jit: no backend {backend!r}, expected one of {', '.join(BACKENDS)}")
+    donated, static = _argnums(donate_argnums), _argnums(static_argnums)
+    if both := set(donated) & set(static):
+        raise ValueError(f"jit: arguments {sorted(both)} are both donated and static")
+    return Jitted(function, donated, static, backend, lowerings or ())

@@ -1,0 +1,193 @@
+"""Tracing: a pure function of tensors becomes one flat graph of ATen operations.
+
+`make_fx` on fake tensors runs the function once without arithmetic, so `grad`, `vmap`, batch norm
+and the optimizer are all in the graph; lowerings replace operations while it is recorded.
+"""
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._C import _functorch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from funcnets import tree
+from funcnets.jit.donation import storage
+from funcnets.jit.lowerings import Lowering, Recorder
+
+_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tree.__file__))
+
+
+class TraceError(TypeError):
+    """A function that can't be traced to a graph, and what to change in it."""
+
+
+class Structure(NamedTuple):
+    """A tree without its tensors; its other leaves are None.  Equal ones are interchangeable."""
+
+    spec: tree.type_spec
+    places: tuple[int, ...]  # of the tensors among the leaves
+
+    def fill(self, tensors: Iterable[Tensor]) -> Any:
+        """The tree with these tensors, in order, in their places."""
+        leaves: list[Any] = [None] * self.spec.num_leaves
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        return tree.unflatten(leaves, self.spec)
+
+
+def take_apart(values: Any) -> tuple[list[Tensor], Structure]:
+    """The tensors of a tree, in order, and the rest of it; leaves that are no tensors are lost."""
+    leaves, spec = tree.flatten(values)
+    places = tuple(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+    return [leaves[place] for place in places], Structure(spec, places)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A function as one graph of ATen operations, for inputs of one structure and shape.
+
+    Attributes:
+        graph: the graph; `print(trace)` shows its code.
+        structure: the structure of the result, whose tensors the graph gives in order.
+        fired: the lowerings that took part, with how often.
+        constants: the tensors that the function captured, with their version when traced.
+    """
+
+    graph: fx.GraphModule
+    structure: Structure
+    fired: dict[str, int]
+    constants: tuple[tuple[Tensor, int], ...]
+
+    def __str__(self) -> str:
+        fired = ", ".join(f"{name} ×{times}" for name, times in self.fired.items()) or "none"
+        return f"# lowerings: {fired}\n{self.graph.code.strip()}"
+
+    def check_constants(self) -> None:
+        """Raise TraceError if a captured tensor was written to since the function was traced."""
+        for constant, version in self.constants:
+            if _version(constant) != version:
+                raise TraceError(
+                    f"jit: a captured tensor of shape {tuple(constant.shape)} changed after the "
+                    "function was traced: pass it as an argument, so that its value is read"
+                )
+
+
+def trace(
+    function: Callable[..., Any], leaves: Sequence[Tensor], lowerings: Sequence[Lowering]
+) -> Trace:
+    """Trace `function(*leaves)`, which gives any tree of tensors (or None), for leaves like these.
+
+    Raises TraceError where the function branches on a tensor's value, returns something that is
+    no tensor, writes to an argument, or draws from torch's hidden generator.
+    """
+    structures: list[Structure] = []
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        result = function(*values)
+        for name, leaf in tree.flatten_named(result).items():
+            if leaf is not None and not isinstance(leaf, Tensor):
+                raise TraceError(
+                    f"jit: the result's leaf `{name}` is {leaf!r}, expected a tensor: "
+                    "return torch.tensor(...), or leave it out"
+                )
+        outputs, structure = take_apart(result)
+        structures.append(structure)
+        return outputs
+
+    recorder = Recorder(lowerings)
+    depth = _functorch.get_dynamic_layer_stack_depth()
+    try:
+        with torch.no_grad():
+            graph = make_fx(
+                flat,
+                decomposition_table=recorder.table,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )(*leaves)
+    except Exception as error:
+        # An exception can leave transforms on torch.func's stack, and break all that follows.
+        _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        if _is_data_dependent(error):
+            raise TraceError(_explain(_place(error))) from error
+        raise
+    _check_pure(graph)
+    return Trace(graph, structures[-1], recorder.fired, _constants(graph))
+
+
+def _is_data_dependent(error: Exception) -> bool:
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    kinds = (DataDependentOutputException, GuardOnDataDependentSymNode)
+    phrases = ("data-dependent", ".item()", ".numpy()")
+    return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    user = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    return f"{user[-1].filename}:{user[-1].lineno}: {user[-1].line}" if user else str(error)
+
+
+def _explain(place: str) -> str:
+    return (
+        f"jit: the function needs a tensor's value while it is traced ({place}): use torch.where "
+        "instead of a branch or a mask, keep .item() outside, or make the value a static argument"
+    )
+
+
+def _check_pure(graph: fx.GraphModule) -> None:
+    sources = [node for node in graph.graph.nodes if node.op in ("placeholder", "get_attr")]
+    given = {storage(node) for node in sources} - {None}
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if _needs_value(node):
+            raise TraceError(_explain(str(node.target)))
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise TraceError(
+                f"jit: {node.target} draws from torch's hidden generator: "
+                "take a key and draw with funcnets.random"
+            )
+        if any(storage(value) in given for value in _written(node)):
+            raise TraceError(
+                f"jit: {node.target} writes to an argument of the function, or to a tensor that it "
+                "captured: return the new value instead (donate_argnums reuses the memory)"
+            )
+
+
+def _needs_value(node: fx.Node) -> bool:
+    """Whether the operation gives a number, or a tensor whose shape depends on values."""
+    symbols = torch.SymInt | torch.SymFloat | torch.SymBool
+    return any(
+        isinstance(size, symbols)
+        for value in tree.leaves(node.meta.get("val"))
+        for size in (value.shape if isinstance(value, Tensor) else [value])
+    )
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    """The values that the operation writes to."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    by_position = zip(node.target._schema.arguments, node.args, strict=False)
+    by_name = ((a, node.kwargs.get(a.name)) for a in node.target._schema.arguments)
+    for argument, value in (*by_position, *by_name):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            values = value if isinstance(value, list | tuple) else [value]
+            yield from (value for value in values if isinstance(value, fx.Node))
+
+
+def _version(constant: Tensor) -> int:
+    # Inference tensors count no versions: a change to one goes unseen.
+    return 0 if constant.is_inference() else constant._version
+
+
+def _constants(graph: fx.GraphModule) -> tuple[tuple[Tensor, int], ...]:
+    names = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    values = [getattr(graph, str(name)) for name in sorted(map(str, names))]
+    return tuple((value, _version(value)) for value in values if isinstance(value, Tensor))

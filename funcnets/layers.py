@@ -1,0 +1,357 @@
+"""The layers that networks are made of: convolutions, batch norm, dropout, pools and the like.
+
+Each is a function of hyper-parameters that gives a `Layer`.  What an input or a parameter tree
+must look like is checked here, so that an error names the layer in which it happened.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+
+from funcnets import initializers, random
+from funcnets.core import Apply, Init, Layer, LayerError, Params, State
+from funcnets.initializers import Initializer
+
+Size = int | tuple[int, int]
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _kind(name: str, *arguments: Any, **options: tuple[Any, Any]) -> str:
+    """`conv2d(64, 7, stride=2)`: the arguments, and of the options (value, default) the unusual."""
+    unusual = [f"{key}={value}" for key, (value, default) in options.items() if value != default]
+    return f"{name}({', '.join([*map(str, arguments), *unusual])})"
+
+
+def _no_leaves(key: Tensor, x: Tensor) -> tuple[Params, State]:
+    return {}, {}
+
+
+def _leaf(
+    kind: str,
+    apply: Apply,
+    init: Init = _no_leaves,
+    *,
+    ranks: tuple[int, ...] = (4,),
+    **options: Any,
+) -> Layer:
+    """A layer without parts, whose inputs are checked for rank and type, and trees for leaves."""
+
+    def check(x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise LayerError(
+                f"{kind}: got {x.dtype} input, expected floating point: "
+                "convert images with funcnets.data.prepare, or x.float() / 255"
+            )
+        if ranks and x.ndim not in ranks:
+            layout = " or ".join({2: "(N, C)", 4: "(N, C, H, W)"}[rank] for rank in ranks)
+            raise LayerError(f"{kind}: got an input of shape {tuple(x.shape)}, expected {layout}")
+
+    def checked_init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        check(x)
+        return init(key, x)
+
+    def checked_apply(
+        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        check(x)
+        try:
+            return apply(params, state, x, train=train, key=key)
+        except KeyError as error:
+            raise LayerError(
+                f"{kind}: no {error} among its leaves {[*params, *state]}: "
+                "these parameters are another network's"
+            ) from None
+
+    return Layer(kind, checked_init, checked_apply, **options)
+
+
+def _function(
+    kind: str, function: Callable[[Tensor], Tensor], ranks: tuple[int, ...] = ()
+) -> Layer:
+    """A layer without parameters, that does the same in training and evaluation."""
+
+    def apply(
+        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        return function(x), {}
+
+    return _leaf(kind, apply, ranks=ranks)
+
+
+def _check_weight(
+    kind: str, x: Tensor, weight: Tensor, expected: tuple[int, ...], channels: int, unit: str
+) -> None:
+    if weight.shape != expected:
+        raise LayerError(
+            f"{kind}: its weight has shape {tuple(weight.shape)}, expected {expected}: "
+            "these parameters are another network's"
+        )
+    if x.shape[1] != channels:
+        raise LayerError(
+            f"{kind}: got {x.shape[1]} {unit}, expected {channels} "
+            f"(its weight has shape {tuple(weight.shape)})"
+        )
+    if x.dtype != weight.dtype:
+        raise LayerError(
+            f"{kind}: got {x.dtype} input and {weight.dtype} weights: cast one of them"
+        )
+
+
+def _check_fits(kind: str, x: Tensor, kernel: tuple[int, ...], padding: tuple[int, ...]) -> None:
+    smallest = tuple(max(1, k - 2 * p) for k, p in zip(kernel, padding, strict=True))
+    if any(side < least for side, least in zip(x.shape[2:], smallest, strict=True)):
+        raise LayerError(
+            f"{kind}: its input is {x.shape[2]}×{x.shape[3]}, and must be at least "
+            f"{smallest[0]}×{smallest[1]}: the image is too small for the network"
+        )
+
+
+def _weights(
+    key: Tensor,
+    shape: tuple[int, ...],
+    x: Tensor,
+    initializer: Initializer | None,
+    bias: bool,
+    bias_initializer: Initializer | None,
+) -> Params:
+    """Weight and bias of a convolution or a linear layer, on the key's device, in x's dtype."""
+    weight_key, bias_key = random.split(key)
+    params = {"weight": (initializer or initializers.xavier_uniform())(weight_key, shape, x.dtype)}
+    if bias:
+        bound = initializers.fans(shape)[0] ** -0.5
+        bias_initializer = bias_initializer or initializers.uniform(bound)
+        params["bias"] = bias_initializer(bias_key, shape[:1], x.dtype)
+    return params
+
+
+def conv2d(
+    channels: int,
+    kernel: Size,
+    stride: Size = 1,
+    padding: Size = 0,
+    *,
+    dilation: Size = 1,
+    groups: int = 1,
+    bias: bool = True,
+    initializer: Initializer | None = None,
+    bias_initializer: Initializer | None = None,
+) -> Layer:
+    """Two-dimensional convolution, (N, C, H, W) -> (N, channels, H', W'), as `torch.nn.Conv2d`.
+
+    Leaves: `weight` (channels, C / groups, kh, kw), Xavier uniform unless an initializer is given;
+    `bias` (channels,), uniform in ±1/√fan_in.
+    """
+    kind = _kind(
+        "conv2d", channels, kernel, stride=(stride, 1), padding=(padding, 0),
+        dilation=(dilation, 1), groups=(groups, 1), bias=(bias, True),
+    )  # fmt: skip
+    extent = tuple(d * (k - 1) + 1 for d, k in zip(_pair(dilation), _pair(kernel), strict=True))
+
+    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        if channels < 1 or channels % groups or x.shape[1] % groups:
+            raise LayerError(
+                f"{kind}: {x.shape[1]} channels in and {channels} out can't be convolved in "
+                f"{groups} groups: channels must be at least 1, and a multiple of groups"
+            )
+        shape = (channels, x.shape[1] // groups, *_pair(kernel))
+        return _weights(key, shape, x, initializer, bias, bias_initializer), {}
+
+    def apply(
+        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        weight = params["weight"]
+        inner = weight.shape[1]
+        expected = (channels, inner, *_pair(kernel))
+        _check_weight(kind, x, weight, expected, inner * groups, "channels")
+        _check_fits(kind, x, extent, _pair(padding))
+        bias_value = params["bias"] if bias else None
+        return F.conv2d(x, weight, bias_value, stride, padding, dilation, groups), {}
+
+    return _leaf(kind, apply, init)
+
+
+def linear(
+    features: int,
+    *,
+    bias: bool = True,
+    initializer: Initializer | None = None,
+    bias_initializer: Initializer | None = None,
+) -> Layer:
+    """Linear map, (N, C) -> (N, features), as `torch.nn.Linear`.
+
+    Leaves: `weight` (features, C), Xavier uniform unless an initializer is given; `bias`
+    (features,), uniform in ±1/√fan_in.
+    """
+    kind = _kind("linear", features, bias=(bias, True))
+
+    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        if features < 1:
+            raise LayerError(f"{kind}: got {features} output features, expected at least 1")
+        return _weights(key, (features, x.shape[1]), x, initializer, bias, bias_initializer), {}
+
+    def apply(
+        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        weight = params["weight"]
+        _check_weight(kind, x, weight, (features, weight.shape[1]), weight.shape[1], "features")
+        return F.linear(x, weight, params["bias"] if bias else None), {}
+
+    return _leaf(kind, apply, init, ranks=(2,))
+
+
+def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = True) -> Layer:
+    """Batch normalisation per channel, of (N, C, H, W) or (N, C), as `torch.nn.BatchNorm2d`/`1d`.
+
+    Training normalises by the batch's mean and biased variance, and gives running statistics
+    `(1 - momentum)·old + momentum·batch`, whose variance is unbiased (torch's convention) or,
+    with `unbiased=False`, biased.  Evaluation normalises by the running statistics.  Statistics
+    are at least float32, whatever the input.
+
+    Leaves: `weight`, `bias` in params; `running_mean`, `running_var` in state; all (C,).
+    Raises LayerError in training where a channel has one value alone: it has no variance.
+    Ioffe and Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
+    """
+    kind = _kind("batch_norm", momentum=(momentum, 0.1), eps=(eps, 1e-5), unbiased=(unbiased, True))
+
+    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        channels, precise = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+        zeros, ones = initializers.zeros(), initializers.ones()
+        params = {
+            "weight": ones(key, (channels,), x.dtype),
+            "bias": zeros(key, (channels,), x.dtype),
+        }
+        return params, {
+            "running_mean": zeros(key, (channels,), precise),
+            "running_var": ones(key, (channels,), precise),
+        }
+
+    def update(old: Tensor, batch: Tensor) -> Tensor:
+        return torch.lerp(old, batch.to(old.dtype), momentum)
+
+    def apply(
+        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        weight, bias = params["weight"], params["bias"]
+        _check_weight(kind, x, weight, (weight.shape[0],), weight.shape[0], "channels")
+        mean, variance = state["running_mean"], state["running_var"]
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        if train:
+            count = x.numel() // x.shape[1]
+            if count < 2:
+                raise LayerError(
+                    f"{kind}: got one value per channel in training (input {tuple(x.shape)}): "
+                    "its variance is undefined; use a larger batch, or train=False"
+                )
+            dimensions = [0, *range(2, x.ndim)]
+            variance, mean = torch.var_mean(precise, dimensions, correction=0)
+            correction = count / (count - 1) if unbiased else 1.0
+            state = {
+                "running_mean": update(state["running_mean"], mean),
+                "running_var": update(state["running_var"], variance * correction),
+            }
+        scale = weight * torch.rsqrt(variance + eps)
+        shift = bias - mean * scale
+        channel = (..., *[None] * (x.ndim - 2))
+        return torch.addcmul(shift[channel], precise, scale[channel]).to(x.dtype), state
+
+    return _leaf(kind, apply, init, ranks=(2, 4))
+
+
+def dropout(rate: float = 0.5) -> Layer:
+    """In training, each element is zero with probability `rate`, and the rest grow by 1/(1 - rate).
+
+    The mask is `random.bernoulli(key, 1 - rate, x.shape)`: the key decides it, whatever the device.
+    Srivastava et al., Dropout, 2014.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: got a rate of {rate}, expected 0 <= rate < 1")
+    kind = _kind("dropout", rate)
+
+    def apply(
+        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        if not train or rate == 0:
+            return x, {}
+        if key is None:
+            raise LayerError(
+                f"{kind}: needs a key in training: "
+                "apply(params, state, x, train=True, key=funcnets.random.key(0))"
+            )
+        keep = random.bernoulli(key, 1 - rate, tuple(x.shape))
+        return x * keep / (1 - rate), {}
+
+    return _leaf(kind, apply, ranks=(), stochastic=True)
+
+
+def _pool(
+    name: str,
+    function: Callable[..., Tensor],
+    kernel: Size,
+    stride: Size | None,
+    padding: Size,
+    ceil_mode: bool,
+) -> Layer:
+    stride = kernel if stride is None else stride
+    kind = _kind(
+        name, kernel, stride=(stride, kernel), padding=(padding, 0), ceil_mode=(ceil_mode, False)
+    )
+
+    def pool(x: Tensor) -> Tensor:
+        _check_fits(kind, x, _pair(kernel), _pair(padding))
+        return function(x, kernel, stride, padding, ceil_mode=ceil_mode)
+
+    return _function(kind, pool, ranks=(4,))
+
+
+def max_pool(
+    kernel: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
+) -> Layer:
+    """Largest value of each window, (N, C, H, W) -> (N, C, H', W'), as `torch.nn.MaxPool2d`."""
+    return _pool("max_pool", F.max_pool2d, kernel, stride, padding, ceil_mode)
+
+
+def avg_pool(
+    kernel: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
+) -> Layer:
+    """Mean of each window, (N, C, H, W) -> (N, C, H', W'), as `torch.nn.AvgPool2d`."""
+    return _pool("avg_pool", F.avg_pool2d, kernel, stride, padding, ceil_mode)
+
+
+def adaptive_avg_pool(size: Size) -> Layer:
+    """Mean over windows chosen so that the output is `size`, as `torch.nn.AdaptiveAvgPool2d`."""
+    kind = _kind("adaptive_avg_pool", size)
+    return _function(kind, lambda x: F.adaptive_avg_pool2d(x, size), ranks=(4,))
+
+
+def global_avg_pool() -> Layer:
+    """Mean over the image, (N, C, H, W) -> (N, C, 1, 1)."""
+    return _function(
+        "global_avg_pool()", lambda x: reduce(x, "n c h w -> n c 1 1", "mean"), ranks=(4,)
+    )
+
+
+def flatten() -> Layer:
+    """Everything but the batch in one dimension, (N, C, H, W) -> (N, C·H·W)."""
+    return _function("flatten()", lambda x: rearrange(x, "n c h w -> n (c h w)"), ranks=(4,))
+
+
+def relu() -> Layer:
+    """max(x, 0)."""
+    return _function("relu()", torch.relu)
+
+
+def sigmoid() -> Layer:
+    """1 / (1 + exp(-x))."""
+    return _function("sigmoid()", torch.sigmoid)
+
+
+def tanh() -> Layer:
+    """The hyperbolic tangent of x."""
+    return _function("tanh()", torch.tanh)

@@ -1,0 +1,282 @@
+"""The training loop of the command line: timed, compiled where possible, saved, interruptible."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+from funcnets import checkpoint, data, train, tree
+from funcnets.core import Layer
+from funcnets.data import Dataset
+from funcnets.jit import CompileError, jit
+from funcnets.jit.compile import Backend
+from funcnets.metrics import Running
+from funcnets.run import Config, Row
+from funcnets.session import Session
+from funcnets.train import NonFiniteLoss, Progress, TrainState
+
+
+class TrainingError(RuntimeError):
+    """A training that stopped because of itself or of the machine, not of what was asked for."""
+
+
+class Reporter(Protocol):
+    """What is told while a training goes on."""
+
+    def warn(self, text: str) -> None:
+        """Something isn't as it should be."""
+
+    def compiling(self, what: str) -> AbstractContextManager[None]:
+        """`what` is compiled inside this context."""
+
+    def advance(self, progress: Progress, examples_per_second: float | None) -> None:
+        """A step is done."""
+
+    def epoch(self, row: Row) -> None:
+        """An epoch is done."""
+
+
+class Outcome(NamedTuple):
+    """How a training ended."""
+
+    session: Session
+    train_state: TrainState
+    rows: tuple[Row, ...]
+    interrupted: signal.Signals | None
+    compile_seconds: float
+    seconds: float
+
+
+class Interrupt:
+    """Notes the first SIGINT or SIGTERM, so that the step under way can end; a second one exits."""
+
+    signal: signal.Signals | None = None
+
+    def __enter__(self) -> "Interrupt":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise SystemExit(128 + number)
+        self.signal = signal.Signals(number)
+
+
+class Step:
+    """A function under `jit`: compiled for batches of `size`, its graph as it is for others.
+
+    The short last batch comes once an epoch: compiling for it costs more than it can save.  Where
+    compiling fails this warns and goes on uncompiled, except after a signal, which may have
+    stopped the compiler too.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        function: Callable[..., Any],
+        size: int,
+        backend: Backend,
+        reporter: Reporter,
+        interrupt: Interrupt,
+        donate_argnums: tuple[int, ...] = (),
+    ) -> None:
+        self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
+        self._compiles = backend != "graph"
+        self._compiled = jit(function, backend=backend, donate_argnums=donate_argnums)
+        self._as_it_is = jit(function, backend="graph", donate_argnums=donate_argnums)
+        self._sizes: set[int] = set()
+        self.is_first = False  # whether the last call was the first with its batch size
+        self.compile_seconds = 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function; its last argument is the batch."""
+        size = len(arguments[-1][1])
+        self.is_first = size not in self._sizes
+        self._sizes.add(size)
+        if size != self.size or not self._compiles:
+            return self._as_it_is(*arguments)
+        return self._compile(arguments) if self.is_first else self._compiled(*arguments)
+
+    def _compile(self, arguments: tuple[Any, ...]) -> Any:
+        started = time.perf_counter()
+        try:
+            with self.reporter.compiling(self.what):
+                result = self._compiled(*arguments)
+        except CompileError as error:
+            if self.interrupt.signal is not None:
+                raise
+            self.reporter.warn(f"{error}; going on with --backend graph")
+            self._compiles = False
+            return self._as_it_is(*arguments)
+        self.compile_seconds = time.perf_counter() - started
+        return result
+
+
+class Speed:
+    """Examples a second, without the steps that were the first of their shape."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._examples, self._seconds = 0, 0.0
+
+    def add(self, examples: int, seconds: float) -> None:
+        """One more step."""
+        self._examples, self._seconds = self._examples + examples, self._seconds + seconds
+
+    @property
+    def rate(self) -> float | None:
+        """The examples a second so far; None before the first step that counts."""
+        return self._examples / self._seconds if self._seconds else None
+
+
+def evaluation_batch_size(count: int, limit: int) -> int:
+    """The largest batch size up to `limit` that divides `count`: one shape, in no more memory."""
+    return next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
+
+
+class Evaluation:
+    """Loss and accuracy over all test images, by a step of one shape."""
+
+    def __init__(
+        self, config: Config, net: Layer, dataset: Dataset, reporter: Reporter, interrupt: Interrupt
+    ) -> None:
+        self.batch = (dataset.test_images, dataset.test_labels)
+        self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
+        function = train.make_eval_step(net, prepare=partial(data.prepare, side=config.side))
+        self.step = Step("the evaluation", function, self.size, config.backend, reporter, interrupt)
+
+    def compile(self, train_state: TrainState) -> None:
+        """Run the step once, so that what fails fails before the training."""
+        images, labels = (part[: self.size] for part in self.batch)
+        self.step(train_state.params, train_state.state, (images, labels))
+
+    def __call__(self, train_state: TrainState) -> Running:
+        """The averages over all test images."""
+        params, state = train_state.params, train_state.state
+        return train.evaluate(self.step, params, state, self.batch, batch_size=self.size)
+
+
+def go(session: Session, reporter: Reporter) -> Outcome:
+    """Train to the last epoch, or to the first signal; save after each epoch and on a signal.
+
+    Uses up `session.train_state`, whose memory the steps take.  Raises NonFiniteLoss where the
+    training diverges and TrainingError where it can't be saved; earlier checkpoints stay.
+    """
+    with Interrupt() as interrupt:
+        return _go(session, reporter, interrupt)
+
+
+def _go(session: Session, reporter: Reporter, interrupt: Interrupt) -> Outcome:
+    evaluation = Evaluation(session.config, session.net, session.dataset, reporter, interrupt)
+    step = _train_step(session, reporter, interrupt)
+    started = epoch_started = time.perf_counter()
+    rows, speed, train_state = list(session.rows), Speed(), session.train_state
+    try:
+        evaluation.compile(train_state)
+        for progress in _timed(_fit(session, step), step, speed):
+            train_state = progress.train_state
+            reporter.advance(progress, speed.rate)
+            if ended := progress.batch == progress.batches:
+                seconds = time.perf_counter() - epoch_started
+                rows.append(_row(progress, evaluation(train_state), speed.rate, seconds))
+                session.directory.write_rows(rows)
+                reporter.epoch(rows[-1])
+                speed.reset()
+                epoch_started = time.perf_counter()
+            if ended or interrupt.signal:
+                _save(session, train_state, progress.running)
+            if interrupt.signal:
+                break
+    except CompileError:
+        if not interrupt.signal:
+            raise
+        # The signal stopped the compiler, before any step: saved is where the session began.
+        _save(session, train_state, session.running)
+    compile_seconds = evaluation.step.compile_seconds + step.compile_seconds
+    seconds = time.perf_counter() - started
+    return Outcome(session, train_state, tuple(rows), interrupt.signal, compile_seconds, seconds)
+
+
+def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt) -> Step:
+    config = session.config
+    function = train.make_train_step(
+        session.net, session.optimizer, prepare=partial(data.prepare, side=config.side)
+    )
+    size = min(config.batch_size, len(session.dataset.train_labels))
+    return Step(
+        "the training step",
+        function,
+        size,
+        config.backend,
+        reporter,
+        interrupt,
+        donate_argnums=(0,),
+    )
+
+
+def _fit(session: Session, step: Step) -> Iterator[Progress]:
+    return train.fit(
+        step,
+        session.train_state,
+        (session.dataset.train_images, session.dataset.train_labels),
+        batch_size=session.config.batch_size,
+        epochs=session.config.epochs,
+        running=session.running,
+    )
+
+
+def _timed(steps: Iterator[Progress], step: Step, speed: Speed) -> Iterator[Progress]:
+    """The same steps, whose time is added to `speed`, but for the first of each batch size."""
+    before: Progress | None = None
+    started = time.perf_counter()
+    for progress in steps:
+        seconds = time.perf_counter() - started
+        same_epoch = before is not None and before.epoch == progress.epoch
+        if not step.is_first:
+            seen = before.running.count if before is not None and same_epoch else 0
+            speed.add(progress.running.count - seen, seconds)
+        yield progress
+        before, started = progress, time.perf_counter()
+
+
+def _row(progress: Progress, tested: Running, rate: float | None, seconds: float) -> Row:
+    return Row(
+        epoch=progress.epoch + 1,
+        step=int(progress.train_state.step),
+        train_loss=progress.running.loss,
+        train_accuracy=progress.running.accuracy,
+        test_loss=tested.loss if math.isfinite(tested.loss) else None,
+        test_accuracy=tested.accuracy,
+        examples_per_second=rate and round(rate, 1),
+        seconds=round(seconds, 3),
+    )
+
+
+def _save(session: Session, train_state: TrainState, running: Running) -> None:
+    """Write a checkpoint; NonFiniteLoss where the last update left something that isn't finite."""
+    step = int(train_state.step)
+    for name, leaf in tree.flatten_named(train_state).items():
+        if leaf.is_floating_point() and not leaf.isfinite().all():
+            raise NonFiniteLoss(
+                f"{name} isn't finite after step {step}: try a smaller learning rate"
+            )
+    batches = math.ceil(len(session.dataset.train_labels) / session.config.batch_size)
+    epoch, batch = divmod(step, batches)
+    running = running if batch else Running()
+    metadata = {"epoch": epoch, "batch": batch, "running": running._asdict()}
+    try:
+        session.directory.save(train_state, metadata)
+    except checkpoint.CheckpointError as error:
+        raise TrainingError(str(error)) from error

@@ -1,0 +1,96 @@
+"""The networks, and an index from a network's name to how it is built and trained."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from funcnets.core import Layer
+from funcnets.models.alexnet import alexnet
+from funcnets.models.densenet import dense_block, densenet, transition_block
+from funcnets.models.googlenet import googlenet, inception
+from funcnets.models.lenet import lenet_bn, lenet_bn_scratch
+from funcnets.models.nin import nin, nin_block
+from funcnets.models.resnet import bottleneck_block, residual_block, resnet, resnet18
+from funcnets.models.vgg import vgg, vgg11, vgg13, vgg16, vgg19, vgg_block
+
+__all__ = [
+    "INDEX",
+    "Recipe",
+    "alexnet",
+    "bottleneck_block",
+    "dense_block",
+    "densenet",
+    "get",
+    "googlenet",
+    "inception",
+    "lenet_bn",
+    "lenet_bn_scratch",
+    "nin",
+    "nin_block",
+    "residual_block",
+    "resnet",
+    "resnet18",
+    "transition_block",
+    "vgg",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "vgg_block",
+]
+
+Schedule = Literal["constant", "linear"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: plain SGD on cross-entropy, and these numbers.
+
+    Attributes:
+        learning_rate: the first step's rate.
+        batch_size: examples a step; the last step of an epoch takes what is left.
+        side: pixels a side, to which images are resized.
+        schedule: how the rate goes on: `constant`, or `linear` down to zero at the last step.
+        epochs: passes over the training images.
+    """
+
+    learning_rate: float
+    batch_size: int
+    side: int
+    schedule: Schedule = "constant"
+    epochs: int = 10
+
+
+# The rates, batches and sides that the published results were measured with.
+INDEX: dict[str, tuple[Callable[..., Layer], Recipe]] = {
+    "alexnet": (alexnet, Recipe(0.01, 128, 224)),
+    "vgg11": (vgg11, Recipe(0.01, 128, 224)),
+    "nin": (nin, Recipe(0.1, 128, 224)),
+    "googlenet": (googlenet, Recipe(0.1, 128, 96)),
+    "lenet_bn": (lenet_bn, Recipe(1.0, 256, 28)),
+    "lenet_bn_scratch": (lenet_bn_scratch, Recipe(1.0, 256, 28)),
+    "resnet18": (resnet18, Recipe(0.05, 256, 28)),
+    "densenet": (densenet, Recipe(0.1, 256, 96)),
+}
+RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
+    "tuned": lambda recipe: replace(recipe, schedule="linear"),
+    "reference": lambda recipe: recipe,
+}
+
+
+def _choose(kind: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"no {kind} is called {name!r}: {hint}known are {', '.join(known)}")
+    return known[name]
+
+
+def get(name: str, recipe: str = "tuned", **options: Any) -> tuple[Layer, Recipe]:
+    """The network called `name`, built with `options`, and its recipe, `tuned` or `reference`.
+
+    Raises ValueError for an unknown network or recipe, and names the nearest one.
+    """
+    build, reference = _choose("network", name, INDEX)
+    return build(**options), _choose("recipe", recipe, RECIPES)(reference)

@@ -1,0 +1,86 @@
+"""DenseNet: Huang et al., Densely connected convolutional networks, 2016."""
+
+from collections.abc import Sequence
+
+from funcnets.core import Layer, dense, sequential
+from funcnets.layers import (
+    avg_pool,
+    batch_norm,
+    conv2d,
+    flatten,
+    global_avg_pool,
+    linear,
+    max_pool,
+    relu,
+)
+
+
+def _dense_layer(growth: int, bottleneck: int | None, bias: bool) -> Layer:
+    if bottleneck is None:
+        return sequential(
+            bn=batch_norm(), relu=relu(), conv=conv2d(growth, 3, padding=1, bias=bias)
+        )
+    return sequential(
+        bn1=batch_norm(),
+        relu1=relu(),
+        conv1=conv2d(bottleneck * growth, 1, bias=bias),
+        bn2=batch_norm(),
+        relu2=relu(),
+        conv2=conv2d(growth, 3, padding=1, bias=bias),
+    )
+
+
+def dense_block(
+    layers: int, growth: int, *, bottleneck: int | None = None, bias: bool = True
+) -> Layer:
+    """`layers` times batch norm, ReLU and a 3×3 convolution that adds `growth` channels.
+
+    With `bottleneck`, a 1×1 convolution to `bottleneck * growth` channels stands before that
+    (the paper's DenseNet-B has 4), with a batch norm and a ReLU of its own.
+    """
+    return dense(
+        **{f"layer{i}": _dense_layer(growth, bottleneck, bias) for i in range(1, layers + 1)}
+    )
+
+
+def transition_block(channels: int, *, bias: bool = True) -> Layer:
+    """Batch norm, ReLU, a 1×1 convolution to `channels`, and a pool that halves the sides."""
+    conv = conv2d(channels, 1, bias=bias)
+    return sequential(bn=batch_norm(), relu=relu(), conv=conv, pool=avg_pool(2))
+
+
+def densenet(
+    num_classes: int = 10,
+    *,
+    layers: Sequence[int] = (4, 4, 4, 4),
+    growth: int = 32,
+    stem_channels: int = 64,
+    bottleneck: int | None = None,
+    bias: bool = True,
+) -> Layer:
+    """DenseNet whose transitions halve the channels, (N, C, 96, 96) -> (N, num_classes).
+
+    `bias` is that of the convolutions; `bottleneck` as in `dense_block`.
+    """
+    blocks: dict[str, Layer] = {}
+    channels = stem_channels
+    for i, depth in enumerate(layers, 1):
+        if i > 1:
+            channels //= 2
+            blocks[f"transition{i - 1}"] = transition_block(channels, bias=bias)
+        blocks[f"dense{i}"] = dense_block(depth, growth, bottleneck=bottleneck, bias=bias)
+        channels += depth * growth
+    return sequential(
+        stem=sequential(
+            conv=conv2d(stem_channels, 7, stride=2, padding=3, bias=bias),
+            bn=batch_norm(),
+            relu=relu(),
+            pool=max_pool(3, 2, 1),
+        ),
+        **blocks,
+        bn=batch_norm(),
+        relu=relu(),
+        pool=global_avg_pool(),
+        flatten=flatten(),
+        fc=linear(num_classes),
+    )

@@ -1,0 +1,96 @@
+"""GoogLeNet: Szegedy et al., Going deeper with convolutions, 2014; table 1 is `STAGES`."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from funcnets.core import Layer, concat, sequential
+from funcnets.layers import conv2d, flatten, global_avg_pool, linear, max_pool, relu
+
+Branches = tuple[int, tuple[int, int], tuple[int, int], int]  # c1, (r2, c2), (r3, c3), c4
+Variant = Literal["reference", "paper"]
+
+STAGES: dict[str, dict[str, Branches]] = {
+    "stage3": {
+        "inception3a": (64, (96, 128), (16, 32), 32),
+        "inception3b": (128, (128, 192), (32, 96), 64),
+    },
+    "stage4": {
+        "inception4a": (192, (96, 208), (16, 48), 64),
+        "inception4b": (160, (112, 224), (24, 64), 64),
+        "inception4c": (128, (128, 256), (24, 64), 64),
+        "inception4d": (112, (144, 288), (32, 64), 64),
+        "inception4e": (256, (160, 320), (32, 128), 128),
+    },
+    "stage5": {
+        "inception5a": (256, (160, 320), (32, 128), 128),
+        "inception5b": (384, (192, 384), (48, 128), 128),
+    },
+}
+KERNELS: dict[Variant, tuple[int, int]] = {"reference": (1, 3), "paper": (3, 5)}
+
+
+def inception(
+    c1: int,
+    c2: tuple[int, int],
+    c3: tuple[int, int],
+    c4: int,
+    variant: Variant | tuple[int, int] = "reference",
+    *,
+    convolution: Callable[..., Layer] = conv2d,
+) -> Layer:
+    """Four branches joined on channels: 1×1; reduced, then a kernel, twice; pool, then 1×1.
+
+    The kernels of the second and third branch are 1 and 3 (`reference`), 3 and 5 (`paper`), or
+    the two given.  `convolution(channels, kernel, padding=)` stands before each ReLU.
+    """
+    if not isinstance(variant, tuple) and variant not in KERNELS:
+        raise ValueError(f"inception: got variant {variant!r}, expected one of {[*KERNELS]}")
+    kernels = variant if isinstance(variant, tuple) else KERNELS[variant]
+
+    def single(channels: int) -> Layer:
+        return sequential(conv=convolution(channels, 1), relu=relu())
+
+    def reduced(channels: tuple[int, int], kernel: int) -> Layer:
+        return sequential(
+            reduce=convolution(channels[0], 1),
+            relu1=relu(),
+            conv=convolution(channels[1], kernel, padding=kernel // 2),
+            relu2=relu(),
+        )
+
+    return concat(
+        branch1=single(c1),
+        branch2=reduced(c2, kernels[0]),
+        branch3=reduced(c3, kernels[1]),
+        branch4=sequential(max_pool(3, 1, 1), single(c4)),
+    )
+
+
+def googlenet(
+    num_classes: int = 10,
+    *,
+    variant: Variant = "reference",
+    stem: tuple[int, int, int] = (64, 64, 192),
+    stages: Mapping[str, Mapping[str, Branches]] = STAGES,
+) -> Layer:
+    """GoogLeNet without auxiliary classifiers, (N, C, 96, 96) -> (N, num_classes)."""
+    blocks = {
+        stage: sequential(**{name: inception(*row, variant) for name, row in rows.items()})
+        for stage, rows in stages.items()
+    }
+    return sequential(
+        stem=sequential(
+            conv1=conv2d(stem[0], 7, stride=2, padding=3),
+            relu1=relu(),
+            pool1=max_pool(3, 2, 1),
+            conv2=conv2d(stem[1], 1),
+            relu2=relu(),
+            conv3=conv2d(stem[2], 3, padding=1),
+            relu3=relu(),
+            pool3=max_pool(3, 2, 1),
+        ),
+        stage3=sequential(blocks["stage3"], pool=max_pool(3, 2, 1)),
+        stage4=sequential(blocks["stage4"], pool=max_pool(2, 2, 1)),
+        stage5=sequential(blocks["stage5"], pool=global_avg_pool(), flatten=flatten()),
+        fc=linear(num_classes),
+    )

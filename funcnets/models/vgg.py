@@ -1,0 +1,44 @@
+"""VGG: Simonyan and Zisserman, Very deep convolutional networks, 2014."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from funcnets.core import Layer, sequential
+from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, max_pool, relu
+
+Architecture = Sequence[tuple[int, int]]  # (convolutions, channels) of each block
+
+
+def vgg_block(convolutions: int, channels: int, *, norm: bool = False) -> Layer:
+    """3×3 convolutions with ReLU (and batch norm before it, if `norm`), then a pool that halves."""
+    named: dict[str, Layer] = {}
+    for i in range(1, convolutions + 1):
+        named[f"conv{i}"] = conv2d(channels, 3, padding=1)
+        if norm:
+            named[f"bn{i}"] = batch_norm()
+        named[f"relu{i}"] = relu()
+    return sequential(**named, pool=max_pool(2))
+
+
+def vgg(
+    arch: Architecture, num_classes: int = 10, *, hidden: int = 4096, rate: float = 0.5
+) -> Layer:
+    """VGG with the given blocks, (N, C, 224, 224) -> (N, num_classes)."""
+    blocks = {f"block{i}": vgg_block(*block) for i, block in enumerate(arch, 1)}
+    return sequential(
+        **blocks,
+        flatten=flatten(),
+        fc1=linear(hidden),
+        relu1=relu(),
+        dropout1=dropout(rate),
+        fc2=linear(hidden),
+        relu2=relu(),
+        dropout2=dropout(rate),
+        fc3=linear(num_classes),
+    )
+
+
+vgg11 = partial(vgg, ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)))
+vgg13 = partial(vgg, ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512)))
+vgg16 = partial(vgg, ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)))
+vgg19 = partial(vgg, ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)))

@@ -1,0 +1,156 @@
+"""A training that is ready to go on: begun in a new run directory, or resumed from a checkpoint."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from funcnets import checkpoint, data, metrics, models, optim, random, run, train, tree
+from funcnets.core import Layer, LayerError
+from funcnets.data import Dataset
+from funcnets.optim import Optimizer
+from funcnets.run import SCHEDULES, Config, Row, Run, UsageError
+from funcnets.train import TrainState
+
+LARGEST_SIDE_TRIED = 512
+
+
+@dataclass(frozen=True)
+class Session:
+    """A training that is ready to go on, from its first step or from a checkpoint."""
+
+    config: Config
+    directory: Run
+    dataset: Dataset
+    net: Layer
+    optimizer: Optimizer
+    train_state: TrainState
+    rows: tuple[Row, ...] = ()
+    running: metrics.Running = field(default_factory=metrics.Running)
+    notes: tuple[str, ...] = ()
+
+
+def begin(given: Mapping[str, Any], path: Path | None = None, *, download: bool = False) -> Session:
+    """A new training in a new run directory, by the values `given` for the fields of `Config`.
+
+    Raises UsageError, DataError or LayerError where it can't be trained like this.
+    """
+    config = run.configure(given)
+    config = replace(config, data=_find_data(given.get("data"), download))
+    dataset, net, optimizer = _load(config)
+    check_fits(net, config, len(dataset.train_labels))
+    train_state = _create(net, optimizer, config, config.device)
+    return Session(config, run.create(path, config), dataset, net, optimizer, train_state)
+
+
+def resume(
+    given: Mapping[str, Any], path: Path | None = None, *, download: bool = False
+) -> Session:
+    """The training in `path`, or of the network `given`, from its newest checkpoint on.
+
+    Raises UsageError where `given` contradicts it, or it has no checkpoint, or is finished;
+    CheckpointError where the checkpoint is damaged.
+    """
+    directory = Run(run.newest_default(run.configure(given)) if path is None else path)
+    before = directory.read_config()
+    if "data" in given or download:
+        given = {**given, "data": _find_data(given.get("data", before.data), download)}
+    config = run.resumed(before, given)
+    dataset, net, optimizer = _load(config)
+    train_state, metadata = load_checkpoint(directory, config, net, optimizer)
+    done = metadata["epoch"]
+    if done >= config.epochs:
+        raise UsageError(
+            f"{directory.path}: finished, all {done} epochs are done; to train longer "
+            + (f"add --epochs {2 * done}" if config.schedule == "constant" else _LONGER)
+        )
+    running = metrics.Running(**metadata["running"])
+    rows = tuple(row for row in directory.read_rows() if row.epoch <= done)
+    notes = (
+        f"resuming {directory.path} at step {int(train_state.step)}",
+        *_changes(directory, config),
+    )
+    directory.write_config(config)
+    directory.write_rows(rows)
+    return Session(config, directory, dataset, net, optimizer, train_state, rows, running, notes)
+
+
+_LONGER = "start a new run with more --epochs: the rate of this one has come to its end"
+
+
+def _changes(directory: Run, config: Config) -> Iterator[str]:
+    before, now = directory.read_environment(), run.environment(config)
+    for name in now:
+        if name in before and before[name] != now[name]:
+            yield f"{name} was {before[name]} and is {now[name]}: last digits may differ"
+
+
+def _find_data(directory: str | None, download: bool) -> str:
+    place = data.find(directory, download=download)
+    return "bundled" if place == data.BUNDLED else str(place.absolute())
+
+
+def _load(config: Config) -> tuple[Dataset, Layer, Optimizer]:
+    dataset = data.load(config.data, device=config.device)
+    if config.limit_train is not None:
+        dataset = data.limit(dataset, config.limit_train)
+    net, _ = models.get(config.network)
+    steps = config.epochs * math.ceil(len(dataset.train_labels) / config.batch_size)
+    return dataset, net, optim.sgd(SCHEDULES[config.schedule](config.learning_rate, steps))
+
+
+def _create(net: Layer, optimizer: Optimizer, config: Config, device: str) -> TrainState:
+    x = torch.empty(1, 1, config.side, config.side, device="meta")
+    return train.create(net, optimizer, random.key(config.seed, device), x)
+
+
+def load_checkpoint(
+    directory: Run, config: Config, net: Layer, optimizer: Optimizer
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint of `directory`, on the configured device, and its metadata.
+
+    Raises UsageError if there is none, CheckpointError if it is damaged.
+    """
+    like = _create(net, optimizer, config, "meta")
+    train_state, metadata = checkpoint.load(directory.latest_checkpoint(), like)
+    return tree.map(lambda leaf: leaf.to(config.device), train_state), metadata
+
+
+def check_fits(net: Layer, config: Config, count: int) -> None:
+    """Raise UsageError unless `net` can be trained on `count` images at the configured sizes.
+
+    Tried on meta tensors, for the batch size and for that of the last, short batch.
+    """
+    for size in {min(config.batch_size, count), count % config.batch_size or config.batch_size}:
+        try:
+            _try_training(net, size, config.side)
+        except LayerError as error:
+            smallest = _smallest_side(net, size, config.side)
+            hint = f"; the smallest --side that works is {smallest}" if smallest else ""
+            raise UsageError(
+                f"{config.network} can't be trained on a batch of {size} at --side {config.side}: "
+                f"{error}{hint}"
+            ) from None
+
+
+def _try_training(net: Layer, size: int, side: int) -> None:
+    key, x = random.key(0, "meta"), torch.empty(size, 1, side, side, device="meta")
+    params, state = net.init(key, x)
+    net.apply(params, state, x, train=True, key=key)
+
+
+def _smallest_side(net: Layer, size: int, too_small: int) -> int | None:
+    """The least side above `too_small` with which `net` can be trained, found by bisection."""
+    works = LARGEST_SIDE_TRIED + 1
+    while works - too_small > 1:
+        side = (works + too_small) // 2
+        try:
+            _try_training(net, size, side)
+        except LayerError:
+            too_small = side
+        else:
+            works = side
+    return works if works <= LARGEST_SIDE_TRIED else None

@@ -1,0 +1,172 @@
+"""Training as pure functions: a step from state to state, and the loop around it.
+
+The loop keeps nothing to itself: what it does between two steps is in the functions that it calls,
+and what it knows is in the `Progress` that it yields.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcnets import data, losses, metrics, optim, random
+from funcnets.core import Layer, Params, State
+from funcnets.optim import Optimizer
+
+Batch = tuple[Tensor, Tensor]  # images, labels
+Measurements = dict[str, Tensor]
+Prepare = Callable[[Tensor], Tensor]
+
+
+class TrainState(NamedTuple):
+    """All that a training needs to go on, as one tree of tensors."""
+
+    step: Tensor  # 0-d int64: steps done
+    params: Params
+    state: State
+    opt_state: Any
+    key: Tensor  # the training's own; a step's and an epoch's keys are folded from it
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a step is no finite number: the training diverged."""
+
+
+def create(net: Layer, optimizer: Optimizer, key: Tensor, x: Tensor) -> TrainState:
+    """The state before the first step, on the key's device, for inputs like `x`."""
+    init_key, train_key = random.split(key)
+    params, state = net.init(init_key, x)
+    step = torch.zeros((), dtype=torch.int64, device=key.device)
+    return TrainState(step, params, state, optimizer.init(params), train_key)
+
+
+def shuffle_key(train_state: TrainState) -> Tensor:
+    """The key that orders the examples of every epoch, as `data.shuffle` takes it."""
+    return random.split(train_state.key)[0]
+
+
+def make_train_step(
+    net: Layer,
+    optimizer: Optimizer,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy,
+    prepare: Prepare | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
+    """The pure function `step(train_state, (images, labels)) -> (train_state, measurements)`.
+
+    Measured are the batch's mean `loss` and its `correct` predictions, both before the update.
+
+    Args:
+        net: the network.
+        optimizer: what makes updates of the gradients.
+        loss: (logits (N, K), labels (N,)) -> 0-d.
+        prepare: what is done to the images inside the step, such as `data.prepare`.
+    """
+
+    def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
+        images, labels = batch
+        x = images if prepare is None else prepare(images)
+        key = None
+        if net.stochastic:
+            key = random.fold_in(random.split(train_state.key)[1], train_state.step)
+
+        def loss_of(params: Params) -> tuple[Tensor, tuple[Tensor, State]]:
+            logits, state = net.apply(params, train_state.state, x, train=True, key=key)
+            return loss(logits, labels), (logits, state)
+
+        grads, (value, (logits, state)) = torch.func.grad_and_value(loss_of, has_aux=True)(
+            train_state.params
+        )
+        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
+        params = optim.apply_updates(train_state.params, updates)
+        after = TrainState(train_state.step + 1, params, state, opt_state, train_state.key)
+        return after, {"loss": value, "correct": metrics.correct(logits, labels)}
+
+    return step
+
+
+def make_eval_step(
+    net: Layer,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy,
+    prepare: Prepare | None = None,
+) -> Callable[[Params, State, Batch], Measurements]:
+    """The pure function `step(params, state, (images, labels)) -> measurements`, in evaluation."""
+
+    def step(params: Params, state: State, batch: Batch) -> Measurements:
+        images, labels = batch
+        logits, _ = net.apply(params, state, images if prepare is None else prepare(images))
+        return {"loss": loss(logits, labels), "correct": metrics.correct(logits, labels)}
+
+    return step
+
+
+class Progress(NamedTuple):
+    """Where a training stands after a step; `train_state` is good until the next is asked for."""
+
+    train_state: TrainState
+    running: metrics.Running  # averages over the epoch so far
+    epoch: int  # counted from 0
+    batch: int  # batches of this epoch that are done
+    batches: int  # batches an epoch
+
+
+def fit(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Measurements]],
+    train_state: TrainState,
+    batch: Batch,
+    *,
+    batch_size: int,
+    epochs: int,
+    running: metrics.Running | None = None,
+) -> Iterator[Progress]:
+    """Train on `batch`, all images and labels, and yield after each step how far it is.
+
+    The order of an epoch depends on the key and the epoch alone, and the place in it on
+    `train_state.step`: a state from the middle of an epoch, with the averages so far as `running`,
+    goes on to the same bits.  Averages of a whole epoch are done with, and left out.
+    The short last batch of an epoch is kept.
+
+    Raises NonFiniteLoss after a step whose loss is no finite number.
+    """
+    images, labels = batch
+    batches = math.ceil(len(labels) / batch_size)
+    first, done = divmod(int(train_state.step), batches)
+    if done == 0:
+        running = metrics.Running()
+    # A step may be donated its state, so the key is kept apart.
+    key = shuffle_key(train_state)
+    running = running or metrics.Running()
+    for epoch in range(first, epochs):
+        order = data.shuffle(key, epoch, len(labels))
+        for indices in data.batches(order, batch_size, start=done):
+            train_state, measured = step(train_state, (images[indices], labels[indices]))
+            done += 1
+            running = running.add(measured["loss"], measured["correct"], len(indices))
+            if not math.isfinite(running.loss_sum):
+                raise NonFiniteLoss(
+                    f"the loss is {float(measured['loss'])} at step {int(train_state.step)} (epoch "
+                    f"{epoch + 1}, batch {done}): try a smaller learning rate"
+                )
+            yield Progress(train_state, running, epoch, done, batches)
+        done, running = 0, metrics.Running()
+
+
+def evaluate(
+    step: Callable[[Params, State, Batch], Measurements],
+    params: Params,
+    state: State,
+    batch: Batch,
+    *,
+    batch_size: int = 500,
+) -> metrics.Running:
+    """Loss and accuracy over all of `batch`, images and labels, by an evaluation step."""
+    running = metrics.Running()
+    everything = torch.arange(len(batch[1]), device=batch[1].device)
+    for indices in data.batches(everything, batch_size):
+        images, labels = (part[indices] for part in batch)
+        measured = step(params, state, (images, labels))
+        running = running.add(measured["loss"], measured["correct"], len(indices))
+    return running

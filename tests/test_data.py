@@ -1,0 +1,515 @@
+import gzip
+import hashlib
+import math
+import re
+import shutil
+import struct
+import threading
+import zlib
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.fx.experimental.proxy_tensor import make_fx
+from torchvision import datasets, transforms
+from torchvision.transforms import v2
+
+from funcnets import data, random
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+NAMES = tuple(data.CHECKSUMS)
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES
+
+
+def idx(values, shape=None):
+    """The content of an IDX file, unpacked, with a header that may lie about the shape."""
+    shape = values.shape if shape is None else shape
+    return b"\0\0\x08" + struct.pack(f">B{len(shape)}I", len(shape), *shape) + values.tobytes()
+
+
+def write_gzip(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content, compresslevel=1))
+    return path
+
+
+def md5(content):
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def small_set(place, train=6, test=3, train_labels=None):
+    """Four small files at `place`, and the checksums under which they are Fashion-MNIST's."""
+    generator = np.random.default_rng(train)
+    counts = (train, train if train_labels is None else train_labels, test, test)
+    checksums = {}
+    for name, count in zip(NAMES, counts, strict=True):
+        shape = (count, 28, 28) if "images" in name else (count,)
+        content = idx(generator.integers(0, 10, shape, dtype=np.uint8))
+        write_gzip(place / name, content)
+        checksums[name] = (md5(content), "no bundled part")
+    return checksums
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A machine with no data but the bundled part: the home and current directory are empty."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("FUNCNETS_DATA", raising=False)
+    monkeypatch.chdir(here)
+    debian = tmp_path / "debian"
+    monkeypatch.setattr(data, "USUAL_PLACES", (*data.USUAL_PLACES[:-1], debian))
+    return tmp_path
+
+
+@pytest.fixture
+def accept(monkeypatch):
+    """Make a small set of a given size, and accept it as Fashion-MNIST's."""
+
+    def make(place, **sizes):
+        monkeypatch.setattr(data, "CHECKSUMS", small_set(place, **sizes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    return data.load("bundled")
+
+
+shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
+
+
+@settings(deadline=None)
+@given(shape=shapes, seed=st.integers(0, 99))
+def test_idx_round_trip(tmp_path_factory, shape, seed):
+    values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    path = write_gzip(tmp_path_factory.mktemp("idx") / "values.gz", idx(values))
+    read = data.read_idx(path)
+    assert read.dtype == torch.uint8
+    assert np.array_equal(read.numpy(), values)
+    read.zero_()  # writable, and its own memory
+    assert np.array_equal(data.read_idx(path).numpy(), values)
+
+
+@settings(deadline=None)
+@given(
+    content=st.binary(max_size=40)
+    | st.binary(max_size=40).map(b"\0\0\x08".__add__)
+    | st.binary(min_size=4, max_size=6).map(b"\0\0\x08\1\0\0\0\5".__add__)
+)
+def test_any_content_is_read_whole_or_refused(tmp_path_factory, content):
+    path = write_gzip(tmp_path_factory.mktemp("idx") / "any.gz", content)
+    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = struct.unpack_from(f">{rank}I", content.ljust(4 + 4 * rank), 4)
+    if rank and len(content) == 4 + 4 * rank + math.prod(shape) and math.prod(shape):
+        read = data.read_idx(path)
+        assert read.shape == shape
+        assert content.endswith(read.numpy().tobytes())
+    else:
+        with pytest.raises(data.DataError, match=re.escape(str(path))):
+            data.read_idx(path)
+
+
+@settings(deadline=None)
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_truncated_gzip_is_an_error(tmp_path_factory, cut):
+    values = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    path = write_gzip(tmp_path_factory.mktemp("idx") / "cut.gz", idx(values))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(cut * len(whole))])
+    with pytest.raises(data.DataError, match=r"cut\.gz"):
+        data.read_idx(path)
+
+
+@settings(deadline=None)
+@given(at=st.integers(10, 80), flip=st.integers(1, 255))
+def test_corrupt_gzip_never_gives_other_values(tmp_path_factory, at, flip):
+    values = np.random.default_rng(0).integers(0, 256, (10, 10), dtype=np.uint8)
+    path = write_gzip(tmp_path_factory.mktemp("idx") / "corrupt.gz", idx(values))
+    packed = bytearray(path.read_bytes())
+    packed[at] ^= flip
+    path.write_bytes(packed)
+    try:
+        same = gzip.decompress(packed) == idx(values)  # as where a bit fell into padding
+    except (EOFError, OSError, zlib.error):
+        same = False
+    if same:
+        assert np.array_equal(data.read_idx(path).numpy(), values)
+    else:
+        with pytest.raises(data.DataError, match=r"corrupt\.gz"):
+            data.read_idx(path)
+
+
+VALUES = np.arange(12, dtype=np.uint8).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", r"begins with the bytes \[\]"),
+        (b"\0\0\x0d\x01" + idx(VALUES)[4:], r"begins with the bytes \[00 00 0d 01\]"),
+        (b"\0\0\x08\0", "rank, 1 or more"),
+        (idx(VALUES)[:7], "7 bytes unpacked; rank 2 needs 12 or more"),
+        (idx(VALUES)[:-1], "23 bytes unpacked; its header promises 24, for the shape 3x4"),
+        (idx(VALUES) + b"\0", "25 bytes unpacked; its header promises 24"),
+        (idx(VALUES, (4, 4)), "24 bytes unpacked; its header promises 28, for the shape 4x4"),
+        (idx(VALUES[:0]), "nothing in it; its header gives the shape 0x4"),
+        (idx(VALUES[:0], (0, *[2**32 - 1] * 3)), "nothing in it"),
+    ],
+)
+def test_wrong_content_is_named(tmp_path, content, says):
+    path = write_gzip(tmp_path / "wrong.gz", content)
+    with pytest.raises(data.DataError, match=says) as error:
+        data.read_idx(path)
+    assert one_line(error).startswith(f"{path}: ")
+
+
+def test_files_that_cannot_be_unpacked(tmp_path):
+    plain = tmp_path / "plain.gz"
+    plain.write_bytes(idx(VALUES))
+    with pytest.raises(data.DataError, match=r"plain\.gz: not a whole gzip file \(Not a gzipped"):
+        data.read_idx(plain)
+    plain.write_bytes(gzip.compress(idx(VALUES)) + b"more")
+    with pytest.raises(data.DataError, match=r"plain\.gz: not a whole gzip file"):
+        data.read_idx(plain)
+    with pytest.raises(data.DataError, match=r"absent\.gz: can't be read \(No such file"):
+        data.read_idx(tmp_path / "absent.gz")
+
+
+def test_bundled_part_is_balanced(bundled):
+    for images, labels, count in (
+        (bundled.train_images, bundled.train_labels, 10_000),
+        (bundled.test_images, bundled.test_labels, 2_000),
+    ):
+        assert images.shape == (count, 1, 28, 28)
+        assert images.dtype == torch.uint8
+        assert labels.dtype == torch.int64
+        assert torch.bincount(labels).tolist() == [count // 10] * 10
+        assert len(images.unique(dim=0)) > 0.99 * count
+    assert sum(path.stat().st_size for path in data.BUNDLED.iterdir()) < 6e6
+    assert "10,000 training and 2,000 test images" in bundled.source
+    assert all(word in bundled.source for word in ("bundled", "--data", "FUNCNETS_DATA"))
+    assert "Zalando SE" in (data.BUNDLED / "LICENSE").read_text(encoding="utf-8")
+
+
+needs_full_set = pytest.mark.skipif(
+    not all((DEBIAN / name).is_file() for name in NAMES), reason="needs dataset-fashion-mnist"
+)
+
+
+@needs_full_set
+def test_bundled_part_is_the_beginning_of_the_full_set(bundled):
+    full = data.load(DEBIAN)
+    assert "60,000 training and 10,000 test images" in full.source
+    assert str(DEBIAN) in full.source
+    for part, images, labels, size in (
+        (bundled.train_images, full.train_images, full.train_labels, 1000),
+        (bundled.test_images, full.test_images, full.test_labels, 200),
+    ):
+        classes = [torch.nonzero(labels == label).flatten()[:size] for label in range(10)]
+        assert torch.equal(part, images[torch.cat(classes).sort().values])
+
+
+@needs_full_set
+def test_checksums_are_those_published():
+    # Packed as published, each file's header has its name and the time at which it was packed.
+    times = (1504176606, 1504176606, 1504176627, 1504176627)
+    published = dict(datasets.FashionMNIST.resources)
+    for name, packed_at in zip(NAMES, times, strict=True):
+        packed = (DEBIAN / name).read_bytes()
+        header = b"\x1f\x8b\x08\x08" + struct.pack("<I", packed_at) + packed[8:10]
+        original = header + name.removesuffix(".gz").encode() + b"\0" + packed[10:]
+        assert md5(original) == published[name]
+        assert md5(gzip.decompress(packed)) == data.CHECKSUMS[name][0]
+
+
+def test_explicit_directory_flat_or_in_torchvisions_layout(nowhere, accept):
+    for place in (nowhere / "flat", nowhere / "root" / "FashionMNIST" / "raw"):
+        accept(place, train=7)
+        found = data.load(nowhere / place.relative_to(nowhere).parts[0])
+        assert found.train_images.shape == (7, 1, 28, 28)
+        assert found.test_images.shape == (3, 1, 28, 28)
+        assert torch.equal(found.train_images[:, 0], data.read_idx(place / TRAIN_IMAGES))
+        assert torch.equal(found.train_labels, data.read_idx(place / TRAIN_LABELS).long())
+        assert torch.equal(found.test_labels, data.read_idx(place / TEST_LABELS).long())
+        assert str(place) in found.source
+
+
+def test_places_are_tried_in_order(nowhere, monkeypatch):
+    bundled_checksums = data.CHECKSUMS
+    places = [
+        nowhere / "explicit",
+        nowhere / "named",
+        nowhere / "here/data/FashionMNIST/raw",
+        nowhere / "home/data/FashionMNIST/raw",
+        nowhere / "debian",
+    ]
+    sets = [small_set(place, train=10 + n) for n, place in enumerate(places)]
+    monkeypatch.setenv("FUNCNETS_DATA", str(nowhere / "named"))
+    for n, (place, checksums) in enumerate(zip(places, sets, strict=True)):
+        monkeypatch.setattr(data, "CHECKSUMS", checksums)
+        if n == 2:
+            monkeypatch.delenv("FUNCNETS_DATA")
+        found = data.load(nowhere / "explicit" if n == 0 else None)
+        assert len(found.train_images) == 10 + n
+        shutil.rmtree(place)
+    monkeypatch.setattr(data, "CHECKSUMS", bundled_checksums)
+    assert "bundled" in data.load().source
+
+
+def test_incomplete_usual_place_is_passed_over(nowhere):
+    place = nowhere / "here/data/FashionMNIST/raw"
+    small_set(place)
+    (place / TEST_LABELS).unlink()
+    assert "bundled" in data.load().source
+
+
+def test_damaged_usual_place_is_an_error(nowhere):
+    place = nowhere / "home/data/FashionMNIST/raw"
+    small_set(place)
+    with pytest.raises(data.DataError) as error:
+        data.load()
+    assert str(place / TRAIN_IMAGES) in one_line(error)
+
+
+def test_bundled_word_wins_over_every_place(nowhere, accept, monkeypatch):
+    small_set(nowhere / "named")
+    assert "bundled" in data.load("bundled").source
+    monkeypatch.setenv("FUNCNETS_DATA", "bundled")
+    assert "bundled" in data.load().source
+    with pytest.raises(data.DataError, match="needs no download"):
+        data.load(download=True)
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_named_directory_without_the_files_is_an_error(
+    nowhere, accept, monkeypatch, by_environment
+):
+    accept(nowhere / "debian")
+    lacking = nowhere / "lacking"
+    shutil.copytree(nowhere / "debian", lacking)
+    (lacking / TEST_LABELS).unlink()
+    if by_environment:
+        monkeypatch.setenv("FUNCNETS_DATA", str(lacking))
+    with pytest.raises(data.DataError, match=f"{lacking}.*: no {TEST_LABELS} in it") as error:
+        data.load(None if by_environment else lacking)
+    message = one_line(error)
+    assert ("from FUNCNETS_DATA" in message) == by_environment
+    assert TRAIN_LABELS not in message
+    with pytest.raises(data.DataError, match=f"absent: no {', '.join(NAMES)} in it"):
+        data.load(nowhere / "absent")
+
+
+def test_home_is_expanded_and_environment_may_be_empty(nowhere, accept, monkeypatch):
+    accept(nowhere / "home/mine", train=4)
+    assert len(data.load("~/mine").train_images) == 4
+    monkeypatch.setenv("FUNCNETS_DATA", "~/mine")
+    assert len(data.load().train_images) == 4
+    accept(nowhere / "debian", train=5)
+    monkeypatch.setenv("FUNCNETS_DATA", "")
+    assert len(data.load().train_images) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_set_under_the_known_names_is_an_error(tmp_path, name, accept):
+    accept(tmp_path)
+    content = bytearray(gzip.decompress((tmp_path / name).read_bytes()))
+    content[-1] ^= 1
+    write_gzip(tmp_path / name, bytes(content))
+    with pytest.raises(data.DataError) as error:
+        data.load(tmp_path)
+    message = one_line(error)
+    assert message.startswith(f"{tmp_path / name}: ")
+    assert md5(content) in message
+    assert data.CHECKSUMS[name][0] in message
+
+
+def test_images_and_labels_of_two_sets_are_an_error(tmp_path, accept):
+    accept(tmp_path, train=6, train_labels=5)
+    with pytest.raises(data.DataError, match=f"6 images in {TRAIN_IMAGES}, but 5 labels in"):
+        data.load(tmp_path)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(nowhere, accept, monkeypatch):
+    """A server of a small set, in the place of torchvision's; yields the function to close it."""
+    place = nowhere / "server"
+    accept(place, train=8)
+    server = HTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=place))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    resources = [(name, md5((place / name).read_bytes())) for name in NAMES]
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(
+        datasets.FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
+    )
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", resources)
+
+    def close():
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    yield close
+    close()
+
+
+def test_download(nowhere, mirror):
+    assert len(data.load(download=True).train_images) == 8
+    assert (nowhere / "here/data/FashionMNIST/raw" / TEST_LABELS).is_file()
+    chosen = nowhere / "chosen"
+    assert str(chosen) in data.load(chosen, download=True).source
+    assert (chosen / "FashionMNIST/raw" / TEST_LABELS).is_file()
+
+
+def test_download_without_network(nowhere, mirror):
+    data.load(nowhere / "before", download=True)
+    mirror()
+    with pytest.raises(data.DataError, match=r"can't be downloaded into data.*refused") as error:
+        data.load(download=True)
+    assert "--data DIR" in one_line(error)
+    assert "before" in data.load(nowhere / "before", download=True).source  # nothing to get
+
+
+def test_download_of_something_else(nowhere, mirror):
+    write_gzip(nowhere / "server" / TRAIN_LABELS, b"something else")
+    with pytest.raises(data.DataError, match=r"can't be downloaded .*corrupted") as error:
+        data.load(download=True)
+    one_line(error)
+
+
+def test_limit(bundled):
+    part = data.limit(bundled, 100)
+    assert torch.equal(part.train_images, bundled.train_images[:100])
+    assert torch.equal(part.train_labels, bundled.train_labels[:100])
+    assert part.test_images is bundled.test_images
+    assert part.source.startswith("the first 100 training images of Fashion-MNIST, the bundled")
+    assert len(bundled.train_images) == 10_000
+    assert len(data.limit(bundled, 10_000).train_images) == 10_000
+    for count in (0, -1, 10_001):
+        with pytest.raises(data.DataError, match=f"limit of {count} .*; expected 1 to 10000"):
+            data.limit(bundled, count)
+
+
+def resized_by_torchvision(images, side):
+    """By each of torchvision's ways to resize an 8-bit image, as (B, 1, side, side) grey levels."""
+    yield transforms.Resize((side, side))(images)
+    yield v2.Resize((side, side))(images)
+    for resize in (transforms.Resize((side, side)), v2.Resize((side, side))):
+        pictures = [resize(Image.fromarray(image[0].numpy())) for image in images]
+        yield torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])[:, None]
+
+
+@pytest.mark.parametrize("side", [14, 28, 33, 96, 224])
+def test_prepare_agrees_with_torchvision(bundled, side):
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 1, 28, 28), np.uint8))
+    images = torch.cat([bundled.train_images[:30], noise, 255 * (noise // 128)])
+    before = images.clone()
+    prepared = data.prepare(images, side, torch.float64)
+    assert torch.equal(images, before)
+    assert prepared.shape == (70, 1, side, side)
+    assert prepared.dtype == torch.float64
+    assert prepared.min() == 0
+    assert prepared.max() <= 1
+    for expected in resized_by_torchvision(images, side):
+        difference = (prepared * 255 - expected.double()).abs()
+        assert difference.max() <= 1 + 1e-9
+        assert difference.mean() < 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_prepare_is_the_same_image_in_every_dtype(bundled, dtype):
+    for side in (28, 20):
+        prepared = data.prepare(bundled.test_images[:8], side, dtype)
+        assert prepared.dtype == dtype
+        exact = data.prepare(bundled.test_images[:8], side, torch.float64)
+        assert torch.equal(prepared, exact.to(dtype))
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "fake"])
+@pytest.mark.parametrize("side", [28, 40])
+def test_prepare_is_traceable(bundled, tracing_mode, side):
+    def prepare(images):
+        return data.prepare(images, side)
+
+    traced = make_fx(prepare, tracing_mode=tracing_mode)(bundled.train_images[:4])
+    images = bundled.test_images[:4]
+    assert torch.equal(traced(images), prepare(images))
+
+
+def test_prepare_refuses_what_is_not_images():
+    images = torch.zeros(2, 1, 28, 28)
+    with pytest.raises(data.DataError, match=r"torch\.float32 of shape \(2, 1, 28, 28\)"):
+        data.prepare(images, 28)
+    with pytest.raises(data.DataError, match=r"torch\.uint8 of shape \(1, 28, 28\); expected"):
+        data.prepare(images[0].byte(), 28)
+    with pytest.raises(data.DataError, match="side is 0"):
+        data.prepare(images.byte(), 0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    epoch=st.integers(0, 1000),
+    count=st.integers(1, 300),
+    batch_size=st.integers(1, 320),
+    share=st.floats(0, 1),
+)
+def test_every_index_once_an_epoch(seed, epoch, count, batch_size, share):
+    key = random.key(seed)
+    order = data.shuffle(key, epoch, count)
+    assert order.dtype == torch.int64
+    assert torch.equal(order.sort().values, torch.arange(count))
+    batches = data.batches(order, batch_size)
+    assert torch.equal(torch.cat(batches), order)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert 1 <= len(batches[-1]) <= batch_size
+    start = round(share * len(batches))
+    resumed = data.batches(data.shuffle(random.key(seed), epoch, count), batch_size, start=start)
+    assert len(resumed) == len(batches) - start
+    assert all(torch.equal(*pair) for pair in zip(resumed, batches[start:], strict=True))
+
+
+def test_epochs_and_keys_differ():
+    orders = [
+        tuple(data.shuffle(random.key(seed), epoch, 1000).tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len({*orders, tuple(range(1000))}) == 10
+
+
+def test_batches_of_the_full_set():
+    for batch_size, count, last in ((128, 469, 96), (256, 235, 96)):
+        batches = data.batches(torch.arange(60_000), batch_size)
+        assert (len(batches), len(batches[-1])) == (count, last)
+    assert data.batches(torch.arange(0), 4) == []
+
+
+def test_batches_refuse_what_is_no_epoch():
+    indices = torch.arange(10)
+    with pytest.raises(data.DataError, match="batch size is 0"):
+        data.batches(indices, 0)
+    for start in (-1, math.ceil(10 / 4) + 1):
+        with pytest.raises(data.DataError, match=f"batch {start}; expected 0 to 3"):
+            data.batches(indices, 4, start=start)

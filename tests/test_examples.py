@@ -1,0 +1,55 @@
+"""Every example runs, at a size that takes seconds, and prints what it promises."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FULL_SET = [
+    *("--nets", "lenet_bn", "--recipes", "tuned", "--seeds", "0", "1", "--epochs", "1"),
+    *("--limit-train", "300", "--data", "bundled", "--backend", "graph"),
+]
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_full_set_prints_a_row_a_seed_and_a_table(capsys):
+    load("full_set").main(FULL_SET)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert all(0 < row["test"] < 1 and row["loss"] > 0 for row in rows)
+    assert rows[0]["loss"] != rows[1]["loss"]
+    assert lines[-1].startswith("| lenet_bn | tuned | 2 |")
+
+
+def test_full_set_reports_a_seed_that_diverged():
+    rows = [
+        {"net": "nin", "recipe": "reference", "seed": 0, "loss": 0.3, "train": 0.9, "test": 0.8},
+        {"net": "nin", "recipe": "reference", "seed": 1, "diverged": "the loss is nan"},
+    ]
+    assert "| 2, 1 diverged |" in load("full_set").table(rows)
+
+
+def test_step_speed_compares_the_steps(capsys):
+    load("step_speed").main(
+        ["lenet_bn", "--rounds", "2", "--batch-size", "8", "--backend", "graph", "--no-compile"]
+    )
+    out = capsys.readouterr().out
+    assert "funcnets is 1.00 times as fast" in out
+    assert "module, eager" in out
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_is_tested(path):
+    assert f'load("{path.stem}")' in Path(__file__).read_text()
