@@ -147,3 +147,72 @@ def eval_command(
         f"{measured['network']}, step {measured['step']}: test loss {measured['test_loss']:.4f}, "
         f"accuracy {measured['test_accuracy']:.4f} over {measured['test_images']:,} images"
     )
+
+
+@app.command("summary", epilog=EPILOG)
+def summary_command(
+    network: Annotated[str, typer.Argument(metavar="NET")],
+    input: Annotated[str | None, typer.Option(metavar="N,C,H,W", help="Input shape.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Levels of parts to show.")] = None,
+    json: Json = False,
+) -> None:
+    """Show each part's output shape, parameters and multiply-adds."""
+    from rich.console import Console
+
+    from funcnets import models, summary
+
+    net, recipe = models.get(network)
+    try:
+        shape = tuple(map(int, input.split(","))) if input else (1, 1, recipe.side, recipe.side)
+    except ValueError:
+        raise ValueError(f"--input is {input!r}; expected four numbers, as 1,1,224,224") from None
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"--input is {input!r}; expected four positive numbers, as 1,1,224,224")
+    rows = summary.summarize(net, shape, depth)
+    if json:
+        for row in rows:
+            print(json_format.dumps(row._asdict()))
+    else:
+        Console().print(summary.render(rows))
+
+
+@app.command("list", epilog=EPILOG)
+def list_command(json: Json = False) -> None:
+    """List the networks and the recipes that they are trained by."""
+    from funcnets import models
+
+    for name, (_, recipe) in models.INDEX.items():
+        row = {
+            "network": name,
+            "learning_rate": recipe.learning_rate,
+            "batch_size": recipe.batch_size,
+            "side": recipe.side,
+        }
+        if json:
+            print(json_format.dumps(row))
+        else:
+            print(
+                f"{name:18} rate {row['learning_rate']}, batch {recipe.batch_size}, side {recipe.side}"
+            )
+
+
+def main() -> None:
+    """Run the command line; an error is one line on standard error and an exit code."""
+    import os
+
+    try:
+        code = app(standalone_mode=False)
+    except CommandLineError as error:
+        print(f"funcnets: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
+        code = 2
+    except (ValueError, OSError) as error:
+        if os.environ.get("FUNCNETS_DEBUG"):
+            raise
+        print(f"funcnets: {error}", file=sys.stderr)
+        code = 2
+    except (ArithmeticError, RuntimeError) as error:
+        if os.environ.get("FUNCNETS_DEBUG"):
+            raise
+        print(f"funcnets: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

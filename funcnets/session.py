@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,35 @@ def _smallest_side(net: Layer, size: int, too_small: int) -> int | None:
         else:
             works = side
     return works if works <= LARGEST_SIDE_TRIED else None
+
+
+def evaluate(
+    path: Path, *, data: str | None = None, device: str | None = None, backend: str | None = None
+) -> dict[str, Any]:
+    """Loss and accuracy of a run's newest checkpoint over all test images.
+
+    Raises UsageError or CheckpointError where there is no run, or it is damaged.
+    """
+    from funcnets import train
+    from funcnets.data import prepare
+    from funcnets.jit import jit
+
+    run = Run(path)
+    given = {"data": data, "device": device, "backend": backend}
+    config = replace(run.read_config(), **{key: value for key, value in given.items() if value})
+    dataset, net, optimizer = _load(config)
+    train_state, _ = load_checkpoint(run, config, net, optimizer)
+    function = train.make_eval_step(net, prepare=partial(prepare, side=config.side))
+    measured = train.evaluate(
+        jit(function, backend=config.backend),  # type: ignore[arg-type]
+        train_state.params,
+        train_state.state,
+        (dataset.test_images, dataset.test_labels),
+    )
+    return {
+        "network": config.network,
+        "step": int(train_state.step),
+        "test_loss": measured.loss,
+        "test_accuracy": measured.accuracy,
+        "test_images": measured.count,
+    }

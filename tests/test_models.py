@@ -1,7 +1,5 @@
 """The eight networks and their blocks equal their module twins."""
 
-from typing import Any
-
 import pytest
 import strategies
 import torch
@@ -11,7 +9,6 @@ from comparison import (
     assert_trains_alike,
     batches,
     functional_steps,
-    init,
     pair,
 )
 from hypothesis import given, settings
@@ -20,8 +17,7 @@ from registry import NETWORKS, Network
 from torch import Tensor, nn
 
 import funcnets
-from funcnets import core, models, random, tree, twins
-from funcnets.core import Layer
+from funcnets import models, random, tree
 
 TOTALS = {
     "alexnet": 46_764_746,
