@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from signal import Signals
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -54,7 +55,7 @@ class Outcome(NamedTuple):
 class Interrupt:
     """Notes the first SIGINT or SIGTERM, so that the step under way can end; a second one exits."""
 
-    signal: signal.Signals | None = None
+    signal: Signals | None = None
 
     def __enter__(self) -> "Interrupt":
         numbers = (signal.SIGINT, signal.SIGTERM)

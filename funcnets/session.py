@@ -169,13 +169,13 @@ def evaluate(
     from funcnets.jit import jit
 
     run = Run(path)
-    given = {"data": data, "device": device, "backend": backend}
+    given: dict[str, Any] = {"data": data, "device": device, "backend": backend}
     config = replace(run.read_config(), **{key: value for key, value in given.items() if value})
     dataset, net, optimizer = _load(config)
     train_state, _ = load_checkpoint(run, config, net, optimizer)
     function = train.make_eval_step(net, prepare=partial(prepare, side=config.side))
     measured = train.evaluate(
-        jit(function, backend=config.backend),  # type: ignore[arg-type]
+        jit(function, backend=config.backend),
         train_state.params,
         train_state.state,
         (dataset.test_images, dataset.test_labels),

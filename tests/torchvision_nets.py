@@ -1,10 +1,10 @@
 """torchvision's networks, built from the library's blocks, and its names for their leaves."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-from funcnets import interop, models
+from funcnets import models
 from funcnets.core import Layer, sequential
 from funcnets.layers import (
     adaptive_avg_pool,
@@ -154,11 +154,7 @@ def resnet_name(name: str) -> str:
 
 
 def densenet_name(name: str) -> str:
-    name = re.sub(r"^(features\.|classifier(?=\.))", lambda m: "" if "." in m[0] else "fc", name)
+    name = name.removeprefix("features.").replace("classifier", "fc")
     name = name.replace("denseblock", "dense").replace("denselayer", "layer")
     name = re.sub(r"^(conv|norm)0\.", r"stem.\1.", name)
     return re.sub(r"norm5?", "bn", name)
-
-
-Names = interop.Rename
-Build = Callable[..., Layer]
