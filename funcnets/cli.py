@@ -191,9 +191,8 @@ def list_command(json: Json = False) -> None:
         if json:
             print(json_format.dumps(row))
         else:
-            print(
-                f"{name:18} rate {row['learning_rate']}, batch {recipe.batch_size}, side {recipe.side}"
-            )
+            numbers = f"rate {recipe.learning_rate}, batch {recipe.batch_size}, side {recipe.side}"
+            print(f"{name:18} {numbers}")
 
 
 def main() -> None:
