@@ -319,7 +319,7 @@ def test_wrong_keys_say_how_to_make_one(draw):
         (lambda: random.fold_in(KEY, torch.tensor([1, 2])), ValueError, "vmap"),
         (lambda: random.uniform(KEY, (2,), torch.int32), TypeError, "bfloat16"),
         (lambda: random.normal(KEY, (2,), torch.complex64), TypeError, "bfloat16"),
-        (lambda: random.uniform(KEY, (2,), minval=1.0), ValueError, "minval <= maxval"),
+        (lambda: random.uniform(KEY, (2,), minval=2.0), ValueError, "minval <= maxval"),
         (lambda: random.uniform(KEY, (2,), maxval=math.inf), ValueError, "finite"),
         (lambda: random.uniform(KEY, (2,), minval=math.nan), ValueError, "finite"),
         (lambda: random.bernoulli(KEY, 1.5, (2,)), ValueError, "0 to 1"),
