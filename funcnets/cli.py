@@ -4,6 +4,8 @@ What a command needs is imported inside it, so that `--help` and a mistyped flag
 """
 
 import json as json_format
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -178,40 +180,42 @@ def summary_command(
 
 @app.command("list", epilog=EPILOG)
 def list_command(json: Json = False) -> None:
-    """List the networks and the recipes that they are trained by."""
-    from funcnets import models
+    """List the networks, their parameters and the recipes that they are trained by."""
+    from dataclasses import asdict
 
-    for name, (_, recipe) in models.INDEX.items():
-        row = {
-            "network": name,
-            "learning_rate": recipe.learning_rate,
-            "batch_size": recipe.batch_size,
-            "side": recipe.side,
-        }
-        if json:
-            print(json_format.dumps(row))
-        else:
-            numbers = f"rate {recipe.learning_rate}, batch {recipe.batch_size}, side {recipe.side}"
-            print(f"{name:18} {numbers}")
+    from rich.console import Console
+    from rich.table import Table
+
+    from funcnets import models, summary
+
+    columns = ("network", "parameters", "recipe", "rate", "schedule", "batch", "side")
+    table = Table()
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for name, (build, recipes) in models.INDEX.items():
+        for recipe_name, recipe in recipes.items():
+            total = summary.summarize(build(), (1, 1, recipe.side, recipe.side), depth=0)[-1]
+            row = {"network": name, "parameters": total.parameters, "recipe": recipe_name}
+            if json:
+                print(json_format.dumps(row | asdict(recipe)))
+            numbers = (recipe.learning_rate, recipe.schedule, recipe.batch_size, recipe.side)
+            table.add_row(name, f"{total.parameters:,}", recipe_name, *map(str, numbers))
+    if not json:
+        Console().print(table)
 
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
-    import os
-
+    # torch warns where a CUDA toolkit stands without a device, which concerns nobody here.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
-    except CommandLineError as error:
-        print(f"funcnets: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
-        code = 2
-    except (ValueError, OSError) as error:
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
         if os.environ.get("FUNCNETS_DEBUG"):
             raise
-        print(f"funcnets: {error}", file=sys.stderr)
-        code = 2
-    except (ArithmeticError, RuntimeError) as error:
-        if os.environ.get("FUNCNETS_DEBUG"):
-            raise
-        print(f"funcnets: {error}", file=sys.stderr)
-        code = 1
+        message = getattr(error, "format_message", error.__str__)()
+        print(f"funcnets: {message or repr(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1)
     sys.exit(code if isinstance(code, int) else 0)
