@@ -82,7 +82,8 @@ INDEX: dict[str, tuple[Callable[..., Layer], dict[str, Recipe]]] = {
 
 def _choose(kind: str, name: str, known: dict[str, Any]) -> Any:
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+        begun = [other for other in known if name and other.startswith(name)]
+        close = begun or difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"no {kind} is called {name!r}: {hint}known are {', '.join(known)}")
     return known[name]

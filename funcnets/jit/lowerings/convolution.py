@@ -97,7 +97,8 @@ def is_tiny(
     return (
         _pixels(shape.kernel) > 1
         and _pixels(shape.input) <= LARGEST_TINY_MAP
-        and 0 < _pixels(shape.output) <= LARGEST_TINY_MAP
+        and min(shape.output) > 0
+        and _pixels(shape.output) <= LARGEST_TINY_MAP
     )
 
 

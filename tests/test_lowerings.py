@@ -1,0 +1,114 @@
+"""Lowerings equal the ATen operations that they replace, in float64."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import funcnets
+from funcnets import layers, random
+from funcnets.jit.lowerings import convolution
+from funcnets.jit.lowerings.convolution import geometry, is_tiny, tiny_backward, tiny_forward
+
+aten = torch.ops.aten
+REST = ([1, 1], False, [0, 0], 1)
+sides = st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (3, 1)])
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def cases(draw):
+    """Input, weight, bias, stride and padding of a convolution on a tiny map."""
+    kernel, stride = draw(st.tuples(st.integers(1, 5), st.integers(1, 5))), draw(pairs)
+    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    batch, inputs, outputs = (draw(st.integers(1, 4)) for _ in range(3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    shape = (batch, inputs, *draw(sides))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, inputs, *kernel, generator=generator, dtype=torch.float64)
+    bias = torch.randn(outputs, generator=generator, dtype=torch.float64)
+    assume(is_tiny(x, weight, stride, padding, *REST))
+    return x, weight, bias, list(stride), list(padding)
+
+
+@given(cases(), st.booleans())
+def test_forward(case, with_bias):
+    x, weight, bias, stride, padding = case
+    arguments = (x, weight, bias if with_bias else None, stride, padding, *REST)
+    torch.testing.assert_close(tiny_forward(*arguments), aten.convolution(*arguments))
+
+
+@given(cases(), st.tuples(st.booleans(), st.booleans(), st.booleans()))
+def test_backward(case, mask):
+    x, weight, bias, stride, padding = case
+    output = aten.convolution(x, weight, bias, stride, padding, *REST)
+    cotangent = torch.cos(torch.arange(output.numel(), dtype=torch.float64)).view(output.shape)
+    arguments = (cotangent, x, weight, list(bias.shape), stride, padding, *REST, list(mask))
+    results = zip(tiny_backward(*arguments), aten.convolution_backward(*arguments), strict=True)
+    for (actual, expected), wanted in zip(results, mask, strict=True):
+        if wanted:
+            torch.testing.assert_close(actual, expected)
+        else:
+            assert actual is None
+
+
+@given(cases())
+def test_scatter_is_the_adjoint_of_gather(case):
+    x, weight, _, stride, padding = case
+    shape = geometry(x, weight, stride, padding)
+    matrix = convolution.gather_taps(weight, shape)
+    other = torch.sin(torch.arange(matrix.numel(), dtype=torch.float64)).view(matrix.shape)
+    left = (matrix * other).sum()
+    right = (weight * convolution.scatter_taps(other, weight, shape)).sum()
+    torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "how"),
+    [
+        (1, 1, ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        (3, 3, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
+        (2, 3, ([1, 1], [1, 1], [1, 1], False, [0, 0], 2)),
+        (2, 2, ([1, 1], [2, 2], [2, 2], False, [0, 0], 1)),
+        (2, 3, ([1, 1], [1, 1], [1, 1], True, [0, 0], 1)),
+        (2, 3, ([1, 1], [2, 2], [1, 1], False, [0, 0], 1)),
+    ],
+    ids=["1×1 kernel", "9 pixels", "groups", "dilation", "transposed", "16 output pixels"],
+)
+def test_the_rule_says_no(side, kernel, how):
+    assert not is_tiny(torch.zeros(2, 4, side, side), torch.zeros(4, 4, kernel, kernel), *how)
+
+
+def network():
+    net = funcnets.sequential(
+        conv=layers.conv2d(3, 3, padding=1), tanh=layers.tanh(), pool=layers.global_avg_pool()
+    )
+    x = random.normal(random.key(1), (2, 3, 2, 2), torch.float64)
+    return net, net.init(random.key(0), x)[0], x
+
+
+def test_a_trace_tells_which_took_part():
+    net, params, x = network()
+    gradient = torch.func.grad(lambda params: net.apply(params, {}, x)[0].sum())
+    fired = funcnets.jit(gradient).trace(params).fired
+    assert fired == {"convolution.tiny_forward": 1, "convolution.tiny_backward": 1}
+    traced = funcnets.jit(gradient, lowerings=None).trace(params)
+    assert traced.fired == {}
+    assert "convolution" in str(traced)
+
+
+def test_under_second_derivatives_and_vmap():
+    net, params, x = network()
+
+    def loss(params, x):
+        return net.apply(params, {}, x)[0].square().sum()
+
+    def product(params, x):
+        gradient = torch.func.grad(loss)
+        return torch.func.jvp(lambda p: gradient(p, x), (params,), (params,))[1]
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    for function, value in ((product, x), (each, x[:, None])):
+        expected = function(params, value)
+        actual = funcnets.jit(function, backend="graph")(params, value)
+        torch.testing.assert_close(actual, expected)

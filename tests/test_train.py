@@ -1,0 +1,161 @@
+"""The training step and the loop: what they count, keep, repeat and refuse."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import funcnets
+from funcnets import data, layers, losses, metrics, optim, random, train, tree
+
+NET = funcnets.sequential(
+    conv=layers.conv2d(2, 3),
+    bn=layers.batch_norm(),
+    tanh=layers.tanh(),
+    dropout=layers.dropout(0.25),
+    flatten=layers.flatten(),
+    fc=layers.linear(3),
+)
+IMAGES = random.normal(random.key(8), (23, 1, 5, 5), torch.float64)
+LABELS = torch.arange(23) % 3
+
+
+def start(rate=0.1, seed=0):
+    optimizer = optim.sgd(rate, momentum=0.5)
+    return train.make_train_step(NET, optimizer), train.create(
+        NET, optimizer, random.key(seed), IMAGES
+    )
+
+
+def same(first, second):
+    pairs = zip(tree.leaves(first), tree.leaves(second), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def fit(step, train_state, batch_size=5, epochs=2, **options):
+    batch = (IMAGES, LABELS)
+    return train.fit(step, train_state, batch, batch_size=batch_size, epochs=epochs, **options)
+
+
+def test_the_step_changes_nothing_that_it_is_given():
+    step, train_state = start()
+    before = tree.map(torch.clone, (train_state, IMAGES, LABELS))
+    step(train_state, (IMAGES, LABELS))
+    assert same(before, (train_state, IMAGES, LABELS))
+
+
+def test_the_same_key_gives_the_same_numbers_and_each_step_its_own_mask():
+    step, train_state = start()
+    first, again = (step(train_state, (IMAGES, LABELS)) for _ in range(2))
+    assert same(first, again)
+    later = step(train_state._replace(step=train_state.step + 1), (IMAGES, LABELS))
+    assert later[1]["loss"] != first[1]["loss"]
+
+
+@given(batch_size=st.integers(2, 23))
+@settings(max_examples=10)
+def test_every_image_is_seen_once_an_epoch(batch_size):
+    if len(LABELS) % batch_size == 1:
+        batch_size += 1
+    seen: list[int] = []
+
+    def step(train_state, batch):
+        seen.extend(batch[0].long().tolist())
+        return train_state._replace(step=train_state.step + 1), {
+            "loss": torch.zeros(()),
+            "correct": torch.zeros(()),
+        }
+
+    train_state = start()[1]
+    numbers = (torch.arange(23.0), LABELS)
+    done = list(train.fit(step, train_state, numbers, batch_size=batch_size, epochs=2))
+    assert sorted(seen[:23]) == sorted(seen[23:]) == list(range(23))
+    assert seen[:23] != seen[23:]
+    assert [progress.batches for progress in done] == [-(-23 // batch_size)] * len(done)
+    assert len(done) == 2 * done[0].batches
+
+
+def test_averages_are_over_the_epoch_and_count_the_short_batch_by_its_size():
+    step, train_state = start()
+    measured = []
+
+    def noted(train_state, batch):
+        result = step(train_state, batch)
+        measured.append((result[1], len(batch[1])))
+        return result
+
+    progress = [*fit(noted, train_state, epochs=1)][-1]
+    assert [count for _, count in measured] == [5, 5, 5, 5, 3]
+    loss = sum(float(m["loss"]) * count for m, count in measured) / 23
+    assert progress.running.loss == pytest.approx(loss, rel=1e-12)
+    assert progress.running.correct == sum(int(m["correct"]) for m, _ in measured)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 7])
+def test_going_on_from_the_middle_gives_the_same_bits(stop):
+    step, train_state = start()
+    whole = list(fit(step, train_state))
+    half = whole[stop - 1]
+    rest = list(fit(step, half.train_state, running=half.running))
+    assert len(rest) == len(whole) - stop
+    assert same(rest[-1].train_state, whole[-1].train_state)
+    assert rest[-1].running == whole[-1].running
+
+
+def test_a_loss_that_is_no_number_stops_the_training_at_its_step():
+    step, train_state = start()
+
+    def broken(train_state, batch):
+        after, measured = step(train_state, batch)
+        bad = train_state.step == 3
+        return after, measured | {"loss": torch.where(bad, torch.nan, measured["loss"])}
+
+    steps = fit(broken, train_state)
+    good = [next(steps) for _ in range(3)]
+    with pytest.raises(train.NonFiniteLoss, match="nan at step 4"):
+        next(steps)
+    assert all(leaf.isfinite().all() for leaf in tree.leaves(good[-1].train_state.params))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_evaluation_is_over_all_images(batch_size):
+    _, train_state = start()
+    step = train.make_eval_step(NET)
+    params, state = train_state.params, train_state.state
+    actual = train.evaluate(step, params, state, (IMAGES, LABELS), batch_size=batch_size)
+    logits, _ = NET.apply(params, state, IMAGES)
+    assert actual.count == 23
+    assert actual.correct == int(metrics.correct(logits, LABELS))
+    assert actual.loss == pytest.approx(float(losses.cross_entropy(logits, LABELS)), rel=1e-12)
+
+
+def test_images_can_be_prepared_inside_the_step():
+    net, _ = funcnets.models.get("lenet_bn")
+    optimizer, prepare = optim.sgd(0.1), partial(data.prepare, side=28)
+    images = (torch.arange(8 * 28 * 28) % 256).to(torch.uint8).view(8, 1, 28, 28)
+    train_state = train.create(net, optimizer, random.key(0), prepare(images))
+    inside = train.make_train_step(net, optimizer, prepare=prepare)
+    outside = train.make_train_step(net, optimizer)
+    labels = torch.arange(8)
+    assert same(
+        inside(train_state, (images, labels)), outside(train_state, (prepare(images), labels))
+    )
+
+
+def test_lenet_learns_from_real_images():
+    dataset = data.load("bundled")
+    net, recipe = funcnets.models.get("lenet_bn")
+    optimizer, prepare = optim.sgd(recipe.learning_rate), partial(data.prepare, side=28)
+    example = torch.empty(1, 1, 28, 28, device="meta")
+    train_state = train.create(net, optimizer, random.key(0), example)
+    step = funcnets.jit(train.make_train_step(net, optimizer, prepare=prepare), backend="graph")
+    batch = (dataset.train_images[:2560], dataset.train_labels[:2560])
+    epochs = [
+        progress.running
+        for progress in train.fit(step, train_state, batch, batch_size=128, epochs=3)
+        if progress.batch == progress.batches
+    ]
+    assert epochs[-1].loss < 0.6 * epochs[0].loss
+    assert epochs[-1].accuracy > 0.6
