@@ -63,13 +63,13 @@ def leaves_of(module: nn.Module, seed: int) -> tuple[dict[str, Any], dict[str, A
     of batch norms are around 1.
     """
 
-    def sized(leaf: Tensor, noise: Tensor) -> Tensor:
+    def sized(name: str, leaf: Tensor, noise: Tensor) -> Tensor:
         if leaf.ndim > 1:
             return noise * (2 / leaf[0].numel()) ** 0.5
-        return leaf.detach().mean().round() + noise / 4
+        return name.endswith("weight") + noise / 4
 
     params = dict(module.named_parameters())
-    params = tree.map(sized, params, random_like(params, seed))
+    params = tree.map_named(sized, params, random_like(params, seed))
     state = _statistics_like(buffers(module), seed + 1)
     return tree.unflatten_named(params), tree.unflatten_named(state)
 
@@ -100,8 +100,9 @@ def dropout_keys(layer: Layer, key: Tensor, *path: str) -> Iterator[tuple[str, T
     if layer.kind.startswith("dropout("):
         yield ".".join(path), key
     for i, (name, part) in enumerate(layer.parts):
-        below = path if name is None else (*path, name)
-        yield from dropout_keys(part, random.fold_in(key, i), *below)
+        if part.stochastic:
+            below = path if name is None else (*path, name)
+            yield from dropout_keys(part, random.fold_in(key, i), *below)
 
 
 def _set_mask(key: Tensor, dropout: nn.Module, args: tuple[Tensor]) -> None:
@@ -145,10 +146,12 @@ def module_results(pair: Pair, cotangent: Tensor, mode: bool) -> Results:
 def assert_close(actual: Named, expected: Named, tolerance: float = 1e-9) -> None:
     """The same names, and each tensor within `tolerance` of the other's largest value.
 
-    Below 1e-3 of size the tolerance no longer shrinks: a gradient that is 0 is computed as a
-    difference of larger numbers.
+    Below a hundredth of the largest of all, the tolerance no longer shrinks: a gradient that is 0, as
+    that of a bias before batch norm, is computed as a difference of larger numbers.
     """
     assert actual.keys() == expected.keys()
+    sizes = [float(value.abs().max()) for value in expected.values() if value.numel()]
+    least = max([size / 100 for size in sizes] or [1.0])
     for name, value in actual.items():
         other = expected[name]
         assert value.shape == other.shape, name
@@ -156,7 +159,7 @@ def assert_close(actual: Named, expected: Named, tolerance: float = 1e-9) -> Non
         if value.numel() == 0:
             continue
         difference = (value - other).abs().max()
-        allowed = tolerance * other.abs().max().clamp(min=1e-3)
+        allowed = tolerance * other.abs().max().clamp(min=least)
         # Written so that NaN fails.
         assert difference <= allowed, f"{name}: {difference:.1e} apart, {allowed:.1e} allowed"
 
@@ -227,6 +230,6 @@ def module_steps(pair: Pair, batches: Sequence[Batch], rate: float) -> Iterator[
 def assert_trains_alike(pair: Pair, seed: int, **options: Any) -> None:
     """Five steps of SGD give the same losses, parameters and statistics after each."""
     data = batches(pair, 5, seed)
-    actual = functional_steps(pair, data, 0.05, **options)
-    for ours, theirs in zip(actual, module_steps(pair, data, 0.05), strict=True):
+    actual = functional_steps(pair, data, 0.01, **options)
+    for ours, theirs in zip(actual, module_steps(pair, data, 0.01), strict=True):
         assert_close(ours, theirs)

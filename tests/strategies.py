@@ -1,9 +1,13 @@
-"""What hypothesis draws: numbers, the eight networks in all sizes, and batch norm's options."""
+"""What hypothesis draws: numbers, the eight networks in all sizes, and random architectures."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
+from architectures import Part, Parts, modular
 from hypothesis import strategies as st
 from registry import Network
+from torch import Tensor
 
 seeds = st.integers(0, 2**31)
 widths = st.integers(1, 6)
@@ -15,7 +19,7 @@ def lists(elements: st.SearchStrategy[Any], least: int, most: int | None = None)
 
 def shapes(least: int, most: int, batch: int = 1) -> st.SearchStrategy[tuple[int, ...]]:
     """(N, C, side, side), of sides from `least` to `most` and at least `batch` images."""
-    return st.tuples(st.integers(batch, 5), st.integers(1, 2), st.integers(least, most)).map(
+    return st.tuples(st.integers(batch, 6), st.integers(1, 2), st.integers(least, most)).map(
         lambda drawn: (*drawn, drawn[2])
     )
 
@@ -38,8 +42,10 @@ def _lenet(draw: st.DrawFn, name: str) -> Network:
 @st.composite
 def _resnet(draw: st.DrawFn) -> Network:
     depths = draw(st.just([2, 2, 2, 2]) | lists(st.integers(1, 2), 1, 4))
-    options = {"depths": depths, "channels": draw(lists(widths, len(depths)))}
-    return Network("resnet18", options, draw(shapes(4, 32, batch=3)))
+    # Where all channels of a layer are 0, batch norm after batch norm multiplies the rounding
+    # of a constant by 1/√eps: several channels, and several images, keep that from happening.
+    options = {"depths": depths, "channels": draw(lists(st.integers(6, 9), len(depths)))}
+    return Network("resnet18", options, draw(shapes(16, 32, batch=5)))
 
 
 @st.composite
@@ -55,7 +61,7 @@ NETWORKS: dict[str, st.SearchStrategy[Network]] = {
         Network,
         st.just("alexnet"),
         st.fixed_dictionaries({"channels": lists(widths, 5), "hidden": st.integers(1, 9)}),
-        shapes(63, 75),
+        shapes(65, 75),
     ),
     "vgg11": _vgg(),
     "nin": st.builds(
@@ -77,3 +83,121 @@ NETWORKS: dict[str, st.SearchStrategy[Network]] = {
     "resnet18": _resnet(),
     "densenet": _densenet(),
 }
+
+
+def _conv2d(draw: st.DrawFn, x: Tensor) -> Part:
+    groups = draw(st.sampled_from([n for n in (1, 2, 3) if x.shape[1] % n == 0]))
+    options: dict[str, Any] = {"channels": groups * draw(st.integers(1, 3)), "groups": groups}
+    kernel, dilation = draw(lists(st.integers(1, 3), 2)), draw(lists(st.integers(1, 2), 2))
+    needed = [
+        max(0, d * (k - 1) + 2 - side) // 2
+        for d, k, side in zip(dilation, kernel, x.shape[2:], strict=True)
+    ]
+    padding = [least + draw(st.integers(0, 1)) for least in needed]
+    options |= {"kernel": kernel, "dilation": dilation, "padding": padding}
+    options["stride"] = draw(lists(st.integers(1, 2), 2))
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+    return "conv2d", {**options, "bias": draw(st.booleans())}
+
+
+def _linear(draw: st.DrawFn, x: Tensor) -> Part:
+    return "linear", {"features": draw(st.integers(1, 4)), "bias": draw(st.booleans())}
+
+
+def _batch_norm(draw: st.DrawFn, x: Tensor) -> Part:
+    # A small eps makes rounding large where a tiny batch has next to no variance.
+    eps, momentum = draw(st.sampled_from([1e-3, 0.1])), draw(st.sampled_from([0.1, 0.25, 1.0]))
+    return "batch_norm", {"momentum": momentum, "eps": eps, "unbiased": draw(st.booleans())}
+
+
+def _dropout(draw: st.DrawFn, x: Tensor) -> Part:
+    return "dropout", {"rate": draw(st.sampled_from([0.0, 0.25, 0.5]))}
+
+
+def _pool(draw: st.DrawFn, x: Tensor) -> Part:
+    kernel = draw(st.integers(1, min(3, *x.shape[2:])))
+    options = {
+        "kernel": kernel,
+        "stride": draw(st.integers(1, 2)),
+        "padding": draw(st.integers(0, kernel // 2)),
+        "ceil_mode": draw(st.booleans()),
+    }
+    return draw(st.sampled_from(["max_pool", "avg_pool"])), options
+
+
+def _adaptive_avg_pool(draw: st.DrawFn, x: Tensor) -> Part:
+    height, width = (draw(st.integers(1, side)) for side in x.shape[2:])
+    return "adaptive_avg_pool", {"size": (height, width)}
+
+
+def _plain(draw: st.DrawFn, x: Tensor) -> Part:
+    kinds = ["relu", "sigmoid", "tanh", *(["global_avg_pool"] if x.ndim == 4 else [])]
+    return draw(st.sampled_from(kinds)), {}
+
+
+def _resized(parts: Parts, x: Tensor, like: Tensor) -> Parts:
+    """`parts`, with a pool at the end if they don't give images of the same sides as `like`."""
+    size = tuple(like.shape[2:])
+    if modular(parts, x)[1].shape[2:] == size:
+        return parts
+    return [*parts, ("adaptive_avg_pool", {"size": size})]
+
+
+def _residual(draw: st.DrawFn, x: Tensor, depth: int) -> Part:
+    main = _parts(draw, x, depth)
+    y = modular(main, x)[1]
+    if y.shape == x.shape and draw(st.booleans()):
+        return "residual", {"main": main, "shortcut": None}
+    project: Part = ("linear", {"features": y.shape[1], "bias": draw(st.booleans())})
+    if x.ndim == 4:
+        project = ("conv2d", {"channels": y.shape[1], "kernel": 1})
+    return "residual", {"main": main, "shortcut": _resized([project], x, y)}
+
+
+def _sequential(draw: st.DrawFn, x: Tensor, depth: int) -> Part:
+    return "sequential", {"main": _parts(draw, x, depth)}
+
+
+def _concat(draw: st.DrawFn, x: Tensor, depth: int) -> Part:
+    first, *rest = (_parts(draw, x, depth) for _ in range(draw(st.integers(1, 3))))
+    like = modular(first, x)[1]
+    return "concat", {"parts": [first, *(_resized(parts, x, like) for parts in rest)]}
+
+
+def _dense(draw: st.DrawFn, x: Tensor, depth: int) -> Part:
+    joined: list[Parts] = []
+    for _ in range(draw(st.integers(1, 2))):
+        parts = _resized(_parts(draw, x, depth), x, x)
+        x = torch.cat([x, modular(parts, x)[1]], dim=1)
+        joined.append(parts)
+    return "dense", {"parts": joined}
+
+
+_ANYWHERE = [_batch_norm, _dropout, _plain]
+_ON_IMAGES = [_conv2d, _conv2d, _pool, _adaptive_avg_pool, *_ANYWHERE]
+_ON_ROWS = [_linear, *_ANYWHERE]
+_COMBINATORS: list[Callable[..., Part]] = [_sequential, _residual, _concat, _dense]
+
+
+def _parts(draw: st.DrawFn, x: Tensor, depth: int) -> Parts:
+    """Up to four layers for inputs like `x`, with combinators in them to a depth."""
+    parts: Parts = []
+    for _ in range(draw(st.integers(1, 3 if depth else 2))):
+        if depth and draw(st.integers(0, 2)) == 0:
+            part = draw(st.sampled_from(_COMBINATORS))(draw, x, depth - 1)
+        else:
+            part = draw(st.sampled_from(_ON_IMAGES if x.ndim == 4 else _ON_ROWS))(draw, x)
+        parts.append(part)
+        x = modular([part], x)[1]
+    return parts
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> tuple[Parts, tuple[int, ...]]:
+    """A valid network as plain data (see `architectures.py`), and the shape of an input."""
+    shape = draw(st.tuples(*[st.integers(3, 5), st.integers(1, 4)], *[st.integers(1, 7)] * 2))
+    parts = _parts(draw, torch.zeros(1, *shape[1:]), depth=2)
+    if draw(st.booleans()):
+        parts.append(("flatten", {}))
+        parts += _parts(draw, modular(parts, torch.zeros(1, *shape[1:]))[1], depth=1)
+    return parts, shape

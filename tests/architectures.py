@@ -1,0 +1,109 @@
+"""Networks as plain data, built twice: of funcnets' layers, and of plain modules.
+
+A network is a list of (kind, options).  The options of a combinator hold lists of the same form:
+`("residual", {"main": [("conv2d", {"channels": 3, "kernel": 1})], "shortcut": None})`, and
+`parts`, of `concat` and `dense`, holds one such list for each branch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from funcnets import layers, twins
+from funcnets.core import Layer, concat, dense, residual, sequential
+
+Part = tuple[str, dict[str, Any]]
+Parts = list[Part]
+
+
+def functional(parts: Parts) -> Layer:
+    """The network as a Layer; part i is called `part<i>`."""
+    return sequential(**{f"part{i}": _layer(*part) for i, part in enumerate(parts)})
+
+
+def _layer(kind: str, options: dict[str, Any]) -> Layer:
+    if kind == "residual":
+        shortcut = options["shortcut"]
+        return residual(
+            sequential(main=functional(options["main"])), shortcut and functional(shortcut)
+        )
+    if kind in ("concat", "dense"):
+        join = {"concat": concat, "dense": dense}[kind]
+        return join(**{f"part{i}": functional(part) for i, part in enumerate(options["parts"])})
+    if kind == "sequential":
+        return functional(options["main"])
+    return getattr(layers, kind)(**options)
+
+
+class Residual(nn.Module):
+    def __init__(self, main: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.main, self.shortcut = main, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x) + self.shortcut(x)
+
+
+class Concat(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self], dim=1)
+
+
+class Dense(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self:
+            x = torch.cat([x, part(x)], dim=1)
+        return x
+
+
+def modular(parts: Parts, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """The network as a module for inputs like `x`, and what it makes of `x` in evaluation."""
+    module = nn.Sequential()
+    for i, part in enumerate(parts):
+        module.add_module(f"part{i}", _module(*part, x).eval())
+        with torch.no_grad():
+            x = module[i](x)
+    return module, x
+
+
+def _module(kind: str, options: dict[str, Any], x: Tensor) -> nn.Module:
+    if kind == "residual":
+        main, shortcut = options["main"], options["shortcut"]
+        return Residual(modular(main, x)[0], modular(shortcut, x)[0] if shortcut else nn.Identity())
+    if kind == "sequential":
+        return modular(options["main"], x)[0]
+    if kind in ("concat", "dense"):
+        joined = {"concat": Concat, "dense": Dense}[kind]()
+        for i, part in enumerate(options["parts"]):
+            module, y = modular(part, x)
+            joined.add_module(f"part{i}", module)
+            x = torch.cat([x, y], dim=1) if kind == "dense" else x
+        return joined
+    return _LEAVES[kind](x, **options)
+
+
+def _batch_norm(x: Tensor, momentum: float, eps: float, unbiased: bool) -> nn.Module:
+    if not unbiased:
+        return twins.ScratchBatchNorm(x.shape[1], 1 - momentum, eps)
+    return {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}[x.ndim](x.shape[1], eps, momentum)
+
+
+_LEAVES: dict[str, Callable[..., nn.Module]] = {
+    "conv2d": lambda x, channels, kernel, **options: nn.Conv2d(
+        x.shape[1], channels, kernel, **options
+    ),
+    "linear": lambda x, features, bias: nn.Linear(x.shape[1], features, bias),
+    "batch_norm": _batch_norm,
+    "dropout": lambda x, rate: twins.MaskedDropout(rate),
+    "max_pool": lambda x, kernel, **options: nn.MaxPool2d(kernel, **options),
+    "avg_pool": lambda x, kernel, **options: nn.AvgPool2d(kernel, **options),
+    "adaptive_avg_pool": lambda x, size: nn.AdaptiveAvgPool2d(size),
+    "global_avg_pool": lambda x: nn.AdaptiveAvgPool2d(1),
+    "flatten": lambda x: nn.Flatten(),
+    "relu": lambda x: nn.ReLU(),
+    "sigmoid": lambda x: nn.Sigmoid(),
+    "tanh": lambda x: nn.Tanh(),
+}
+KINDS = {*_LEAVES, "sequential", "residual", "concat", "dense"}

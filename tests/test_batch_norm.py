@@ -1,0 +1,126 @@
+"""Both conventions of batch norm, against torch's modules and a module from scratch."""
+
+from typing import Any
+
+import pytest
+import strategies
+import torch
+from comparison import assert_close, assert_equals_twin, pair, random_like
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from funcnets import random, tree, twins
+from funcnets.core import Layer, LayerError, sequential
+from funcnets.layers import batch_norm
+
+FORMS = {
+    "rows": st.tuples(st.integers(3, 6), st.integers(1, 4)),
+    "images": st.tuples(*[st.integers(1, 4)] * 2, st.integers(2, 5), st.integers(1, 5)),
+}
+momenta = st.floats(0.01, 1.0)
+epsilons = st.sampled_from([1e-5, 1e-3, 0.1])
+
+
+@pytest.fixture(params=FORMS, scope="module")
+def form(request: pytest.FixtureRequest) -> st.SearchStrategy[tuple[int, ...]]:
+    return FORMS[request.param]
+
+
+def module(shape: tuple[int, ...], momentum: float, eps: float, unbiased: bool) -> nn.Module:
+    if not unbiased:
+        return twins.ScratchBatchNorm(shape[1], momentum=1 - momentum, eps=eps)
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    return kind(shape[1], momentum=momentum, eps=eps)
+
+
+@pytest.mark.parametrize("unbiased", [True, False], ids=["torch", "scratch"])
+@given(data=st.data(), momentum=momenta, eps=epsilons, seed=strategies.seeds)
+@settings(max_examples=40)
+def test_equals_the_module(
+    form: Any, unbiased: bool, data: st.DataObject, momentum: float, eps: float, seed: int
+) -> None:
+    shape = data.draw(form)
+    net = batch_norm(momentum, eps, unbiased=unbiased)
+    assert_equals_twin(pair(net, module(shape, momentum, eps, unbiased), shape, seed), 1e-12)
+
+
+def test_conventions_differ_in_the_running_variance_alone() -> None:
+    x = torch.randn(3, 2, dtype=torch.float64)
+    params, state = batch_norm().init(random.key(0), x)
+    assert {name: leaf.unique().tolist() for name, leaf in (params | state).items()} == {
+        "weight": [1.0],
+        "bias": [0.0],
+        "running_mean": [0.0],
+        "running_var": [1.0],
+    }
+    ours, unbiased = batch_norm().apply(params, state, x, train=True)
+    theirs, biased = batch_norm(unbiased=False).apply(params, state, x, train=True)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(unbiased["running_mean"], biased["running_mean"])
+    grown = {"grown": (unbiased["running_var"] - 0.9) * 2 / 3}
+    assert_close(grown, {"grown": biased["running_var"] - 0.9}, 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_one_value_per_channel(shape: tuple[int, ...], unbiased: bool) -> None:
+    net = sequential(stage=sequential(bn=batch_norm(unbiased=unbiased)))
+    x = torch.ones(shape)
+    params, state = net.init(random.key(0), x)
+    with pytest.raises(LayerError, match=r"^stage\.bn: .*one value per channel"):
+        net.apply(params, state, x, train=True)
+    assert net.apply(params, state, x)[0].isfinite().all()
+
+
+def test_statistics_of_bfloat16_are_computed_in_float32() -> None:
+    # Around 256 the bfloat16 numbers are 2 apart.
+    x = 256 + 2 * torch.randn(64, 1).sign().to(torch.bfloat16)
+    params, state = batch_norm(momentum=1.0).init(random.key(0), x)
+    _, state = batch_norm(momentum=1.0).apply(params, state, x, train=True)
+    expected = {"running_mean": x.float().mean(0), "running_var": x.float().var(0)}
+    assert_close(state, expected, 1e-5)
+
+
+def training(layer: Layer, state: Any) -> Any:
+    return lambda params, x: layer.apply(params, state, x, train=True)
+
+
+@given(data=st.data(), seed=strategies.seeds)
+@settings(max_examples=15)
+def test_vmap_over_members(form: Any, data: st.DataObject, seed: int) -> None:
+    x = torch.zeros(data.draw(form), dtype=torch.float64)
+    layer = batch_norm(0.3)
+    members = [
+        random_like((*layer.init(random.key(0), x), x), seed + member) for member in range(3)
+    ]
+
+    def member(params: Any, state: Any, x: Tensor) -> Any:
+        return layer.apply(params, state, x, train=True)
+
+    together = torch.func.vmap(member)(*tree.transpose(members))
+    alone = tree.transpose(member(*leaves) for leaves in members)
+    assert_close(tree.flatten_named(together), tree.flatten_named(alone), 1e-12)
+
+
+@given(data=st.data(), seed=strategies.seeds)
+@settings(max_examples=15)
+def test_forward_mode_is_the_transpose_of_reverse_mode(
+    form: Any, data: st.DataObject, seed: int
+) -> None:
+    x = torch.zeros(data.draw(form), dtype=torch.float64)
+    layer = batch_norm(0.3)
+    params, state = layer.init(random.key(0), x)
+    inputs = random_like((params, x), seed)
+    tangents = random_like((params, x), seed + 1)
+    outputs, forward = torch.func.jvp(training(layer, state), inputs, tangents)
+    cotangents = random_like(outputs, seed + 2)
+    _, pull_back = torch.func.vjp(training(layer, state), *inputs)
+    actual, expected = inner(cotangents, forward), inner(pull_back(cotangents), tangents)
+    assert abs(actual) > 0
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def inner(left: Any, right: Any) -> Tensor:
+    """The inner product of two trees of the same structure."""
+    return sum((a * b).sum() for a, b in zip(tree.leaves(left), tree.leaves(right), strict=True))

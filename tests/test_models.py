@@ -1,0 +1,215 @@
+"""The eight networks and their blocks equal their module twins."""
+
+import pytest
+import strategies
+import torch
+from comparison import (
+    assert_close,
+    assert_equals_twin,
+    assert_trains_alike,
+    batches,
+    functional_steps,
+    init,
+    pair,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from registry import NETWORKS, Network
+from torch import Tensor, nn
+
+import funcnets
+from funcnets import core, models, random, tree, twins
+from funcnets.core import Layer
+
+TOTALS = {
+    "alexnet": 46_764_746,
+    "vgg11": 128_806_154,
+    "nin": 1_992_166,
+    "googlenet": 2_938_298,
+    "lenet_bn": 44_878,
+    "lenet_bn_scratch": 44_878,
+    "resnet18": 11_178_378,
+    "densenet": 758_226,
+}
+# As torchvision documents them, for colour images and 1,000 classes.
+VGG_TOTALS = {
+    "vgg11": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+}
+
+
+@pytest.fixture(params=NETWORKS, scope="module")
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@given(data=st.data(), seed=strategies.seeds)
+@settings(max_examples=25)
+def test_network_equals_its_twin(name: str, data: st.DataObject, seed: int) -> None:
+    network = data.draw(strategies.NETWORKS[name])
+    assert_equals_twin(pair(*network.build(), network.shape, seed))
+
+
+@given(data=st.data(), seed=strategies.seeds)
+@settings(max_examples=8)
+def test_network_trains_as_its_twin(name: str, data: st.DataObject, seed: int) -> None:
+    network = data.draw(strategies.NETWORKS[name])
+    assert_trains_alike(pair(*network.build(), network.shape, seed), seed)
+
+
+def test_full_width_resnet18_equals_its_twin() -> None:
+    network = Network("resnet18", {}, (3, 1, 28, 28))
+    assert_equals_twin(pair(*network.build(), network.shape, 0))
+
+
+def test_traced_network_trains_as_its_twin(name: str) -> None:
+    network = NETWORKS[name]
+    traced = {"transform": lambda step: funcnets.jit(step, backend="graph")}
+    assert_trains_alike(pair(*network.build(), network.shape, 0), 0, **traced)
+
+
+def test_traced_network_evaluates_as_it_is(name: str) -> None:
+    network = NETWORKS[name]
+    both = pair(*network.build(), network.shape, 0)
+    traced = funcnets.jit(both.net.apply, backend="graph")
+    actual, _ = traced(both.params, both.state, both.x)
+    expected, _ = both.net.apply(both.params, both.state, both.x)
+    assert_close({"logits": actual}, {"logits": expected})
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        name if name == "lenet_bn" else pytest.param(name, marks=pytest.mark.slow)
+        for name in NETWORKS
+    ],
+)
+def test_compiled_step_is_the_eager_one(compiled: str) -> None:
+    network = NETWORKS[compiled]
+    both = pair(*network.build(), network.shape, 0)
+    data = batches(both, 3, 0)
+    steps = functional_steps(both, data, 0.01, transform=funcnets.jit)
+    for actual, expected in zip(steps, functional_steps(both, data, 0.01), strict=True):
+        assert_close(actual, expected)
+
+
+def test_leaves_have_the_twins_names_and_shapes(name: str) -> None:
+    side = models.get(name)[1].side
+    with torch.device("meta"):
+        net, module = Network(name, {}, (1, 1, side, side)).build()
+        params, state = net.init(random.key(0), torch.empty(1, 1, side, side))
+    ours = {key: leaf.shape for key, leaf in tree.flatten_named((params, state)).items()}
+    expected = {f"0.{key}": leaf.shape for key, leaf in module.named_parameters()}
+    expected |= {f"1.{key}": leaf.shape for key, leaf in module.named_buffers() if leaf.ndim}
+    assert ours == expected
+    assert tree.count(params) == TOTALS[name]
+
+
+@pytest.mark.parametrize("deep", VGG_TOTALS)
+def test_deeper_vggs_have_the_known_sizes(deep: str) -> None:
+    with torch.device("meta"):
+        params, _ = getattr(models, deep)(1000).init(random.key(0), torch.empty(1, 3, 224, 224))
+        arch = getattr(models, deep).args[0]
+        module = twins.VGG(in_channels=3, num_classes=1000, arch=arch)
+    shapes = {key: leaf.shape for key, leaf in tree.flatten_named(params).items()}
+    assert shapes == {key: leaf.shape for key, leaf in module.named_parameters()}
+    assert tree.count(params) == VGG_TOTALS[deep]
+
+
+# The block, its twin for two input channels, and what it makes of (N, 2, 8, 8).
+BLOCKS: dict[str, tuple[Layer, nn.Module, tuple[int, int, int]]] = {
+    "vgg_block": (models.vgg_block(2, 5), twins.VGGBlock(2, 2, 5), (5, 4, 4)),
+    "nin_block": (models.nin_block(5, 3, 2, 1), twins.NiNBlock(2, 5, 3, 2, 1), (5, 4, 4)),
+    "inception_reference": (
+        models.inception(2, (3, 4), (2, 5), 3),
+        twins.Inception(2, 2, (3, 4), (2, 5), 3),
+        (14, 8, 8),
+    ),
+    "inception_paper": (
+        models.inception(2, (3, 4), (2, 5), 3, "paper"),
+        twins.Inception(2, 2, (3, 4), (2, 5), 3, "paper"),
+        (14, 8, 8),
+    ),
+    "residual_block": (models.residual_block(2), twins.ResidualBlock(2, 2), (2, 8, 8)),
+    "residual_block_strided": (
+        models.residual_block(6, 2),
+        twins.ResidualBlock(2, 6, 2),
+        (6, 4, 4),
+    ),
+    "residual_block_projected": (
+        models.residual_block(6, project=True),
+        twins.ResidualBlock(2, 6),
+        (6, 8, 8),
+    ),
+    "dense_block": (models.dense_block(2, 10), twins.DenseBlock(2, 2, 10), (22, 8, 8)),
+    "transition_block": (models.transition_block(10), twins.TransitionBlock(2, 10), (10, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@given(seed=strategies.seeds, batch=st.integers(1, 4))
+@settings(max_examples=8)
+def test_block_equals_its_twin(block: str, seed: int, batch: int) -> None:
+    net, module, shape = BLOCKS[block]
+    both = pair(net, module, (batch, 2, 8, 8), seed)
+    assert net.apply(both.params, both.state, both.x)[0].shape[1:] == shape
+    initial, _ = net.init(both.key, both.x)
+    assert tree.map(Tensor.size, initial) == tree.map(Tensor.size, both.params)
+    assert_equals_twin(both)
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "expected"),
+    [
+        (models.residual_block(3), (4, 3, 6, 6), (4, 3, 6, 6)),
+        (models.residual_block(6, 2), (4, 3, 6, 6), (4, 6, 3, 3)),
+        (models.dense_block(2, 10), (4, 3, 8, 8), (4, 23, 8, 8)),
+        (models.transition_block(10), (4, 23, 8, 8), (4, 10, 4, 4)),
+    ],
+    ids=["residual", "residual_strided", "dense", "transition"],
+)
+def test_block_shapes(block: Layer, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    params, state = block.init(random.key(0), x)
+    assert core.output(block, params, state, x).shape == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        ("lenet_bn", (2, 1, 12, 12), r"^conv2: .*at least 5×5"),
+        ("alexnet", (2, 1, 62, 62), r"^pool5: .*at least 3×3"),
+        ("vgg11", (2, 1, 16, 16), r"^block5\.pool: .*at least 2×2"),
+        ("nin", (2, 1, 8, 8), r"^block1\.conv1: .*at least 11×11"),
+        ("densenet", (2, 1, 16, 16), r"^transition3\.pool: .*at least 2×2"),
+        ("resnet18", (2, 28, 28), r"^stem\.conv: .*expected \(N, C, H, W\)"),
+    ],
+)
+def test_unfit_images(network: str, shape: tuple[int, ...], message: str) -> None:
+    with torch.device("meta"), pytest.raises(core.LayerError, match=message):
+        models.get(network)[0].init(random.key(0), torch.empty(shape))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_no_classes(network: str) -> None:
+    side = models.get(network)[1].side
+    with torch.device("meta"), pytest.raises(core.LayerError, match=r"^(fc\d?|block4\.conv1): "):
+        models.get(network, num_classes=0)[0].init(random.key(0), torch.empty(1, 1, side, side))
+
+
+def test_one_value_per_channel_in_training() -> None:
+    net, _ = models.get("lenet_bn")
+    params, state = init(net, torch.zeros(1, 1, 28, 28), 0)
+    with pytest.raises(core.LayerError, match=r"^bn3: .*one value per channel"):
+        net.apply(params, state, torch.zeros(1, 1, 28, 28), train=True)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="'resnet18'"):
+        models.get("resnet")
+    with pytest.raises(ValueError, match="reference"):
+        models.get("lenet_bn", "referense")
+    with pytest.raises(ValueError, match="paper"):
+        models.inception(2, (3, 4), (2, 5), 3, "papers")  # type: ignore[arg-type]

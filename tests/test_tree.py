@@ -1,0 +1,102 @@
+"""Trees of tensors: their leaves, names and structures."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from funcnets import tree
+
+names = st.text("abc_1", min_size=1, max_size=3)
+trees = st.recursive(
+    st.integers(), lambda below: st.dictionaries(names, below, min_size=1, max_size=3), max_leaves=9
+).filter(lambda drawn: isinstance(drawn, dict))
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def walked(values: Any, *path: str) -> dict[str, Any]:
+    """Leaves by name, the obvious way."""
+    if not isinstance(values, dict):
+        return {".".join(path): values}
+    return {k: v for key, below in values.items() for k, v in walked(below, *path, key).items()}
+
+
+@given(trees)
+def test_names_are_paths(values: Any) -> None:
+    assert tree.flatten_named(values) == walked(values)
+    assert tree.names(values) == list(tree.flatten_named(values))
+    assert tree.leaves(values) == list(tree.flatten_named(values).values())
+
+
+@given(trees)
+def test_unflattening_undoes_flattening(values: Any) -> None:
+    leaves, structure = tree.flatten(values)
+    assert tree.unflatten(leaves, structure) == values
+    assert tree.unflatten_named(tree.flatten_named(values)) == values
+
+
+@given(trees)
+def test_map_goes_leaf_by_leaf(values: Any) -> None:
+    doubled = tree.map(lambda leaf, other: leaf + other, values, values)
+    assert walked(doubled) == {name: 2 * leaf for name, leaf in walked(values).items()}
+    named = tree.map_named(lambda name, leaf, other: (name, leaf - other), values, values)
+    assert walked(named) == {name: (name, 0) for name in walked(values)}
+
+
+@given(trees, trees)
+def test_map_refuses_another_structure(values: Any, others: Any) -> None:
+    if walked(values).keys() == walked(others).keys():
+        return
+    with pytest.raises(ValueError, match=r"[Nn]ode|[Kk]ey|arity"):
+        tree.map(lambda leaf, other: leaf, values, others)
+
+
+def test_map_pairs_by_name_and_not_by_order() -> None:
+    pairs = tree.map(lambda a, b: (a, b), {"x": 1, "y": 2}, {"y": 20, "x": 10})
+    assert pairs == {"x": (1, 10), "y": (2, 20)}
+
+
+def test_tuples_and_named_tuples_have_names_too() -> None:
+    values = Pair({"w": 1}, (2, [3]))
+    assert tree.flatten_named(values) == {"left.w": 1, "right.0": 2, "right.1.0": 3}
+    leaves, structure = tree.flatten(values)
+    assert tree.unflatten(leaves, structure) == values
+    assert type(tree.map(str, values)) is Pair
+
+
+@pytest.mark.parametrize("named", [{"a": 1, "a.b": 2}, {"a.b": 2, "a": 1}, {"a.b": 1, "a.b.c": 2}])
+def test_a_name_is_a_leaf_or_a_part(named: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"^a(\.\w)*: "):
+        tree.unflatten_named(named)
+
+
+def test_nothing_shares_the_containers_that_were_given() -> None:
+    values = {"a": {"b": 1}}
+    mapped = tree.map(lambda leaf: leaf, values)
+    mapped["a"]["b"] = 2
+    assert values == {"a": {"b": 1}}
+
+
+def test_transpose_stacks_leaves() -> None:
+    stacked = tree.transpose({"a": torch.tensor([i, 10 * i])} for i in range(3))
+    assert torch.equal(stacked["a"], torch.tensor([[0, 0], [1, 10], [2, 20]]))
+
+
+def test_count_adds_elements() -> None:
+    values = {"a": torch.zeros(2, 3), "b": {"c": torch.zeros(()), "d": torch.zeros(0)}}
+    assert tree.count(values) == 7
+    assert tree.count({}) == 0
+
+
+def test_an_empty_tree_has_no_leaves() -> None:
+    assert tree.leaves({}) == []
+    assert tree.flatten_named({"a": {}}) == {}
+    assert tree.unflatten_named({}) == {}
+    assert tree.map(Tensor.clone, {"a": {}}) == {"a": {}}
