@@ -1,0 +1,220 @@
+"""The command line as a person or a script meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import funcnets.jit.compile
+from funcnets import cli
+
+SMALL = ["--limit-train", "192", "--batch-size", "64", "--backend", "graph", "--data", "bundled"]
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUNCNETS_DATA", "bundled")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["funcnets", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def rows(directory):
+    return [json.loads(line) for line in Path(directory, "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(directory):
+    timed = ("examples_per_second", "seconds")
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows(directory)]
+
+
+def final_tensors(directory):
+    newest = max(Path(directory, "checkpoints").iterdir())
+    return {name: leaf.tolist() for name, leaf in load_file(newest / "tensors.safetensors").items()}
+
+
+def test_a_run_leaves_a_record(run):
+    code, out, err = run("train", "--epochs", 2, "--run", "first", *SMALL)
+    assert (code, err) == (0, "")
+    assert "bundled part" in out.splitlines()[0]
+    assert "epoch 2/2" in out
+    config = json.loads(Path("first/config.json").read_text())
+    assert (config["network"], config["seed"], config["epochs"]) == ("lenet_bn", 0, 2)
+    assert {"torch", "python", "device"} <= json.loads(
+        Path("first/environment.json").read_text()
+    ).keys()
+    assert [row["epoch"] for row in rows("first")] == [1, 2]
+    assert len(Path("first/metrics.csv").read_text().splitlines()) == 3
+    code, out, _ = run("eval", "first", "--json")
+    measured = json.loads(out)
+    assert code == 0
+    assert measured["test_accuracy"] == rows("first")[-1]["test_accuracy"]
+    assert measured["test_images"] == 2000
+
+
+def test_json_is_all_that_json_prints(run):
+    code, out, _ = run("train", "--epochs", 1, "--json", *SMALL)
+    assert code == 0
+    printed = [json.loads(line) for line in out.splitlines()]
+    assert printed[0]["epoch"] == 1
+    assert "test_accuracy" in printed[-1]
+
+
+def test_the_scratch_net_shows_what_bn1_learned(run):
+    code, out, _ = run("train", "lenet_bn_scratch", "--epochs", 1, *SMALL)
+    assert code == 0
+    assert "bn1" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "renset18"], "did you mean 'resnet18'"),
+        (["train", "--recipe", "tuend"], "did you mean 'tuned'"),
+        (["train", "--epochs", "0"], "--epochs is 0"),
+        (["train", "--lr", "-1"], "--lr is -1"),
+        (["train", "--lr", "nan"], "--lr is nan"),
+        (["train", "--batch-size", "0"], "--batch-size is 0"),
+        (["train", "--limit-train", "0"], "--limit-train is 0"),
+        (["train", "--device", "nowhere"], "--device is 'nowhere'"),
+        (["train", "--backend", "fast"], "--backend is 'fast'"),
+        (["train", "--bogus"], "--bogus"),
+        (["train", "--data", "nowhere"], "nowhere"),
+        (["train", "alexnet", "--side", "30"], r"the smallest --side that works is 65"),
+        (["train", "--resume"], "no run is here"),
+        (["train", "--run", "/proc/nowhere"], "/proc/nowhere: can't be written"),
+        (["eval", "nowhere"], "no run is here"),
+        (["summary", "lenet"], "did you mean 'lenet_bn'"),
+        (["summary", "nin", "--input", "1,1"], "--input is '1,1'"),
+        (["summary", "nin", "--input", "1,1,8,8"], "block1.conv1"),
+        (["frobnicate"], "frobnicate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, arguments, message):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_a_run_is_not_overwritten(run):
+    run("train", "--epochs", 1, "--run", "first", *SMALL)
+    before = final_tensors("first")
+    code, _, err = run("train", "--epochs", 1, "--run", "first", *SMALL)
+    assert code == 2
+    assert "--resume" in err
+    assert final_tensors("first") == before
+
+
+def test_a_finished_run_says_so_and_a_contradicting_flag_is_named(run):
+    run("train", "--epochs", 1, "--run", "first", *SMALL)
+    code, _, err = run("train", "--run", "first", "--resume")
+    assert code == 2
+    assert "finished" in err
+    code, _, err = run("train", "--run", "first", "--resume", "--lr", 0.5)
+    assert code == 2
+    assert "--lr is 0.5, but the run was started with 1.0" in err
+
+
+def test_a_longer_constant_run_goes_on_to_the_same_bits(run):
+    options = ("--schedule", "constant", *SMALL)
+    run("train", "--epochs", 3, "--run", "whole", *options)
+    run("train", "--epochs", 1, "--run", "parts", *options)
+    code, _, err = run("train", "--epochs", 3, "--run", "parts", "--resume")
+    assert (code, err) == (0, "")
+    assert untimed("parts") == untimed("whole")
+    assert final_tensors("parts") == final_tensors("whole")
+
+
+def start(*arguments):
+    """The command line in a process of its own."""
+    command = [sys.executable, "-c", "from funcnets.cli import main; main()", *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number):
+    options = ("--epochs", "12", *SMALL)
+    process = start("train", "--run", "stopped", *options)
+    metrics = Path("stopped/metrics.jsonl")
+    while process.poll() is None and not (metrics.exists() and len(rows("stopped")) >= 2):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert b"Traceback" not in errors
+    assert len(rows("stopped")) < 12
+    for arguments in (("stopped", "--resume"), ("whole", *options)):
+        process = start("train", "--run", *arguments)
+        assert process.communicate(timeout=120)[1] == b""
+        assert process.returncode == 0
+    assert untimed("stopped") == untimed("whole")
+    assert final_tensors("stopped") == final_tensors("whole")
+
+
+def test_divergence_is_exit_code_1_and_keeps_the_last_good_checkpoint(run):
+    code, _, err = run(
+        "train", "--epochs", 3, "--lr", 1e30, "--schedule", "constant", "--run", "wild", *SMALL
+    )
+    assert code == 1
+    assert "try a smaller learning rate" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
+    def fail(*leaves):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr("torch.compile", lambda graph, **options: fail)
+    options = [option for option in SMALL if option not in ("--backend", "graph")]
+    code, out, err = run("train", "--epochs", 1, *options)
+    assert code == 0
+    assert "--backend graph" in err
+    assert "epoch 1/1" in out
+    assert funcnets.jit is not None
+
+
+def test_a_damaged_checkpoint_is_one_line(run):
+    run("train", "--epochs", 1, "--run", "first", *SMALL)
+    (file,) = Path("first/checkpoints").glob("*/tensors.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    code, _, err = run("eval", "first")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+
+
+def test_summary_and_list(run):
+    code, out, _ = run("summary", "resnet18", "--json", "--depth", 1)
+    assert code == 0
+    total = json.loads(out.splitlines()[-1])
+    assert total["parameters"] == 11_178_378
+    code, out, _ = run("list", "--json")
+    listed = [json.loads(line) for line in out.splitlines()]
+    assert len({row["network"] for row in listed}) == 8
+    code, out, _ = run("list")
+    assert "googlenet" in out
