@@ -37,15 +37,15 @@ Data = Annotated[
     typer.Option(
         metavar="DIR",
         help="Directory of the IDX files, or 'bundled' for the part that comes with funcnets. "
-        "[default: FUNCNETS_DATA, the usual places, bundled]",
+        "(default: FUNCNETS_DATA, the usual places, bundled)",
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="Such as cpu or cuda:0.  [default: cuda if there is one]")
+    str | None, typer.Option(help="Such as cpu or cuda:0.  (default: cuda if there is one)")
 ]
 Backend = Annotated[
     str | None,
-    typer.Option(help="inductor compiles the step; graph runs it uncompiled.  [default: inductor]"),
+    typer.Option(help="inductor compiles the step; graph runs it uncompiled.  (default: inductor)"),
 ]
 
 
@@ -53,13 +53,13 @@ Backend = Annotated[
 def train_command(
     network: Annotated[
         str | None,
-        typer.Argument(metavar="[NET]", help="See `funcnets list`.  [default: lenet_bn]"),
+        typer.Argument(metavar="NET", help="See `funcnets list`.  (default: lenet_bn)"),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             help="Where the numbers below come from: tuned, whose learning rate falls linearly to "
-            "zero, or reference, the published one.  [default: tuned]"
+            "zero, or reference, the published one.  (default: tuned)"
         ),
     ] = None,
     schedule: Annotated[
@@ -71,7 +71,7 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
     side: Annotated[int | None, typer.Option(help="Pixels a side, resized to.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of initial values, order and dropout.  [default: 0]")
+        int | None, typer.Option(help="Of initial values, order and dropout.  (default: 0)")
     ] = None,
     data: Data = None,
     download: Annotated[
@@ -83,7 +83,7 @@ def train_command(
     device: Device = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run directory.  [default: runs/NET-RECIPE-seedSEED]"),
+        typer.Option(metavar="DIR", help="Run directory.  (default: runs/NET-RECIPE-seedSEED)"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run from its last checkpoint.")
@@ -139,14 +139,18 @@ def eval_command(
     json: Json = False,
 ) -> None:
     """Measure loss and accuracy of a run's last checkpoint over all test images."""
-    from funcnets import session
+    from funcnets import display, loop
 
-    measured = session.evaluate(run, data=data, device=device, backend=backend)
+    given = {"data": data, "device": device, "backend": backend}
+    given = {field: value for field, value in given.items() if value is not None}
+    measured = loop.evaluate(run, given, display.Warnings())
     if json:
         print(json_format.dumps(measured))
         return
+    loss = measured["test_loss"]
     print(
-        f"{measured['network']}, step {measured['step']}: test loss {measured['test_loss']:.4f}, "
+        f"{measured['network']}, step {measured['step']}: "
+        f"test loss {'not finite' if loss is None else format(loss, '.4f')}, "
         f"accuracy {measured['test_accuracy']:.4f} over {measured['test_images']:,} images"
     )
 
@@ -209,13 +213,13 @@ def main() -> None:
     # torch warns where a CUDA toolkit stands without a device, which concerns nobody here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="funcnets", standalone_mode=False)
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
         if os.environ.get("FUNCNETS_DEBUG"):
             raise
         message = getattr(error, "format_message", error.__str__)()
-        print(f"funcnets: {message or repr(error)}", file=sys.stderr)
+        print(f"funcnets: {' '.join(message.split()) or repr(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 from funcnets.loop import Outcome
@@ -17,12 +23,26 @@ from funcnets.session import Session
 from funcnets.train import Progress
 
 
-def warn(text: str) -> None:
-    """One line on stderr."""
-    print(f"funcnets: {' '.join(text.split())}", file=sys.stderr, flush=True)
+class Warnings:
+    """Warnings alone, on stderr."""
+
+    def warn(self, text: str) -> None:
+        """Print a warning on stderr."""
+        print(f"funcnets: warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Nothing is said of what is compiled."""
+        yield
+
+    def advance(self, progress: Progress, examples_per_second: float | None) -> None:
+        """Nothing is said of a step."""
+
+    def epoch(self, row: Row) -> None:
+        """Nothing is said of an epoch."""
 
 
-class PlainLines:
+class PlainLines(Warnings):
     """A line for each thing that happened, for logs and pipes."""
 
     def __init__(self, session: Session) -> None:
@@ -40,19 +60,12 @@ class PlainLines:
         """Print a line."""
         print(text, flush=True)
 
-    def warn(self, text: str) -> None:
-        """Print a warning on stderr."""
-        warn(f"warning: {text}")
-
     @contextmanager
     def compiling(self, what: str) -> Iterator[None]:
         """Say how long `what` took to compile, its first run included."""
         started = time.perf_counter()
         yield
         self.line(f"compiled {what} in {time.perf_counter() - started:.1f} s")
-
-    def advance(self, progress: Progress, examples_per_second: float | None) -> None:
-        """Steps are too many for lines."""
 
     def epoch(self, row: Row) -> None:
         """Print the measurements of an epoch."""
@@ -70,6 +83,7 @@ class ProgressBar(PlainLines):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self.bar = Bar(
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),

@@ -102,11 +102,12 @@ def configure(given: Mapping[str, Any]) -> Config:
         "backend": "inductor",
     }
     config = Config(**(defaults | dict(given) | {"network": name, "recipe": recipe_name}))
-    _check(config)
+    check(config)
     return config
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Raise UsageError for a value out of range, or a device that can't be used."""
     for field in ("epochs", "batch_size", "side", "limit_train"):
         value = getattr(config, field)
         if value is not None and value < 1:
@@ -119,11 +120,10 @@ def _check(config: Config) -> None:
         if getattr(config, field) not in known:
             value = getattr(config, field)
             raise UsageError(f"{FLAGS[field]} is {value!r}; expected one of {', '.join(known)}")
-    check_device(config.device)
+    _check_device(config.device)
 
 
-def check_device(device: str) -> None:
-    """Raise UsageError unless tensors can be made on `device`."""
+def _check_device(device: str) -> None:
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -154,7 +154,7 @@ def resumed(config: Config, given: Mapping[str, Any]) -> Config:
                 f"{problem}: leave it out to resume, or start a new run with --run DIR"
             )
     config = replace(config, **changes)
-    _check(config)
+    check(config)
     return config
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,11 @@ class Session:
     running: metrics.Running = field(default_factory=metrics.Running)
     notes: tuple[str, ...] = ()
 
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
+        return math.ceil(len(self.dataset.train_labels) / self.config.batch_size)
+
 
 def begin(given: Mapping[str, Any], path: Path | None = None, *, download: bool = False) -> Session:
     """A new training in a new run directory, by the values `given` for the fields of `Config`.
@@ -60,23 +64,32 @@ def resume(
     if "data" in given or download:
         given = {**given, "data": _find_data(given.get("data", before.data), download)}
     config = run.resumed(before, given)
-    dataset, net, optimizer = _load(config)
-    train_state, metadata = load_checkpoint(directory, config, net, optimizer)
-    done = metadata["epoch"]
+    session = _restore(directory, config)
+    done = int(session.train_state.step) // session.batches
     if done >= config.epochs:
         raise UsageError(
             f"{directory.path}: finished, all {done} epochs are done; to train longer "
             + (f"add --epochs {2 * done}" if config.schedule == "constant" else _LONGER)
         )
-    running = metrics.Running(**metadata["running"])
     rows = tuple(row for row in directory.read_rows() if row.epoch <= done)
     notes = (
-        f"resuming {directory.path} at step {int(train_state.step)}",
+        f"resuming at step {int(session.train_state.step)}",
         *_changes(directory, config),
     )
     directory.write_config(config)
     directory.write_rows(rows)
-    return Session(config, directory, dataset, net, optimizer, train_state, rows, running, notes)
+    return replace(session, rows=rows, notes=notes)
+
+
+def open_run(path: Path, given: Mapping[str, Any]) -> Session:
+    """The training in `path` as its newest checkpoint has it, to be evaluated.
+
+    `given` may name other `data`, `device` and `backend` than the run's.  Raises UsageError,
+    DataError or CheckpointError where one of them, the run or its checkpoint can't be used.
+    """
+    config = replace(Run(path).read_config(), **given)
+    run.check(config)
+    return _restore(Run(path), config)
 
 
 _LONGER = "start a new run with more --epochs: the rate of this one has come to its end"
@@ -108,16 +121,14 @@ def _create(net: Layer, optimizer: Optimizer, config: Config, device: str) -> Tr
     return train.create(net, optimizer, random.key(config.seed, device), x)
 
 
-def load_checkpoint(
-    directory: Run, config: Config, net: Layer, optimizer: Optimizer
-) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint of `directory`, on the configured device, and its metadata.
-
-    Raises UsageError if there is none, CheckpointError if it is damaged.
-    """
+def _restore(directory: Run, config: Config) -> Session:
+    """The training of the newest checkpoint, on the configured device."""
+    dataset, net, optimizer = _load(config)
     like = _create(net, optimizer, config, "meta")
     train_state, metadata = checkpoint.load(directory.latest_checkpoint(), like)
-    return tree.map(lambda leaf: leaf.to(config.device), train_state), metadata
+    train_state = tree.map(lambda leaf: leaf.to(config.device), train_state)
+    running = metrics.Running(**metadata["running"])
+    return Session(config, directory, dataset, net, optimizer, train_state, running=running)
 
 
 def check_fits(net: Layer, config: Config, count: int) -> None:
@@ -155,35 +166,3 @@ def _smallest_side(net: Layer, size: int, too_small: int) -> int | None:
         else:
             works = side
     return works if works <= LARGEST_SIDE_TRIED else None
-
-
-def evaluate(
-    path: Path, *, data: str | None = None, device: str | None = None, backend: str | None = None
-) -> dict[str, Any]:
-    """Loss and accuracy of a run's newest checkpoint over all test images.
-
-    Raises UsageError or CheckpointError where there is no run, or it is damaged.
-    """
-    from funcnets import train
-    from funcnets.data import prepare
-    from funcnets.jit import jit
-
-    run = Run(path)
-    given: dict[str, Any] = {"data": data, "device": device, "backend": backend}
-    config = replace(run.read_config(), **{key: value for key, value in given.items() if value})
-    dataset, net, optimizer = _load(config)
-    train_state, _ = load_checkpoint(run, config, net, optimizer)
-    function = train.make_eval_step(net, prepare=partial(prepare, side=config.side))
-    measured = train.evaluate(
-        jit(function, backend=config.backend),
-        train_state.params,
-        train_state.state,
-        (dataset.test_images, dataset.test_labels),
-    )
-    return {
-        "network": config.network,
-        "step": int(train_state.step),
-        "test_loss": measured.loss,
-        "test_accuracy": measured.accuracy,
-        "test_images": measured.count,
-    }

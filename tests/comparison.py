@@ -146,8 +146,8 @@ def module_results(pair: Pair, cotangent: Tensor, mode: bool) -> Results:
 def assert_close(actual: Named, expected: Named, tolerance: float = 1e-9) -> None:
     """The same names, and each tensor within `tolerance` of the other's largest value.
 
-    Below a hundredth of the largest of all, the tolerance no longer shrinks: a gradient that is 0, as
-    that of a bias before batch norm, is computed as a difference of larger numbers.
+    Below a hundredth of the largest of all, the tolerance no longer shrinks: a gradient that is 0,
+    as that of a bias before batch norm, is computed as a difference of larger numbers.
     """
     assert actual.keys() == expected.keys()
     sizes = [float(value.abs().max()) for value in expected.values() if value.numel()]

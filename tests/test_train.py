@@ -93,6 +93,15 @@ def test_averages_are_over_the_epoch_and_count_the_short_batch_by_its_size():
     assert progress.running.correct == sum(int(m["correct"]) for m, _ in measured)
 
 
+def test_a_state_that_is_donated_trains_to_the_same_bits():
+    step, train_state = start()
+    eager = [*fit(step, train_state)][-1]
+    donated = funcnets.jit(step, donate_argnums=0, backend="graph")
+    last = [*fit(donated, tree.map(torch.clone, train_state))][-1]
+    assert last.running == eager.running
+    assert same(last.train_state, eager.train_state)
+
+
 @pytest.mark.parametrize("stop", [1, 4, 5, 7])
 def test_going_on_from_the_middle_gives_the_same_bits(stop):
     step, train_state = start()

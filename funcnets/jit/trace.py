@@ -105,7 +105,7 @@ def trace(
         with torch.no_grad():
             graph = make_fx(
                 flat,
-                decomposition_table=recorder.table,
+                decomposition_table={_ZEROS_LIKE: _plain_zeros, **recorder.table},
                 tracing_mode="fake",
                 _allow_non_fake_inputs=True,
             )(*leaves)
@@ -117,6 +117,15 @@ def trace(
         raise
     _check_pure(graph)
     return Trace(graph, structures[-1], recorder.fired, _constants(graph))
+
+
+_ZEROS_LIKE = torch.ops.aten._new_zeros_with_same_feature_meta.default
+
+
+def _plain_zeros(x: Tensor, other: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
+    # Forward derivatives write into these zeros, which take over the strides of an expanded tensor
+    # where one is: in the graph, that would write to one place twice.
+    return x.new_zeros((*x.shape[:self_num_batch_dims], *other.shape))
 
 
 def _is_data_dependent(error: Exception) -> bool:

@@ -1,0 +1,152 @@
+"""The steps that the command line runs: compiled where possible, timed, and interruptible."""
+
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from signal import Signals
+from types import FrameType
+from typing import Any, Protocol
+
+from funcnets import data, train
+from funcnets.core import Layer
+from funcnets.data import Dataset
+from funcnets.jit import CompileError, jit
+from funcnets.jit.compile import Backend
+from funcnets.metrics import Running
+from funcnets.run import Config, Row
+from funcnets.train import Progress, TrainState
+
+
+class Reporter(Protocol):
+    """What is told while a training goes on."""
+
+    def warn(self, text: str) -> None:
+        """Something isn't as it should be."""
+
+    def compiling(self, what: str) -> AbstractContextManager[None]:
+        """`what` is compiled inside this context."""
+
+    def advance(self, progress: Progress, examples_per_second: float | None) -> None:
+        """A step is done."""
+
+    def epoch(self, row: Row) -> None:
+        """An epoch is done."""
+
+
+class Interrupt:
+    """Notes the first SIGINT or SIGTERM, so that the step under way can end; a second one exits."""
+
+    signal: Signals | None = None
+
+    def __enter__(self) -> "Interrupt":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise SystemExit(128 + number)
+        self.signal = signal.Signals(number)
+
+
+class Step:
+    """A function under `jit`: compiled for batches of `size`, its graph as it is for others.
+
+    The short last batch comes once an epoch: compiling for it costs more than it can save.  Where
+    compiling fails this warns and goes on uncompiled, except after a signal, which may have
+    stopped the compiler too.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        function: Callable[..., Any],
+        size: int,
+        backend: Backend,
+        reporter: Reporter,
+        interrupt: Interrupt,
+        donate_argnums: tuple[int, ...] = (),
+    ) -> None:
+        self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
+        self._compiles = backend != "graph"
+        self._compiled = jit(function, backend=backend, donate_argnums=donate_argnums)
+        self._as_it_is = jit(function, backend="graph", donate_argnums=donate_argnums)
+        self._sizes: set[int] = set()
+        self.is_first = False  # whether the last call was the first with its batch size
+        self.compile_seconds = 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function; its last argument is the batch."""
+        size = len(arguments[-1][1])
+        self.is_first = size not in self._sizes
+        self._sizes.add(size)
+        if size != self.size or not self._compiles:
+            return self._as_it_is(*arguments)
+        return self._compile(arguments) if self.is_first else self._compiled(*arguments)
+
+    def _compile(self, arguments: tuple[Any, ...]) -> Any:
+        started = time.perf_counter()
+        try:
+            with self.reporter.compiling(self.what):
+                result = self._compiled(*arguments)
+        except CompileError as error:
+            if self.interrupt.signal is not None:
+                raise
+            self.reporter.warn(f"{error}; going on with --backend graph")
+            self._compiles = False
+            return self._as_it_is(*arguments)
+        self.compile_seconds = time.perf_counter() - started
+        return result
+
+
+class Speed:
+    """Examples a second, without the steps that were the first of their shape."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._examples, self._seconds = 0, 0.0
+
+    def add(self, examples: int, seconds: float) -> None:
+        """One more step."""
+        self._examples, self._seconds = self._examples + examples, self._seconds + seconds
+
+    @property
+    def rate(self) -> float | None:
+        """The examples a second so far; None before the first step that counts."""
+        return self._examples / self._seconds if self._seconds else None
+
+
+def evaluation_batch_size(count: int, limit: int) -> int:
+    """The largest batch size up to `limit` that divides `count`: one shape, in no more memory."""
+    return next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
+
+
+class Evaluation:
+    """Loss and accuracy over all test images, by a step of one shape."""
+
+    def __init__(
+        self, config: Config, net: Layer, dataset: Dataset, reporter: Reporter, interrupt: Interrupt
+    ) -> None:
+        self.batch = (dataset.test_images, dataset.test_labels)
+        self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
+        function = train.make_eval_step(net, prepare=partial(data.prepare, side=config.side))
+        self.step = Step("the evaluation", function, self.size, config.backend, reporter, interrupt)
+
+    def compile(self, train_state: TrainState) -> None:
+        """Run the step once, so that what fails fails before the training."""
+        images, labels = (part[: self.size] for part in self.batch)
+        self.step(train_state.params, train_state.state, (images, labels))
+
+    def __call__(self, train_state: TrainState) -> Running:
+        """The averages over all test images."""
+        params, state = train_state.params, train_state.state
+        return train.evaluate(self.step, params, state, self.batch, batch_size=self.size)

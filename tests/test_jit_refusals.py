@@ -1,0 +1,162 @@
+"""What `jit` refuses, with what words, and that nothing is left broken."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+
+from funcnets import jit
+from funcnets.jit import TraceError
+
+
+def branch(x):
+    return x if x.sum() > 0 else -x
+
+
+NEEDS_A_VALUE = {
+    "branch": branch,
+    "item": lambda x: x * x.sum().item(),
+    "float": lambda x: x * float(x.sum()),
+    "list": lambda x: x * x.tolist()[0],
+    "numpy": lambda x: x * x.numpy()[0],
+    "mask": lambda x: x[x > 0],
+    "unique": lambda x: torch.unique(x),
+    "item under vmap": vmap(lambda x: x * x.item()),
+    "branch under grad": grad(lambda x: branch(x).sum()),
+    "branch under vmap of grad": vmap(grad(branch)),
+    "branch under jvp of grad": lambda x: jvp(grad(lambda y: branch(y).sum()), (x,), (x,)),
+}
+WRITES = {
+    "argument": lambda x: x.add_(1),
+    "view of an argument": lambda x: x.view(-1)[1:].mul_(2),
+    "out": lambda x: torch.add(x, 1, out=x),
+    "list": lambda x: [torch._foreach_add_([x], 1.0), x * 2][1],
+    "under vmap": vmap(lambda x: x.add_(1)),
+}
+DRAWS = {
+    "rand_like": torch.rand_like,
+    "randn": lambda x: x + torch.randn(3),
+    "permutation": lambda x: x[torch.randperm(3)],
+    "bernoulli": lambda x: torch.bernoulli(0.5 * x),
+    "in place": lambda x: x.clone().normal_(),
+    "dropout": torch.nn.functional.dropout,
+    "under vmap": vmap(lambda x: x + torch.rand(()), randomness="different"),
+}
+
+
+def named(functions):
+    return pytest.mark.parametrize("function", functions.values(), ids=functions.keys())
+
+
+def assert_refused(function, message):
+    """A TraceError with this message, after which transforms work as before."""
+    with pytest.raises(TraceError, match=message):
+        jit(function, backend="graph")(torch.ones(3))
+    x = torch.arange(3.0)
+    assert torch.equal(vmap(grad(torch.square))(x), 2 * x)
+    assert torch.equal(jvp(torch.square, (x,), (torch.ones(3),))[1], 2 * x)
+
+
+@named(NEEDS_A_VALUE)
+def test_a_function_that_needs_a_value_is_refused(function):
+    assert_refused(function, r"needs a tensor's value.*use torch\.where.*keep \.item\(\) outside")
+
+
+def test_the_line_that_needs_a_value_is_shown():
+    assert_refused(branch, r"test_jit_refusals\.py:\d+: return x if x\.sum\(\) > 0")
+
+
+@named(WRITES)
+def test_a_function_that_writes_to_its_argument_is_refused(function):
+    assert_refused(function, "writes to an argument.*donate_argnums")
+
+
+def test_a_function_that_writes_to_what_it_captured_is_refused():
+    total = torch.zeros(3)
+    assert_refused(lambda x: total.add_(x), "captured: return the new value")
+
+
+def test_a_function_may_write_to_what_it_made():
+    def function(x):
+        total = torch.tensor(0.0)
+        total += x.sum()
+        return total, x.clone().mul_(2)
+
+    total, double = jit(function, backend="graph")(torch.ones(3))
+    assert total == 3
+    assert (double == 2).all()
+
+
+@named(DRAWS)
+def test_a_function_that_draws_from_the_hidden_generator_is_refused(function):
+    assert_refused(function, r"hidden generator: take a key and draw with funcnets\.random")
+
+
+def test_a_result_that_is_no_tensor_is_refused_by_name():
+    assert_refused(lambda x: {"a": {"b": 1.5}, "c": x}, r"leaf `a\.b` is 1\.5, expected a tensor")
+
+
+def test_an_error_of_the_function_comes_through():
+    def wrong(x):
+        raise KeyError("weight")
+
+    with pytest.raises(KeyError, match="weight"):
+        jit(vmap(grad(wrong)), backend="graph")(torch.ones(3))
+    assert torch.equal(grad(torch.square)(torch.tensor(3.0)), torch.tensor(6.0))
+
+
+def test_numbers_are_refused_by_name():
+    with pytest.raises(TraceError, match=r"argument 0\.rate is 0\.5.*static_argnums"):
+        jit(lambda options: options["x"], backend="graph")({"x": torch.ones(2), "rate": 0.5})
+    with pytest.raises(TraceError, match=r"argument rate is 2: .*static_argnums"):
+        jit(lambda x, rate: x * rate, static_argnums=1, backend="graph")(torch.ones(2), rate=2)
+
+
+def test_a_captured_tensor_that_changes_is_noticed():
+    captured = torch.ones(3)
+    jitted = jit(lambda x: x * captured, backend="graph")
+    torch.testing.assert_close(jitted(torch.ones(3)), torch.ones(3))
+    captured.add_(1)
+    with pytest.raises(TraceError, match="pass it as an argument"):
+        jitted(torch.ones(3))
+
+
+def test_a_number_read_out_of_a_captured_tensor_stays():
+    captured = torch.tensor(2.0)
+    jitted = jit(lambda x: x * captured.item(), backend="graph")
+    assert jitted(torch.tensor(1.0)) == 2
+    captured.add_(1)
+    assert jitted(torch.tensor(1.0)) == 2
+
+
+def test_in_inference_mode_a_tensor_can_be_captured():
+    with torch.inference_mode():
+        captured = torch.ones(3)
+        assert (jit(lambda x: x + captured, backend="graph")(captured) == 2).all()
+
+
+BREAK = """
+import torch, funcnets
+from funcnets.jit import TraceError
+from torch.func import grad, jvp, vmap
+def bad(x):
+    return jvp(vmap(grad(lambda y: y if y > 0 else -y)), (x,), (x,))
+try:
+    funcnets.jit(bad, backend="graph")(torch.ones(3))
+except TraceError as error:
+    assert "torch.where" in str(error), error
+else:
+    raise SystemExit("not refused")
+x = torch.arange(3.0)
+assert torch.equal(grad(lambda y: (y**2).sum())(x), 2 * x)
+assert torch.equal(vmap(grad(lambda y: y**2))(x), 2 * x)
+assert torch.equal(jvp(torch.square, (x,), (torch.ones(3),))[1], 2 * x)
+assert torch.equal(funcnets.jit(torch.square, backend="graph")(x), x**2)
+"""
+
+
+def test_a_failure_inside_transforms_leaves_the_process_healthy():
+    result = subprocess.run([sys.executable, "-c", BREAK], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
