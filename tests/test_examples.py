@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -53,3 +54,16 @@ def test_step_speed_compares_the_steps(capsys):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_tested(path):
     assert f'load("{path.stem}")' in Path(__file__).read_text()
+
+
+def test_against_twin_trains_both_alike(capsys):
+    load("against_twin").main(
+        ["lenet_bn", "--steps", "2", "--limit-train", "512", "--data", "bundled"]
+        + ["--backend", "graph"]
+    )
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "step 2:" in line
+    numbers = re.findall(r"(?:loss|accuracy|twin) ([\d.]+)", line)
+    ours, theirs, accuracy, twin = map(float, numbers)
+    assert ours == pytest.approx(theirs, abs=1e-3)
+    assert accuracy == pytest.approx(twin, abs=0.02)

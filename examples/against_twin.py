@@ -1,0 +1,115 @@
+"""Train a network and its module twin alike, from the same values on the same batches.
+
+    python examples/against_twin.py lenet_bn --seeds 0 1 2 3 4
+    python examples/against_twin.py googlenet --steps 300 --every 100
+
+Prints, for each stretch of steps (an epoch, or `--every`), the mean loss of both, and at the end of
+each epoch the test accuracy of both: what differs is rounding, what they share is the seed's luck.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import funcnets
+from funcnets import data, interop, optim, random, train, twins
+from funcnets.models import Recipe
+from funcnets.train import TrainState
+
+
+class Twin:
+    """The module, its optimizer and its evaluation."""
+
+    def __init__(self, name: str, train_state: TrainState, rate: float) -> None:
+        self.module = twins.get(name)
+        values = interop.to_state_dict(train_state.params, train_state.state)
+        self.module.load_state_dict(values, strict=False)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=rate)
+
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        self.module.train()
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.module(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss)
+
+    @torch.no_grad()
+    def accuracy(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        self.module.eval()
+        right = [self.module(images).argmax(1) == labels for images, labels in batches]
+        return float(torch.cat(right).float().mean())
+
+
+def batches(
+    dataset: data.Dataset, recipe: Recipe, key: Tensor, steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The uint8 images and labels of the first `steps` batches, epoch after epoch."""
+    count = len(dataset.train_labels)
+    for epoch in range(math.ceil(steps / math.ceil(count / recipe.batch_size))):
+        for indices in data.batches(data.shuffle(key, epoch, count), recipe.batch_size):
+            yield dataset.train_images[indices], dataset.train_labels[indices]
+
+
+def compare(name: str, seed: int, dataset: data.Dataset, options: argparse.Namespace) -> None:
+    """Train both, and print a line for each stretch."""
+    net, recipe = funcnets.models.get(name, "reference")
+    prepare = partial(data.prepare, side=recipe.side)
+    optimizer = optim.sgd(recipe.learning_rate)
+    example = torch.empty(1, 1, recipe.side, recipe.side, device="meta")
+    train_state = train.create(net, optimizer, random.key(seed), example)
+    key, twin = train.shuffle_key(train_state), Twin(name, train_state, recipe.learning_rate)
+    step = funcnets.jit(
+        train.make_train_step(net, optimizer, prepare=prepare),
+        donate_argnums=0,
+        backend=options.backend,
+    )
+    eval_step = train.make_eval_step(net, prepare=prepare)
+    test = (dataset.test_images, dataset.test_labels)
+    epoch = math.ceil(len(dataset.train_labels) / recipe.batch_size)
+    steps = options.steps or recipe.epochs * epoch
+    every = options.every or epoch
+    losses: list[tuple[float, float]] = []
+    pairs = batches(dataset, recipe, key, steps)
+    for number, (images, labels) in zip(range(1, steps + 1), pairs, strict=False):
+        train_state, measured = step(train_state, (images, labels))
+        losses.append((float(measured["loss"]), twin.step(prepare(images), labels)))
+        if number % every and number != steps:
+            continue
+        ours, theirs = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+        line = f"{name}, seed {seed}, step {number}: loss {ours:.4f}, twin {theirs:.4f}"
+        if number % epoch == 0:
+            params, state = train_state.params, train_state.state
+            tested = train.evaluate(eval_step, params, state, test)
+            chunks = zip(*(part.split(500) for part in test), strict=True)
+            accuracy = twin.accuracy((prepare(images), labels) for images, labels in chunks)
+            line += f"; test accuracy {tested.accuracy:.4f}, twin {accuracy:.4f}"
+        print(line, flush=True)
+        losses.clear()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("net", nargs="?", default="lenet_bn")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, help="instead of the recipe's epochs")
+    parser.add_argument("--every", type=int, help="steps a line; an epoch's if not given")
+    parser.add_argument("--data", help="a directory, or `bundled`")
+    parser.add_argument("--limit-train", type=int)
+    parser.add_argument("--backend", default="inductor")
+    options = parser.parse_args(argv)
+    dataset = data.load(options.data)
+    print(dataset.source)
+    if options.limit_train:
+        dataset = data.limit(dataset, options.limit_train)
+    for seed in options.seeds:
+        compare(options.net, seed, dataset, options)
+
+
+if __name__ == "__main__":
+    main()
