@@ -32,15 +32,17 @@ class Twin:
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=rate)
 
     def step(self, images: Tensor, labels: Tensor) -> float:
+        """One step of SGD; gives the loss before it."""
         self.module.train()
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.module(images), labels)
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     @torch.no_grad()
     def accuracy(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """The fraction of the batches' images whose label it predicts."""
         self.module.eval()
         right = [self.module(images).argmax(1) == labels for images, labels in batches]
         return float(torch.cat(right).float().mean())

@@ -57,10 +57,8 @@ def test_every_example_is_tested(path):
 
 
 def test_against_twin_trains_both_alike(capsys):
-    load("against_twin").main(
-        ["lenet_bn", "--steps", "2", "--limit-train", "512", "--data", "bundled"]
-        + ["--backend", "graph"]
-    )
+    arguments = "lenet_bn --steps 2 --limit-train 512 --data bundled --backend graph"
+    load("against_twin").main(arguments.split())
     line = capsys.readouterr().out.splitlines()[-1]
     assert "step 2:" in line
     numbers = re.findall(r"(?:loss|accuracy|twin) ([\d.]+)", line)
