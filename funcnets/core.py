@@ -5,7 +5,7 @@ else: parameters, statistics, keys, shapes and the path in an error are threaded
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -62,7 +62,7 @@ class Layer:
         apply: `apply(params, state, x, *, train=False, key=None) -> (y, new state)`.
         parts: the layers that it is made of, with their names (None: no level of its own).
         stochastic: whether it needs a key in training.
-        wire: how values flow through the parts, as `combine` takes it; None without parts.
+        rebuild: `rebuild(parts)`, the same layer made of other parts; None without parts.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Layer:
     apply: Apply
     parts: tuple[tuple[str | None, "Layer"], ...] = ()
     stochastic: bool = field(default=False, kw_only=True)
-    wire: "Wire | None" = field(default=None, kw_only=True)
+    rebuild: "Callable[[Parts], Layer] | None" = field(default=None, kw_only=True)
 
     @property
     def children(self) -> dict[str, "Layer"]:
@@ -84,6 +84,7 @@ class Layer:
         return f"<{self.kind}: {', '.join(self.children)}>" if self.parts else f"<{self.kind}>"
 
 
+Parts = Sequence[tuple[str | None, Layer]]
 Run = Callable[[int, Tensor], Tensor]
 Wire = Callable[[Run, Tensor], Tensor]
 
@@ -113,7 +114,7 @@ def _view(values: dict[str, Any], name: str | None) -> dict[str, Any]:
     return values if name is None else values.get(name, {})
 
 
-def combine(kind: str, parts: Sequence[tuple[str | None, Layer]], wire: Wire) -> Layer:
+def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
     """A layer made of `parts`, whose values flow as `wire(run, x)` says.
 
     `run(i, x)` applies part i to x; `wire` calls it once for each part, in any order and on any
@@ -163,23 +164,53 @@ def combine(kind: str, parts: Sequence[tuple[str | None, Layer]], wire: Wire) ->
 
         return wire(run, x), new_state
 
-    stochastic = any(part.stochastic for _, part in parts)
-    return Layer(kind, init, apply, parts, stochastic=stochastic, wire=wire)
+    return Layer(
+        kind,
+        init,
+        apply,
+        parts,
+        stochastic=any(part.stochastic for _, part in parts),
+        rebuild=lambda parts: combine(kind, parts, wire),
+    )
 
 
-def map_parts(layer: Layer, function: Callable[[str | None, Layer], Layer]) -> Layer:
-    """The same combination of `function(name, part)` for each part; a layer without parts as it is.
+def wrap(layer: Layer, around: Callable[[Apply], Apply]) -> Layer:
+    """The same layer with `around(apply)` in place of its `apply`.
 
-    The parts keep their names, keys and places in the tree, so the same parameters fit.
+    The same parameters fit, and what is wrapped stays so when `rewrite` changes its parts.
     """
-    if layer.wire is None:
+    rebuild = layer.rebuild
+    return replace(
+        layer,
+        apply=around(layer.apply),
+        rebuild=rebuild and (lambda parts: wrap(rebuild(parts), around)),
+    )
+
+
+def rewrite(net: Layer, function: Callable[[str | None, Layer], Layer]) -> Layer:
+    """The same network with `function(name, layer)` in place of each layer, the innermost first.
+
+    `name` is dotted, as in the parameter tree: empty for the network itself, and None for a part
+    without a name of its own.  Parts keep their places and keys, so the same parameters fit.
+    """
+    return function("", _rewrite_parts(net, "", function))
+
+
+def _rewrite_parts(
+    layer: Layer, path: str, function: Callable[[str | None, Layer], Layer]
+) -> Layer:
+    if layer.rebuild is None:
         return layer
-    parts = [(name, function(name, part)) for name, part in layer.parts]
-    return combine(layer.kind, parts, layer.wire)
+    parts: list[tuple[str | None, Layer]] = []
+    for name, part in layer.parts:
+        inner = path if name is None else f"{path}.{name}" if path else name
+        below = _rewrite_parts(part, inner, function)
+        parts.append((name, function(None if name is None else inner, below)))
+    return layer.rebuild(parts)
 
 
-def _gather(layers: Sequence[Layer], named: Mapping[str, Layer]) -> list[tuple[str | None, Layer]]:
-    parts: list[tuple[str | None, Layer]] = [*((None, layer) for layer in layers), *named.items()]
+def _gather(layers: Sequence[Layer], named: Mapping[str, Layer]) -> Parts:
+    parts: Parts = [*((None, layer) for layer in layers), *named.items()]
     for name, part in parts:
         if not isinstance(part, Layer):
             raise TypeError(

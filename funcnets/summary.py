@@ -1,14 +1,14 @@
 """What each part of a network gives, holds and costs, read off one run on meta tensors."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from funcnets import random, tree
-from funcnets.core import Layer, Params, State, map_parts
+from funcnets.core import Apply, Layer, Params, State, rewrite, wrap
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ def summarize(net: Layer, input_shape: Sequence[int], depth: int | None = None) 
     rows: dict[str, Row | None] = {}
     x = torch.empty(tuple(input_shape), device="meta")
     params, state = net.init(random.key(0, device="meta"), x)
-    _noted(net, (), rows).apply(params, state, x)
+    rewrite(net, partial(_noted, rows)).apply(params, state, x)
     total = rows.pop("")
     found = [row for row in (*rows.values(), total) if row is not None]
     return [row for row in found if depth is None or _level(row) <= depth]
@@ -44,32 +44,32 @@ def _level(row: Row) -> int:
     return len(row.name.split(".")) if row.name else 0
 
 
-def _noted(layer: Layer, path: tuple[str, ...], rows: dict[str, Row | None]) -> Layer:
-    """The same layer, that writes its own row and those of its parts while it runs."""
+def _noted(rows: dict[str, Row | None], name: str | None, layer: Layer) -> Layer:
+    """The same layer, that writes its row, unless it has no name, while it runs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    watched, name = _watched(layer, path, rows), ".".join(path)
+    if name is None:
+        return layer
 
-    def apply(
-        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        rows[name] = None  # its place, before its parts take theirs
-        with FlopCounterMode(display=False) as counter:
-            y, state = watched.apply(params, state, x, train=train, key=key)
-        multiply_adds = counter.get_total_flops() // 2
-        rows[name] = Row(name, layer.kind, tuple(y.shape), tree.count(params), multiply_adds)
-        return y, state
+    def around(inner: Apply) -> Apply:
+        def apply(
+            params: Params,
+            state: State,
+            x: Tensor,
+            *,
+            train: bool = False,
+            key: Tensor | None = None,
+        ) -> tuple[Tensor, State]:
+            rows[name] = None  # its place, before its parts take theirs
+            with FlopCounterMode(display=False) as counter:
+                y, state = inner(params, state, x, train=train, key=key)
+            multiply_adds = counter.get_total_flops() // 2
+            rows[name] = Row(name, layer.kind, tuple(y.shape), tree.count(params), multiply_adds)
+            return y, state
 
-    return replace(watched, apply=apply)
+        return apply
 
-
-def _watched(layer: Layer, path: tuple[str, ...], rows: dict[str, Row | None]) -> Layer:
-    def part(name: str | None, inner: Layer) -> Layer:
-        if name is None:
-            return _watched(inner, path, rows)
-        return _noted(inner, (*path, name), rows)
-
-    return map_parts(layer, part)
+    return wrap(layer, around)
 
 
 def render(rows: Sequence[Row]) -> "Table":

@@ -196,3 +196,31 @@ def test_a_network_of_one_layer_type_composes() -> None:
     """Combinators take each other's results: depth makes no difference."""
     net = sequential(a=dense(b=concat(c=residual(double()), d=residual(residual(double())))))
     assert torch.equal(applied(net), torch.cat([X, 3 * X, 4 * X], 1))
+
+
+def shifted(inner: core.Apply) -> core.Apply:
+    return lambda *args, **options: (inner(*args, **options)[0] + 1, {})
+
+
+def test_rewriting_visits_every_layer_by_its_name_and_keeps_the_rest() -> None:
+    net = sequential(
+        relu(), a=conv2d(2, 1), b=residual(sequential(c=dropout()), sequential(conv2d(2, 1)))
+    )
+    seen: list[str | None] = []
+
+    def note(name: str | None, layer: Layer) -> Layer:
+        seen.append(name)
+        return layer
+
+    same = core.rewrite(net, note)
+    assert seen == [None, "a", "b.c", None, None, "b.shortcut", "b", ""]
+    params, state = net.init(KEY, X)
+    for layer in (net, same):
+        assert torch.equal(applied(layer), net.apply(params, state, X, train=True, key=KEY)[0])
+
+
+def test_what_is_wrapped_stays_so_when_its_parts_are_rewritten() -> None:
+    net = sequential(a=core.wrap(sequential(b=double()), shifted), c=double())
+    assert torch.equal(applied(net), 2 * (2 * X + 1))
+    wrapped = core.rewrite(net, lambda name, x: core.wrap(x, shifted) if name == "a.b" else x)
+    assert torch.equal(applied(wrapped), 2 * (2 * X + 2))
