@@ -3,14 +3,17 @@
     python examples/against_twin.py lenet_bn --seeds 0 1 2 3 4
     python examples/against_twin.py googlenet --steps 300 --every 100
 
-Prints, for each stretch of steps (an epoch, or `--every`), the mean loss of both, and at the end of
-each epoch the test accuracy of both: what differs is rounding, what they share is the seed's luck.
+Prints, for each stretch of steps (an epoch, or `--every`), the mean loss of both, at the end of
+each epoch the test accuracy of both, and at last a table of the first and the last stretch.  What
+differs is rounding and the masks of dropout; what they share is the seed's luck.
 """
 
 import argparse
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +61,20 @@ def batches(
             yield dataset.train_images[indices], dataset.train_labels[indices]
 
 
-def compare(name: str, seed: int, dataset: data.Dataset, options: argparse.Namespace) -> None:
+class Stretch(NamedTuple):
+    """The mean losses of a stretch of steps, which ends with step `number`."""
+
+    number: int
+    ours: float
+    theirs: float
+
+
+def compare(
+    name: str, seed: int, dataset: data.Dataset, options: argparse.Namespace
+) -> list[Stretch]:
     """Train both, and print a line for each stretch."""
     net, recipe = funcnets.models.get(name, "reference")
+    recipe = replace(recipe, batch_size=options.batch_size or recipe.batch_size)
     prepare = partial(data.prepare, side=recipe.side)
     optimizer = optim.sgd(recipe.learning_rate)
     example = torch.empty(1, 1, recipe.side, recipe.side, device="meta")
@@ -77,6 +91,7 @@ def compare(name: str, seed: int, dataset: data.Dataset, options: argparse.Names
     steps = options.steps or recipe.epochs * epoch
     every = options.every or epoch
     losses: list[tuple[float, float]] = []
+    stretches: list[Stretch] = []
     pairs = batches(dataset, recipe, key, steps)
     for number, (images, labels) in zip(range(1, steps + 1), pairs, strict=False):
         train_state, measured = step(train_state, (images, labels))
@@ -84,6 +99,7 @@ def compare(name: str, seed: int, dataset: data.Dataset, options: argparse.Names
         if number % every and number != steps:
             continue
         ours, theirs = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+        stretches.append(Stretch(number, ours, theirs))
         line = f"{name}, seed {seed}, step {number}: loss {ours:.4f}, twin {theirs:.4f}"
         if number % epoch == 0:
             params, state = train_state.params, train_state.state
@@ -93,6 +109,24 @@ def compare(name: str, seed: int, dataset: data.Dataset, options: argparse.Names
             line += f"; test accuracy {tested.accuracy:.4f}, twin {accuracy:.4f}"
         print(line, flush=True)
         losses.clear()
+    return stretches
+
+
+def table(name: str, options: argparse.Namespace, runs: list[list[Stretch]]) -> str:
+    """A row for each seed: the losses of the first and the last stretch, and the twin's."""
+    recipe = funcnets.models.get(name, "reference")[1]
+    lines = [
+        "| net | side | batch | seed | steps | loss | twin | steps | loss | twin |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for seed, stretches in zip(options.seeds, runs, strict=True):
+        first, last = stretches[0], stretches[-1]
+        begun = stretches[-2].number + 1 if len(stretches) > 1 else 1
+        cells = [name, recipe.side, options.batch_size or recipe.batch_size, seed]
+        cells += [f"1–{first.number}", f"{first.ours:.3f}", f"{first.theirs:.3f}"]
+        cells += [f"{begun}–{last.number}", f"{last.ours:.3f}", f"{last.theirs:.3f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, help="instead of the recipe's epochs")
     parser.add_argument("--every", type=int, help="steps a line; an epoch's if not given")
+    parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--backend", default="inductor")
@@ -109,8 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     print(dataset.source)
     if options.limit_train:
         dataset = data.limit(dataset, options.limit_train)
-    for seed in options.seeds:
-        compare(options.net, seed, dataset, options)
+    runs = [compare(options.net, seed, dataset, options) for seed in options.seeds]
+    print(table(options.net, options, runs))
 
 
 if __name__ == "__main__":

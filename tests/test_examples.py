@@ -57,10 +57,12 @@ def test_every_example_is_tested(path):
 
 
 def test_against_twin_trains_both_alike(capsys):
-    arguments = "lenet_bn --steps 2 --limit-train 512 --data bundled --backend graph"
-    load("against_twin").main(arguments.split())
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert "step 2:" in line
+    arguments = "lenet_bn --steps 4 --every 2 --limit-train 512 --batch-size 128"
+    load("against_twin").main([*arguments.split(), "--data", "bundled", "--backend", "graph"])
+    *_, line, _, _, row = capsys.readouterr().out.splitlines()
+    assert "step 4:" in line
+    assert row.startswith("| lenet_bn | 28 | 128 | 0 | 1–2 | 2.")
+    assert "| 3–4 |" in row
     numbers = re.findall(r"(?:loss|accuracy|twin) ([\d.]+)", line)
     ours, theirs, accuracy, twin = map(float, numbers)
     assert ours == pytest.approx(theirs, abs=1e-3)
