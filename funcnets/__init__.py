@@ -11,6 +11,7 @@ from funcnets import (
     optim,
     random,
     train,
+    transforms,
     tree,
 )
 from funcnets.core import Layer, LayerError, concat, dense, residual, sequential
@@ -35,5 +36,6 @@ __all__ = [
     "residual",
     "sequential",
     "train",
+    "transforms",
     "tree",
 ]

@@ -89,6 +89,13 @@ def train_command(
         bool, typer.Option("--resume", help="Go on with the run from its last checkpoint.")
     ] = False,
     backend: Backend = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Stop at the first layer with a value that isn't finite, and name it; uncompiled.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train a network: by default lenet_bn, on the images that are there, in a new directory.
@@ -116,7 +123,7 @@ def train_command(
     start = session.resume if resume else session.begin
     started = start(given, run, download=download)
     with _reporter(started, json) as reporter:
-        outcome = loop.go(started, reporter)
+        outcome = loop.go(started, reporter, check=check)
     reporter.finish(outcome)
     if outcome.interrupted:
         raise typer.Exit(128 + outcome.interrupted)

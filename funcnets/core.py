@@ -49,7 +49,7 @@ class LayerError(ValueError):
 
     def inside(self, name: str | None) -> "LayerError":
         """The same error, seen from the layer in which the failing one has this name."""
-        return self if name is None else LayerError(self.problem, (name, *self.path))
+        return self if name is None else type(self)(self.problem, (name, *self.path))
 
 
 @dataclass(frozen=True)

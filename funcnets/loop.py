@@ -15,6 +15,7 @@ from funcnets.run import Row
 from funcnets.session import Session, open_run
 from funcnets.steps import Evaluation, Interrupt, Reporter, Speed, Step
 from funcnets.train import NonFiniteLoss, Progress, TrainState
+from funcnets.transforms import NonFiniteError, checked
 
 
 class TrainingError(RuntimeError):
@@ -32,23 +33,24 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def go(session: Session, reporter: Reporter) -> Outcome:
+def go(session: Session, reporter: Reporter, *, check: bool = False) -> Outcome:
     """Train to the last epoch, or to the first signal; save after each epoch and on a signal.
 
-    Uses up `session.train_state`, whose memory the steps take.  Raises TrainingError where
-    the training diverges or can't be saved; earlier checkpoints stay.
+    Uses up `session.train_state`, whose memory the steps take.  With `check` the steps run
+    uncompiled, and stop at the first layer with a value that isn't finite.  Raises TrainingError
+    where the training diverges or can't be saved; earlier checkpoints stay.
     """
     with Interrupt() as interrupt:
         try:
-            return _go(session, reporter, interrupt)
-        except NonFiniteLoss as error:
+            return _go(session, reporter, interrupt, check)
+        except (NonFiniteLoss, NonFiniteError) as error:
             kept = session.directory.checkpoints
             raise TrainingError(f"{error}; what was saved before is kept in {kept}") from error
 
 
-def _go(session: Session, reporter: Reporter, interrupt: Interrupt) -> Outcome:
+def _go(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool) -> Outcome:
     evaluation = Evaluation(session.config, session.net, session.dataset, reporter, interrupt)
-    step = _train_step(session, reporter, interrupt)
+    step = _train_step(session, reporter, interrupt, check)
     started = epoch_started = time.perf_counter()
     rows, speed, train_state = list(session.rows), Speed(), session.train_state
     try:
@@ -77,17 +79,19 @@ def _go(session: Session, reporter: Reporter, interrupt: Interrupt) -> Outcome:
     return Outcome(session, train_state, tuple(rows), interrupt.signal, compile_seconds, seconds)
 
 
-def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt) -> Step:
+def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool) -> Step:
     config = session.config
     function = train.make_train_step(
-        session.net, session.optimizer, prepare=partial(data.prepare, side=config.side)
+        checked(session.net) if check else session.net,
+        session.optimizer,
+        prepare=partial(data.prepare, side=config.side),
     )
     size = min(config.batch_size, len(session.dataset.train_labels))
     return Step(
         "the training step",
         function,
         size,
-        config.backend,
+        None if check else config.backend,
         reporter,
         interrupt,
         donate_argnums=(0,),

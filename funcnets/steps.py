@@ -60,7 +60,7 @@ class Step:
 
     The short last batch comes once an epoch: compiling for it costs more than it can save.  Where
     compiling fails this warns and goes on uncompiled, except after a signal, which may have
-    stopped the compiler too.
+    stopped the compiler too.  Without a `backend` the function is called as it is.
     """
 
     def __init__(
@@ -68,15 +68,17 @@ class Step:
         what: str,
         function: Callable[..., Any],
         size: int,
-        backend: Backend,
+        backend: Backend | None,
         reporter: Reporter,
         interrupt: Interrupt,
         donate_argnums: tuple[int, ...] = (),
     ) -> None:
         self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
-        self._compiles = backend != "graph"
-        self._compiled = jit(function, backend=backend, donate_argnums=donate_argnums)
-        self._as_it_is = jit(function, backend="graph", donate_argnums=donate_argnums)
+        self._compiles = backend not in ("graph", None)
+        self._compiled = jit(function, backend=backend or "graph", donate_argnums=donate_argnums)
+        self._as_it_is = function
+        if backend is not None:
+            self._as_it_is = jit(function, backend="graph", donate_argnums=donate_argnums)
         self._sizes: set[int] = set()
         self.is_first = False  # whether the last call was the first with its batch size
         self.compile_seconds = 0.0

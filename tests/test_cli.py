@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,3 +219,18 @@ def test_summary_and_list(run):
     assert len({row["network"] for row in listed}) == 8
     code, out, _ = run("list")
     assert "googlenet" in out
+
+
+def test_check_names_the_layer_where_the_first_value_is_not_finite(run):
+    arguments = ("--epochs", 3, "--lr", 1e30, "--schedule", "constant", "--run", "wild", "--check")
+    code, _, err = run("train", *arguments, *SMALL)
+    assert code == 1
+    assert re.match(r"funcnets: (bn|conv|fc)\d: .* of shape .* values that aren't finite", err)
+    assert "kept in wild" in err
+    assert err.count("\n") == 1
+
+
+def test_check_changes_nothing_else(run):
+    assert run("train", "--epochs", 1, "--run", "plain", *SMALL)[0] == 0
+    assert run("train", "--epochs", 1, "--run", "checked", "--check", *SMALL)[0] == 0
+    assert untimed("plain")[0] == pytest.approx(untimed("checked")[0], rel=1e-4)
