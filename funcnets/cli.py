@@ -89,6 +89,13 @@ def train_command(
         bool, typer.Option("--resume", help="Go on with the run from its last checkpoint.")
     ] = False,
     backend: Backend = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 (with float32 parameters, statistics and loss) or auto, the "
+            "faster of them, measured.  (default: float32)"
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -118,6 +125,7 @@ def train_command(
         "limit_train": limit_train,
         "device": device,
         "backend": backend,
+        "precision": precision,
     }
     given = {field: value for field, value in given.items() if value is not None}
     start = session.resume if resume else session.begin

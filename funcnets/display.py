@@ -30,6 +30,9 @@ class Warnings:
         """Print a warning on stderr."""
         print(f"funcnets: warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
+    def line(self, text: str) -> None:
+        """Nothing is said of what is only good to know."""
+
     @contextmanager
     def compiling(self, what: str) -> Iterator[None]:
         """Nothing is said of what is compiled."""
@@ -149,6 +152,7 @@ class JsonLines(PlainLines):
             "event": "interrupted" if outcome.interrupted else "finished",
             "run": str(outcome.session.directory.path),
             "network": outcome.session.config.network,
+            "precision": outcome.session.config.precision,
             **last,
             "step": int(outcome.train_state.step),
             "compile_seconds": round(outcome.compile_seconds, 3),
@@ -164,7 +168,7 @@ def _opening(session: Session) -> Iterator[str]:
     yield (
         f"training {config.network} on {config.device}: {config.epochs} epochs, batches of "
         f"{config.batch_size}, learning rate {config.learning_rate:g} ({config.schedule}), "
-        f"side {config.side}, seed {config.seed}"
+        f"side {config.side}, precision {config.precision}, seed {config.seed}"
     )
     yield f"run directory {session.directory.path}"
     yield from session.notes

@@ -3,14 +3,16 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from funcnets import checkpoint, data, train, tree
+from funcnets import checkpoint, data, precision, timing, train, tree
 from funcnets.jit import CompileError
 from funcnets.metrics import Running
+from funcnets.precision import POLICIES
 from funcnets.run import Row
 from funcnets.session import Session, open_run
 from funcnets.steps import Evaluation, Interrupt, Reporter, Speed, Step
@@ -49,11 +51,14 @@ def go(session: Session, reporter: Reporter, *, check: bool = False) -> Outcome:
 
 
 def _go(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool) -> Outcome:
-    evaluation = Evaluation(session.config, session.net, session.dataset, reporter, interrupt)
-    step = _train_step(session, reporter, interrupt, check)
+    make_step = partial(_train_step, reporter=reporter, interrupt=interrupt, check=check)
+    compiled: list[Step] = []
     started = epoch_started = time.perf_counter()
     rows, speed, train_state = list(session.rows), Speed(), session.train_state
     try:
+        session, step = _choose_precision(session, reporter, make_step)
+        evaluation = Evaluation(session.config, session.net, session.dataset, reporter, interrupt)
+        compiled += [step, evaluation.step]
         evaluation.compile(train_state)
         for progress in _timed(_fit(session, step), step, speed):
             train_state = progress.train_state
@@ -74,9 +79,29 @@ def _go(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool)
             raise
         # The signal stopped the compiler, before any step: saved is where the session began.
         _save(session, train_state, session.running)
-    compile_seconds = evaluation.step.compile_seconds + step.compile_seconds
+    compile_seconds = sum(step.compile_seconds for step in compiled)
     seconds = time.perf_counter() - started
     return Outcome(session, train_state, tuple(rows), interrupt.signal, compile_seconds, seconds)
+
+
+def _choose_precision(
+    session: Session, reporter: Reporter, make_step: Callable[[Session], Step]
+) -> tuple[Session, Step]:
+    """The training at a precision of its own, and its step; `auto` tries all, and is recorded."""
+    if session.config.precision != "auto":
+        return session, make_step(session)
+    sessions = {
+        name: replace(session, config=replace(session.config, precision=name)) for name in POLICIES
+    }
+    steps = {name: make_step(each) for name, each in sessions.items()}
+    dataset, size = session.dataset, steps["float32"].size
+    batch = (dataset.train_images[:size], dataset.train_labels[:size])
+    chosen, why = precision.choose(
+        {name: timing.repeat(step, session.train_state, batch) for name, step in steps.items()}
+    )
+    reporter.line(why)
+    session.directory.write_config(sessions[chosen].config)
+    return sessions[chosen], steps[chosen]
 
 
 def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool) -> Step:
@@ -85,12 +110,12 @@ def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt, chec
         checked(session.net) if check else session.net,
         session.optimizer,
         prepare=partial(data.prepare, side=config.side),
+        policy=POLICIES[config.precision],
     )
-    size = min(config.batch_size, len(session.dataset.train_labels))
     return Step(
-        "the training step",
+        f"the {config.precision} training step",
         function,
-        size,
+        min(config.batch_size, len(session.dataset.train_labels)),
         None if check else config.backend,
         reporter,
         interrupt,

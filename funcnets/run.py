@@ -19,6 +19,7 @@ import torch
 
 from funcnets import checkpoint, models, optim
 from funcnets.jit.compile import BACKENDS, Backend
+from funcnets.precision import PRECISIONS
 
 SCHEDULES = {
     "constant": lambda rate, steps: rate,
@@ -42,6 +43,7 @@ FLAGS = {
     "limit_train": "--limit-train",
     "device": "--device",
     "backend": "--backend",
+    "precision": "--precision",
 }
 
 
@@ -54,7 +56,7 @@ class Config:
     """All that decides what a training computes.
 
     `data` is the directory of the data files, or `bundled`; `limit_train` the number of training
-    images, None for all of them.
+    images, None for all of them; `precision` is `auto` until the first step chooses one.
     """
 
     network: str
@@ -69,6 +71,7 @@ class Config:
     limit_train: int | None
     device: str
     backend: Backend
+    precision: str = "float32"
 
 
 class Row(NamedTuple):
@@ -116,7 +119,8 @@ def check(config: Config) -> None:
         raise UsageError(f"--lr is {config.learning_rate}; expected a finite number above 0")
     if not -(2**63) <= config.seed < 2**63:
         raise UsageError(f"--seed is {config.seed}; expected an integer of 64 bits")
-    for field, known in {"schedule": SCHEDULES, "backend": BACKENDS}.items():
+    known_values = {"schedule": SCHEDULES, "backend": BACKENDS, "precision": PRECISIONS}
+    for field, known in known_values.items():
         if getattr(config, field) not in known:
             value = getattr(config, field)
             raise UsageError(f"{FLAGS[field]} is {value!r}; expected one of {', '.join(known)}")
@@ -138,6 +142,8 @@ def resumed(config: Config, given: Mapping[str, Any]) -> Config:
     others.  Raises UsageError that names the first flag that contradicts the run.
     """
     changes = {field: value for field, value in given.items() if value != getattr(config, field)}
+    if changes.get("precision") == "auto":
+        del changes["precision"]  # as it chose when the run was started
     for field, value in changes.items():
         problem = (
             f"{FLAGS[field]} is {value}, but the run was started with {getattr(config, field)}"
@@ -191,7 +197,8 @@ class Run:
         path = self.path / "config.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return Config(**{field.name: values[field.name] for field in fields(Config)})
+            known = [field.name for field in fields(Config) if field.name in values]
+            return Config(**{name: values[name] for name in known})
         except OSError as error:
             raise UsageError(
                 f"{self.path}: no run is here (config.json: {error.strerror}); "

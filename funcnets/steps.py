@@ -15,6 +15,7 @@ from funcnets.data import Dataset
 from funcnets.jit import CompileError, jit
 from funcnets.jit.compile import Backend
 from funcnets.metrics import Running
+from funcnets.precision import POLICIES
 from funcnets.run import Config, Row
 from funcnets.train import Progress, TrainState
 
@@ -24,6 +25,9 @@ class Reporter(Protocol):
 
     def warn(self, text: str) -> None:
         """Something isn't as it should be."""
+
+    def line(self, text: str) -> None:
+        """Something that is good to know."""
 
     def compiling(self, what: str) -> AbstractContextManager[None]:
         """`what` is compiled inside this context."""
@@ -140,7 +144,11 @@ class Evaluation:
     ) -> None:
         self.batch = (dataset.test_images, dataset.test_labels)
         self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
-        function = train.make_eval_step(net, prepare=partial(data.prepare, side=config.side))
+        function = train.make_eval_step(
+            net,
+            prepare=partial(data.prepare, side=config.side),
+            policy=POLICIES[config.precision],
+        )
         self.step = Step("the evaluation", function, self.size, config.backend, reporter, interrupt)
 
     def compile(self, train_state: TrainState) -> None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcnets import data, losses, metrics, optim, random
+from funcnets import data, losses, metrics, optim, precision, random
 from funcnets.core import Layer, Params, State
 from funcnets.optim import Optimizer
+from funcnets.precision import Policy
 
 Batch = tuple[Tensor, Tensor]  # images, labels
 Measurements = dict[str, Tensor]
@@ -53,6 +54,7 @@ def make_train_step(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy,
     prepare: Prepare | None = None,
+    policy: Policy | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
     """The pure function `step(train_state, (images, labels)) -> (train_state, measurements)`.
 
@@ -63,7 +65,9 @@ def make_train_step(
         optimizer: what makes updates of the gradients.
         loss: (logits (N, K), labels (N,)) -> 0-d.
         prepare: what is done to the images inside the step, such as `data.prepare`.
+        policy: the floating types of the network; None leaves those of parameters and images.
     """
+    net = net if policy is None else precision.cast(net, policy)
 
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         images, labels = batch
@@ -92,8 +96,13 @@ def make_eval_step(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy,
     prepare: Prepare | None = None,
+    policy: Policy | None = None,
 ) -> Callable[[Params, State, Batch], Measurements]:
-    """The pure function `step(params, state, (images, labels)) -> measurements`, in evaluation."""
+    """The pure function `step(params, state, (images, labels)) -> measurements`, in evaluation.
+
+    The arguments are those of `make_train_step`.
+    """
+    net = net if policy is None else precision.cast(net, policy)
 
     def step(params: Params, state: State, batch: Batch) -> Measurements:
         images, labels = batch

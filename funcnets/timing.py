@@ -1,0 +1,56 @@
+"""How long things take, measured in turns: a machine whose speed drifts treats them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from funcnets import tree
+
+Clock = Callable[[], float]
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    seconds: float | None = None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds that each of `functions` took, by name: one call of each a round, in order.
+
+    With `seconds`, no round begins that late after the first; there is one at least.  What is
+    slow the first time has to have been called before.  Raises ValueError for `rounds` below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; expected 1 or more")
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    first = clock()
+    for done in range(rounds):
+        if done and seconds is not None and clock() - first >= seconds:
+            break
+        for name, function in functions.items():
+            started = clock()
+            function()
+            taken[name].append(clock() - started)
+    return taken
+
+
+def medians(taken: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each list of seconds."""
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def repeat(step: Callable[..., Any], train_state: Any, batch: Any) -> Callable[[], None]:
+    """A function that trains one more step on `batch` at each call, and waits for its loss.
+
+    It begins at a copy of `train_state`, so `step` may be donated it.
+    """
+    train_state = tree.map(lambda leaf: leaf.clone(), train_state)
+
+    def run() -> None:
+        nonlocal train_state
+        train_state, measured = step(train_state, batch)
+        float(measured["loss"])
+
+    return run
