@@ -1,14 +1,16 @@
-"""The command line: `funcnets train`, `eval`, `summary` and `list`.
+"""The command line: `funcnets train`, `eval`, `summary`, `list` and `bench`.
 
 What a command needs is imported inside it, so that `--help` and a mistyped flag answer at once.
 """
 
+import itertools
 import json as json_format
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -221,6 +223,86 @@ def list_command(json: Json = False) -> None:
             table.add_row(name, f"{total.parameters:,}", recipe_name, *map(str, numbers))
     if not json:
         Console().print(table)
+
+
+@app.command("bench", epilog=EPILOG)
+def bench_command(
+    networks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NET ...|all]", help="See `funcnets list`.  (default: lenet_bn)"),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    side: Annotated[int | None, typer.Option(help="Pixels, instead of the recipe's.")] = None,
+    rounds: Annotated[int, typer.Option(help="Turns that each step has.")] = 10,
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin no more rounds of a network after that long.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN,...",
+            help="Of jit and graph (funcnets), eager, eager-last, compiled, compiled-last (the "
+            "module, plain and channels_last), and flax, which needs the extra bench-jax.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="PRECISION,...", help="Of float32 and bfloat16.")
+    ] = None,
+    first_step: Annotated[
+        bool, typer.Option("--first-step", help="Time to the first step, cold and warm, instead.")
+    ] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Peak memory instead.")] = False,
+    lowerings: Annotated[
+        bool,
+        typer.Option("--lowerings", help="Lowerings against what they replace instead."),
+    ] = False,
+    epoch: Annotated[
+        bool, typer.Option("--epoch", help="A whole epoch against the usual loop instead.")
+    ] = False,
+    data: Data = None,
+    limit_train: Annotated[
+        int | None, typer.Option(metavar="N", help="Images of an epoch, for --epoch.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Of the usual DataLoader, for --epoch.")] = 2,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Compare training steps with those of modules, in turns, in one process.
+
+    A ratio is how many times as fast a step is as the fastest module's at its precision; GFLOP/s
+    are counted as direct convolutions, and stand beside those of a matrix product.
+    """
+    import torch
+    from rich.console import Console
+
+    from funcnets import bench
+    from funcnets.precision import POLICIES
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    plan = bench.Plan(
+        bench.cases(networks or ["lenet_bn"], batch_size, side, device),
+        bench.columns(only),
+        bench.names("--precision", precision, tuple(POLICIES)),
+        rounds,
+        seconds,
+        data,
+        limit_train,
+        workers,
+    )
+    chosen = {"first_step": first_step, "memory": memory, "lowerings": lowerings, "epoch": epoch}
+    kinds = [kind for kind, wanted in chosen.items() if wanted] or ["steps"]
+    found = (rows for kind in kinds for rows in bench.BENCHMARKS[kind](plan, _note))
+    head: Sequence[NamedTuple] = [bench.machine(device)]
+    for rows in itertools.chain([head], found):
+        if json:
+            for row in rows:
+                print(json_format.dumps({"kind": type(row).__name__, **row._asdict()}), flush=True)
+        else:
+            Console().print(bench.render(rows))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -3,20 +3,21 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from funcnets import tree
 
 Clock = Callable[[], float]
+Name = TypeVar("Name")
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], object]],
+    functions: Mapping[Name, Callable[[], object]],
     rounds: int,
     *,
     seconds: float | None = None,
     clock: Clock = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Seconds that each of `functions` took, by name: one call of each a round, in order.
 
     With `seconds`, no round begins that late after the first; there is one at least.  What is
@@ -24,7 +25,7 @@ def interleave(
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; expected 1 or more")
-    taken: dict[str, list[float]] = {name: [] for name in functions}
+    taken: dict[Name, list[float]] = {name: [] for name in functions}
     first = clock()
     for done in range(rounds):
         if done and seconds is not None and clock() - first >= seconds:
@@ -36,7 +37,7 @@ def interleave(
     return taken
 
 
-def medians(taken: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(taken: Mapping[Name, list[float]]) -> dict[Name, float]:
     """The median of each list of seconds."""
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 

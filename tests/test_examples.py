@@ -42,15 +42,6 @@ def test_full_set_reports_a_seed_that_diverged():
     assert "| 2, 1 diverged |" in load("full_set").table(rows)
 
 
-def test_step_speed_compares_the_steps(capsys):
-    load("step_speed").main(
-        ["lenet_bn", "--rounds", "2", "--batch-size", "8", "--backend", "graph", "--no-compile"]
-    )
-    out = capsys.readouterr().out
-    assert "funcnets is 1.00 times as fast" in out
-    assert "module, eager" in out
-
-
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_tested(path):
     assert f'load("{path.stem}")' in Path(__file__).read_text()

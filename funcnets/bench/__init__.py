@@ -1,0 +1,182 @@
+"""`funcnets bench`: training steps against their peers, in turns, in one process.
+
+Only ratios between things that were timed in turns mean anything: machines differ, and the speed
+of one drifts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from funcnets import data, models
+from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure
+from funcnets.bench.steps import COLUMNS, Case, available
+from funcnets.bench.table import render
+from funcnets.jit.compile import Backend
+from funcnets.precision import POLICIES
+
+__all__ = ["BENCHMARKS", "Machine", "Plan", "cases", "columns", "machine", "names", "render"]
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, on which cases and how often; `seconds` bounds the rounds of each case."""
+
+    cases: tuple[Case, ...]
+    columns: tuple[str, ...] = tuple(COLUMNS)
+    precisions: tuple[str, ...] = tuple(POLICIES)
+    rounds: int = 10
+    seconds: float | None = None
+    data: str | None = None
+    limit_train: int | None = None
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _check_numbers(**{"--rounds": self.rounds})
+        if self.seconds is not None and not self.seconds >= 0:
+            raise ValueError(f"--seconds is {self.seconds}; expected 0 or more")
+        if self.workers < 0:
+            raise ValueError(f"--workers is {self.workers}; expected 0 or more")
+
+
+class Machine(NamedTuple):
+    """Where it was measured."""
+
+    torch: str
+    device: str
+    cpu_capability: str
+    threads: int
+
+
+def machine(device: str = "cpu") -> Machine:
+    """The machine and its software, as far as they decide how fast a step is."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return Machine(torch.__version__, name, capability, torch.get_num_threads())
+
+
+def cases(
+    networks: Sequence[str],
+    batch_size: int | None = None,
+    side: int | None = None,
+    device: str = "cpu",
+) -> tuple[Case, ...]:
+    """The networks, `all` for every one, at the sizes of their reference recipes or those given.
+
+    Raises ValueError for an unknown network, or a size below 1.
+    """
+    _check_numbers(**{"--batch-size": batch_size, "--side": side})
+    chosen = models.INDEX if "all" in networks else networks
+    recipes = {name: models.get(name, "reference")[1] for name in chosen}
+    return tuple(
+        Case(name, batch_size or recipe.batch_size, side or recipe.side, device)
+        for name, recipe in recipes.items()
+    )
+
+
+def columns(only: str | None = None) -> tuple[str, ...]:
+    """The columns in a list like `jit,eager`; for None, all that can be had here.
+
+    Raises ValueError for an unknown one, or for Flax where it isn't installed.
+    """
+    chosen = names("--only", only, tuple(COLUMNS))
+    if only is not None and "flax" in chosen and not flax_peer.installed():
+        raise ValueError("--only has flax, which isn't here: pip install 'funcnets[bench-jax]'")
+    return chosen
+
+
+def names(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The names in a list like `jit,eager`, in the order of `known`; all of them for None.
+
+    Raises ValueError that names the `option` for one that isn't known.
+    """
+    chosen = known if given is None else [name.strip() for name in given.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"{option} has {name!r}; known are {', '.join(known)}")
+    return tuple(name for name in known if name in chosen)
+
+
+def steps(plan: Plan, report: Report) -> Iterator[list[measure.Timing] | list[measure.Mean]]:
+    """Steps against their peers, a list for each network, and the means over several."""
+    timings = []
+    for case in plan.cases:
+        timed = measure.measure(
+            case,
+            plan.columns,
+            plan.precisions,
+            rounds=plan.rounds,
+            seconds=plan.seconds,
+            report=report,
+        )
+        yield timed
+        timings += timed
+        torch.compiler.reset()  # a graph is kept for each kind of call, up to a limit
+    if len(plan.cases) > 1 and (means := measure.means(timings)):
+        yield means
+
+
+def first_steps(plan: Plan, report: Report) -> Iterator[list[fresh.FirstStep]]:
+    """Time to the first step, each in two processes of its own."""
+    for case, precision in _each(plan):
+        columns = available(plan.columns, case.network)
+        yield [fresh.first_step(case, column, precision) for column in columns]
+
+
+def memory(plan: Plan, report: Report) -> Iterator[list[fresh.Memory]]:
+    """Peak memory, each in a process of its own."""
+    for case, precision in _each(plan):
+        yield fresh.memory(case, available(plan.columns, case.network), precision)
+
+
+def replaced(plan: Plan, report: Report) -> Iterator[list[lowerings.Lowered]]:
+    """Lowerings against the operations that they replace."""
+    for case, precision in _each(plan):
+        rows = lowerings.measure(
+            case, precision, plan.columns, rounds=plan.rounds, seconds=plan.seconds
+        )
+        if rows:
+            yield rows
+        else:
+            report(f"{case.network}, {precision}: no lowering applies")
+
+
+def epochs(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
+    """A whole epoch against the usual loop."""
+    backend: Backend = "inductor" if "jit" in plan.columns else "graph"
+    for case in plan.cases:
+        dataset = data.load(plan.data, device=case.device)
+        if plan.limit_train is not None:
+            dataset = data.limit(dataset, plan.limit_train)
+        report(dataset.source)
+        yield epoch.measure(
+            case,
+            plan.precisions,
+            dataset,
+            rounds=plan.rounds,
+            workers=plan.workers,
+            backend=backend,
+        )
+
+
+def _check_numbers(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected 1 or more")
+
+
+def _each(plan: Plan) -> Iterator[tuple[Case, str]]:
+    return ((case, precision) for case in plan.cases for precision in plan.precisions)
+
+
+BENCHMARKS: dict[str, Callable[[Plan, Report], Iterator[Sequence[NamedTuple]]]] = {
+    "steps": steps,
+    "first_step": first_steps,
+    "memory": memory,
+    "lowerings": replaced,
+    "epoch": epochs,
+}

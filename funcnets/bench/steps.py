@@ -1,0 +1,86 @@
+"""The training steps that are compared: funcnets', and those of its peers on the same network."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from funcnets import models, optim, random, timing, train, twins
+from funcnets.bench import flax_peer
+from funcnets.jit import jit
+from funcnets.jit.compile import Backend
+from funcnets.precision import POLICIES
+
+# Low enough that no network diverges, however often it sees the same random batch.
+LEARNING_RATE = 1e-3
+
+Step = Callable[[], object]
+
+
+class Case(NamedTuple):
+    """What a step is timed on: a network, and the sizes of its batch."""
+
+    network: str
+    batch_size: int
+    side: int
+    device: str = "cpu"
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Random images in [0, 1), (N, 1, side, side), and labels of 10 classes."""
+        shape = (self.batch_size, 1, self.side, self.side)
+        images = random.uniform(random.key(1, self.device), shape)
+        return images, torch.arange(self.batch_size, device=self.device) % 10
+
+
+def functional_step(case: Case, precision: str, *, backend: Backend) -> Step:
+    """The step of `funcnets train`, which is given its own state to write the next one into."""
+    net, _ = models.get(case.network)
+    optimizer, batch = optim.sgd(LEARNING_RATE), case.batch()
+    train_state = train.create(net, optimizer, random.key(0, case.device), batch[0])
+    step = train.make_train_step(net, optimizer, policy=POLICIES[precision])
+    return timing.repeat(jit(step, donate_argnums=0, backend=backend), train_state, batch)
+
+
+def module_step(
+    case: Case, precision: str, *, compiled: bool = False, channels_last: bool = False
+) -> Step:
+    """The usual loop's body on the same network as an `nn.Module`; bfloat16 is by autocast."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    module = twins.get(case.network).to(case.device).to(memory_format=memory_format)
+    images, labels = case.batch()
+    images = images.to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+    forward = torch.compile(module, dynamic=False) if compiled else module
+    device_type = torch.device(case.device).type
+
+    def run() -> None:
+        with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(forward(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss.detach())
+
+    return run
+
+
+OURS: dict[str, Callable[[Case, str], Step]] = {
+    "jit": partial(functional_step, backend="inductor"),
+    "graph": partial(functional_step, backend="graph"),
+}
+MODULES: dict[str, Callable[[Case, str], Step]] = {
+    "eager": module_step,
+    "eager-last": partial(module_step, channels_last=True),
+    "compiled": partial(module_step, compiled=True),
+    "compiled-last": partial(module_step, compiled=True, channels_last=True),
+}
+COLUMNS = OURS | MODULES | {"flax": flax_peer.step}
+
+
+def available(columns: Sequence[str], network: str) -> list[str]:
+    """Those of `columns` that there are for `network`: all, but for Flax here and there."""
+    has_flax = network in flax_peer.NETWORKS and flax_peer.installed()
+    return [column for column in columns if column != "flax" or has_flax]

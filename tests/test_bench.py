@@ -1,0 +1,309 @@
+"""The benchmark: what it times, in which order, what it prints and refuses; no time is asserted."""
+
+import json
+import sys
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import funcnets
+from funcnets import bench, cli, data, layers, models, summary, twins
+from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure
+from funcnets.bench.steps import COLUMNS, MODULES, Case
+from funcnets.models import Recipe
+
+LENET = Case("lenet_bn", 4, 28)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["funcnets", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch):
+    monkeypatch.setattr(measure, "SMALLEST_SIDE", 8)
+    monkeypatch.setattr(measure, "LARGEST_SIDE", 16)
+
+
+def tiny_net():
+    conv = layers.conv2d(3, 3, padding=1)
+    return funcnets.sequential(
+        conv1=conv, conv2=conv, flatten=layers.flatten(), fc=layers.linear(10)
+    )
+
+
+RECIPES = dict.fromkeys(("tuned", "reference"), Recipe(0.1, 4, 2))
+
+
+def tiny_twin(name):
+    convolutions = (nn.Conv2d(channels, 3, 3, padding=1) for channels in (1, 3))
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(12, 10))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network and a twin that start quickly; its convolutions are on tiny maps."""
+    monkeypatch.setitem(models.INDEX, "tiny", (tiny_net, RECIPES))
+    monkeypatch.setattr(twins, "get", tiny_twin)
+    return Case("tiny", 4, 2)
+
+
+def objects(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_row_for_each_precision_and_column(run, tiny):
+    code, out, err = run("tiny", "--rounds", 2, "--only", "eager,graph,eager-last", "--json")
+    assert code == 0
+    machine, *rows = objects(out)
+    assert machine["kind"] == "Machine"
+    assert {"torch", "cpu_capability", "threads"} <= machine.keys()
+    assert [(row["precision"], row["column"]) for row in rows] == [
+        (precision, column)
+        for precision in ("float32", "bfloat16")
+        for column in ("graph", "eager", "eager-last")
+    ]
+    assert err.count("first step after") == 6
+    multiply_adds = summary.summarize(tiny_net(), (4, 1, 2, 2), depth=0)[-1].multiply_adds
+    for row in rows:
+        assert (row["kind"], row["network"], row["rounds"]) == ("Timing", "tiny", 2)
+        assert 0 < row["median"] <= row["best"]
+        assert min(row["first_step"], row["gflops"], row["matmul_gflops"], row["ratio"]) > 0
+        operations = 6 * multiply_adds * row["median"] / 4
+        assert row["gflops"] == pytest.approx(operations / 1e9)
+        peers = [
+            other["median"]
+            for other in rows
+            if other["precision"] == row["precision"] and other["column"] != "graph"
+        ]
+        assert row["ratio"] == pytest.approx(row["median"] / max(peers))
+
+
+def fake_columns(monkeypatch, calls):
+    def column(name):
+        return lambda case, precision: lambda: calls.append((precision, name))
+
+    for name in ("jit", "eager"):
+        monkeypatch.setitem(COLUMNS, name, column(name))
+
+
+def test_steps_take_turns(monkeypatch):
+    calls, told = [], []
+    fake_columns(monkeypatch, calls)
+    timings = measure.measure(
+        LENET, ["jit", "eager"], ["float32", "bfloat16"], rounds=3, report=told.append
+    )
+    turn = [(precision, name) for precision in ("float32", "bfloat16") for name in ("jit", "eager")]
+    assert calls == [each for each in turn for _ in range(2)] + 3 * turn
+    assert len(told) == 4
+    assert [timed.rounds for timed in timings] == [3] * 4
+
+
+def test_the_seconds_end_the_rounds(monkeypatch):
+    calls = []
+    fake_columns(monkeypatch, calls)
+    (timed,) = measure.measure(LENET, ["jit"], ["float32"], rounds=1000, seconds=0)
+    assert timed.rounds == 1
+    assert timed.ratio is None
+
+
+def test_means_over_networks_are_geometric(monkeypatch):
+    fake_columns(monkeypatch, [])
+    (timed,) = measure.measure(LENET, ["jit"], ["float32"], rounds=1)
+    timings = [timed._replace(ratio=ratio) for ratio in (1.0, 4.0, None)]
+    assert measure.means(timings) == [measure.Mean("float32", "jit", 2, pytest.approx(2.0), 1.0)]
+
+
+def test_several_networks_end_with_the_means(run, monkeypatch):
+    fake_columns(monkeypatch, [])
+    names = ("nin", "lenet_bn")
+    code, out, _ = run(*names, "--only", "jit,eager", "--rounds", 1, "--json")
+    assert code == 0
+    kinds = [row["kind"] for row in objects(out)]
+    assert kinds == ["Machine", *["Timing"] * 8, *["Mean"] * 4]
+    code, out, _ = run(*names, "--only", "jit,eager", "--rounds", 1)
+    assert code == 0
+    assert "network nin, batch size 128, side 224, rounds 1" in " ".join(out.split())
+
+
+def test_all_networks_are_at_their_recipes_sizes():
+    cases = bench.cases(["all"])
+    assert [case.network for case in cases] == list(models.INDEX)
+    assert cases[0] == Case("alexnet", 128, 224)
+    assert bench.cases(["nin"], 3, 100, "meta") == (Case("nin", 3, 100, "meta"),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["renset18"], "did you mean 'resnet18'"),
+        (["--only", "jit,fast"], "--only has 'fast'; known are jit, graph, eager"),
+        (["--precision", "half"], "--precision has 'half'; known are float32, bfloat16"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--side", "-1"], "--side is -1"),
+        (["--seconds", "-1"], "--seconds is -1"),
+        (["--workers", "-1"], "--workers is -1"),
+        (["--only", "flax"], "pip install 'funcnets[bench-jax]'"),
+        (["alexnet", "--side", "9", "--only", "graph", "--rounds", "1"], "pool1"),
+        (["--epoch", "--data", "nowhere", "--only", "graph"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, monkeypatch, arguments, message):
+    monkeypatch.setattr(flax_peer, "installed", lambda: False)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_flax_is_left_out_where_it_is_not_installed(monkeypatch):
+    assert "flax" in bench.columns()
+    cases = [(False, "lenet_bn", 6), (True, "nin", 6), (True, "resnet18", 7)]
+    for installed, network, found in cases:
+        monkeypatch.setattr(flax_peer, "installed", lambda installed=installed: installed)
+        assert len(measure.available(bench.columns(), network)) == found
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("network", flax_peer.NETWORKS)
+def test_flax_has_the_same_parameters(network, precision):
+    pytest.importorskip("flax")
+    step = flax_peer.step(Case(network, 4, 28), precision)
+    step()
+    net, _ = models.get(network)
+    expected = summary.summarize(net, (1, 1, 28, 28), depth=0)[-1].parameters
+    import jax
+
+    params = step.__closure__[step.__code__.co_freevars.index("params")].cell_contents
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize("column", [*MODULES, "jit"])
+def test_every_column_steps(column, monkeypatch, tiny):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    for precision in ("float32", "bfloat16"):
+        step = COLUMNS[column](tiny, precision)
+        step()
+        step()
+
+
+def test_memory_is_that_of_a_process_of_its_own():
+    cost = fresh.cost(LENET._replace(batch_size=4000), "eager", "float32")
+    assert cost.first_step > 0
+    assert 10**7 < cost.idle < cost.compiling
+    # The first convolution alone gives 4000 · 6 · 24 · 24 numbers, and they are kept.
+    assert cost.stepping - cost.idle > 4 * 4000 * 6 * 24 * 24
+
+
+def test_a_process_that_fails_says_what_failed():
+    with pytest.raises(RuntimeError, match=r"lenet_bn, eager, float32: the step failed: .*small"):
+        fresh.cost(LENET._replace(side=5), "eager", "float32")
+
+
+def test_memory_and_first_steps_have_rows(run, monkeypatch):
+    numbers, caches = count(1), []
+
+    def cost(case, column, precision, cache=None):
+        if cache is not None:
+            caches.append((cache, [path.name for path in Path(cache).iterdir()]))
+            Path(cache, "kernel").touch()
+        number = next(numbers)
+        return fresh.Cost(float(number), 0, 0, 10**6 * number)
+
+    monkeypatch.setattr(fresh, "cost", cost)
+    options = ("--only", "graph,eager", "--precision", "float32", "--json")
+    code, out, _ = run("--memory", "--first-step", *options)
+    assert code == 0
+    _, *first, graph, eager = objects(out)
+    assert [(row["kind"], row["cold"], row["warm"]) for row in first] == [
+        ("FirstStep", 1, 2),
+        ("FirstStep", 3, 4),
+    ]
+    assert [found for _, found in caches] == [[], ["kernel"]] * 2
+    assert caches[0][0] == caches[1][0] != caches[2][0]
+    assert not Path(caches[0][0]).exists()
+    assert (graph["kind"], graph["stepping"], graph["ratio"]) == ("Memory", 5.0, 5 / 6)
+    assert (eager["stepping"], eager["ratio"]) == (6.0, 1.0)
+
+
+def test_lowerings_are_timed_on_the_calls_that_a_network_makes(run, tiny):
+    found = lowerings.applications(tiny, "float32")
+    assert [(lowering.name.split(".")[1], calls) for lowering, _, calls in found] == [
+        ("tiny_forward", 1),
+        ("tiny_forward", 1),
+        ("tiny_backward", 1),
+        ("tiny_backward", 1),
+    ]
+    code, out, err = run("tiny", "--lowerings", "--only", "graph", "--rounds", 2, "--json")
+    assert code == 0
+    rows = objects(out)[1:]
+    assert len(rows) == 8
+    assert rows[0]["shapes"] == "4×1×2×2, 3×1×3×3, 3"
+    assert [row["precision"] for row in rows] == ["float32"] * 4 + ["bfloat16"] * 4
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["operation_ms"] / row["rewrite_ms"])
+    code, _, err = run("tiny", "--side", 9, "--lowerings", "--only", "graph")
+    assert (code, err.count("no lowering applies")) == (0, 2)
+
+
+def test_equal_calls_are_timed_once_and_counted(monkeypatch, tiny):
+    conv = layers.conv2d(1, 3, padding=1)
+    net = funcnets.sequential(a=conv, b=conv, flatten=layers.flatten(), fc=layers.linear(10))
+    monkeypatch.setitem(models.INDEX, "tiny", (lambda: net, RECIPES))
+    lowering, _, calls = lowerings.applications(tiny, "float32")[0]
+    assert (lowering.name, calls) == ("convolution.tiny_forward", 2)
+
+
+def test_an_epoch_against_the_usual_loop(run, tiny):
+    sizes = ("--limit-train", 20, "--batch-size", 8, "--rounds", 1, "--workers", 0)
+    code, out, _ = run("tiny", "--epoch", "--data", "bundled", "--only", "graph", *sizes, "--json")
+    assert code == 0
+    rows = objects(out)[1:]
+    assert [(row["precision"], row["loop"]) for row in rows] == [
+        ("float32", "DataLoader"),
+        ("float32", "funcnets"),
+        ("bfloat16", "funcnets"),
+    ]
+    assert rows[0]["ratio"] == 1.0
+    for row in rows:
+        assert row["images"] == 20
+        assert row["examples_per_second"] == pytest.approx(20 / row["seconds"])
+        assert row["ratio"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
+
+
+def test_both_loops_see_the_same_images():
+    dataset = data.limit(data.load("bundled"), 3)
+    images = epoch.Images(dataset, 40)
+    usual = torch.stack([images[index][0] for index in range(len(images))])
+    ours = data.prepare(dataset.train_images, 40)
+    assert (usual - ours).abs().max() <= 1.01 / 255
+    assert [label for _, label in images] == dataset.train_labels.tolist()
+
+
+def test_a_table_tells_once_what_all_rows_share():
+    rows = [
+        measure.Mean("float32", "jit", 8, 1.23456, 1234.5),
+        measure.Mean("float32", "graph", 8, 12.0, 0.5),
+    ]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(bench.render(rows))
+    text = capture.get()
+    assert text.splitlines()[0].strip() == "precision float32, networks 8"
+    assert "1.23" in text
+    assert "1,234" in text
+    assert "jit" in text
