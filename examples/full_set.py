@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import funcnets
-from funcnets import data, optim, random, train
+from funcnets import data, optim, precision, random, train
 
 
 def run(
@@ -34,13 +34,14 @@ def run(
     steps = epochs * math.ceil(len(labels) / recipe.batch_size)
     falling = optim.linear(recipe.learning_rate, steps)
     optimizer = optim.sgd(falling if recipe.schedule == "linear" else recipe.learning_rate)
-    prepare = partial(data.prepare, side=recipe.side)
+    how: dict[str, Any] = {
+        "prepare": partial(data.prepare, side=recipe.side),
+        "policy": precision.POLICIES[options.precision],
+    }
     step = funcnets.jit(
-        train.make_train_step(net, optimizer, prepare=prepare),
-        donate_argnums=0,
-        backend=options.backend,
+        train.make_train_step(net, optimizer, **how), donate_argnums=0, backend=options.backend
     )
-    eval_step = funcnets.jit(train.make_eval_step(net, prepare=prepare), backend=options.backend)
+    eval_step = funcnets.jit(train.make_eval_step(net, **how), backend=options.backend)
     example = torch.empty(1, 1, recipe.side, recipe.side, device="meta")
     rows = []
     for seed in seeds:
@@ -104,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--precision", default="float32", choices=precision.POLICIES)
     options = parser.parse_args(argv)
     dataset = data.load(options.data)
     print(dataset.source)

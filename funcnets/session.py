@@ -88,6 +88,8 @@ def open_run(path: Path, given: Mapping[str, Any]) -> Session:
     DataError or CheckpointError where one of them, the run or its checkpoint can't be used.
     """
     config = replace(Run(path).read_config(), **given)
+    if config.precision == "auto":  # it was stopped before it had chosen, or learned anything
+        config = replace(config, precision="float32")
     run.check(config)
     return _restore(Run(path), config)
 

@@ -12,7 +12,8 @@ import torch
 
 from funcnets import data, models
 from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure
-from funcnets.bench.steps import COLUMNS, Case, available
+from funcnets.bench.case import Case
+from funcnets.bench.steps import COLUMNS, available
 from funcnets.bench.table import render
 from funcnets.jit.compile import Backend
 from funcnets.precision import POLICIES
@@ -101,7 +102,7 @@ def names(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ..
     return tuple(name for name in known if name in chosen)
 
 
-def steps(plan: Plan, report: Report) -> Iterator[list[measure.Timing] | list[measure.Mean]]:
+def step_rows(plan: Plan, report: Report) -> Iterator[list[measure.Timing] | list[measure.Mean]]:
     """Steps against their peers, a list for each network, and the means over several."""
     timings = []
     for case in plan.cases:
@@ -120,20 +121,20 @@ def steps(plan: Plan, report: Report) -> Iterator[list[measure.Timing] | list[me
         yield means
 
 
-def first_steps(plan: Plan, report: Report) -> Iterator[list[fresh.FirstStep]]:
+def first_step_rows(plan: Plan, report: Report) -> Iterator[list[fresh.FirstStep]]:
     """Time to the first step, each in two processes of its own."""
     for case, precision in _each(plan):
         columns = available(plan.columns, case.network)
         yield [fresh.first_step(case, column, precision) for column in columns]
 
 
-def memory(plan: Plan, report: Report) -> Iterator[list[fresh.Memory]]:
+def memory_rows(plan: Plan, report: Report) -> Iterator[list[fresh.Memory]]:
     """Peak memory, each in a process of its own."""
     for case, precision in _each(plan):
         yield fresh.memory(case, available(plan.columns, case.network), precision)
 
 
-def replaced(plan: Plan, report: Report) -> Iterator[list[lowerings.Lowered]]:
+def lowering_rows(plan: Plan, report: Report) -> Iterator[list[lowerings.Lowered]]:
     """Lowerings against the operations that they replace."""
     for case, precision in _each(plan):
         rows = lowerings.measure(
@@ -145,7 +146,7 @@ def replaced(plan: Plan, report: Report) -> Iterator[list[lowerings.Lowered]]:
             report(f"{case.network}, {precision}: no lowering applies")
 
 
-def epochs(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
+def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
     """A whole epoch against the usual loop."""
     backend: Backend = "inductor" if "jit" in plan.columns else "graph"
     for case in plan.cases:
@@ -174,9 +175,9 @@ def _each(plan: Plan) -> Iterator[tuple[Case, str]]:
 
 
 BENCHMARKS: dict[str, Callable[[Plan, Report], Iterator[Sequence[NamedTuple]]]] = {
-    "steps": steps,
-    "first_step": first_steps,
-    "memory": memory,
-    "lowerings": replaced,
-    "epoch": epochs,
+    "steps": step_rows,
+    "first_step": first_step_rows,
+    "memory": memory_rows,
+    "lowerings": lowering_rows,
+    "epoch": epoch_rows,
 }

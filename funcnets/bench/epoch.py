@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from funcnets import data, display, models, optim, random, timing, train, tree, twins
-from funcnets.bench.steps import LEARNING_RATE, Case
+from funcnets.bench.case import LEARNING_RATE, Case
 from funcnets.data import Dataset
 from funcnets.jit.compile import Backend
 from funcnets.precision import POLICIES

@@ -6,13 +6,11 @@ Flax takes images as (N, H, W, C).  JAX and Flax are imported only where a step 
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from funcnets.bench.steps import Case
+from funcnets.bench.case import LEARNING_RATE, Case
 
 NETWORKS = ("lenet_bn", "resnet18")
-LEARNING_RATE = 1e-3
 
 
 def installed() -> bool:
@@ -61,7 +59,7 @@ def _batch_norm(nn: Any, dtype: Any) -> Any:
     return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
-def step(case: "Case", precision: str) -> Callable[[], None]:
+def step(case: Case, precision: str) -> Callable[[], None]:
     """A step of plain SGD, jitted, with its state donated."""
     jax, nn = importlib.import_module("jax"), importlib.import_module("flax.linen")
     numpy = jax.numpy

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from funcnets.bench.steps import COLUMNS, Case
+from funcnets.bench.case import Case
+from funcnets.bench.steps import COLUMNS
 
 STEPS = 3
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from funcnets import models, optim, random, timing, train, tree
-from funcnets.bench.steps import LEARNING_RATE, OURS, Case
+from funcnets.bench.case import LEARNING_RATE, Case
 from funcnets.jit import DEFAULT, Lowering, jit
 from funcnets.jit.compile import Backend
 from funcnets.precision import POLICIES
@@ -44,7 +44,7 @@ def measure(
         functions = {"operation": operation} | {
             column: jit(rewrite, backend=BACKENDS[column], lowerings=None)
             for column in columns
-            if column in OURS
+            if column in BACKENDS
         }
         turns = {name: _called(function, tensors) for name, function in functions.items()}
         for turn in turns.values():
@@ -78,7 +78,7 @@ def _graph(case: Case, precision: str) -> fx.GraphModule:
     """A training step as it is without lowerings; its arguments hold no values."""
     net, _ = models.get(case.network)
     optimizer = optim.sgd(LEARNING_RATE)
-    x = torch.empty(case.batch_size, 1, case.side, case.side, device="meta")
+    x = torch.empty(case.shape, device="meta")
     train_state = train.create(net, optimizer, random.key(0, "meta"), x)
     labels = torch.empty(case.batch_size, dtype=torch.int64, device="meta")
     # Memory that nobody touches costs nothing.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from funcnets import models, summary, timing
-from funcnets.bench.steps import COLUMNS, MODULES, Case, Step, available
+from funcnets.bench.case import Case
+from funcnets.bench.steps import COLUMNS, MODULES, Step, available
 
 # A forward pass, the gradient of the input and that of the weights; a multiply-add is two.
 OPERATIONS_PER_MULTIPLY_ADD = 3 * 2
@@ -111,8 +112,7 @@ def _timing(
     medians = timing.medians(taken)
     peers = [medians[precision, name] for name in MODULES if (precision, name) in medians]
     net, _ = models.get(case.network)
-    shape = (case.batch_size, 1, case.side, case.side)
-    multiply_adds = summary.summarize(net, shape, depth=0)[-1].multiply_adds
+    multiply_adds = summary.summarize(net, case.shape, depth=0)[-1].multiply_adds
     return Timing(
         *case[:3],
         rounds=len(taken[key]),

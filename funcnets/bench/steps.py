@@ -2,37 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from funcnets import models, optim, random, timing, train, twins
 from funcnets.bench import flax_peer
+from funcnets.bench.case import LEARNING_RATE, Case
 from funcnets.jit import jit
 from funcnets.jit.compile import Backend
 from funcnets.precision import POLICIES
 
-# Low enough that no network diverges, however often it sees the same random batch.
-LEARNING_RATE = 1e-3
-
 Step = Callable[[], object]
-
-
-class Case(NamedTuple):
-    """What a step is timed on: a network, and the sizes of its batch."""
-
-    network: str
-    batch_size: int
-    side: int
-    device: str = "cpu"
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Random images in [0, 1), (N, 1, side, side), and labels of 10 classes."""
-        shape = (self.batch_size, 1, self.side, self.side)
-        images = random.uniform(random.key(1, self.device), shape)
-        return images, torch.arange(self.batch_size, device=self.device) % 10
 
 
 def functional_step(case: Case, precision: str, *, backend: Backend) -> Step:
