@@ -241,7 +241,11 @@ def test_a_run_from_before_there_was_a_choice_is_float32(run):
     config = json.loads(path.read_text())
     assert config.pop("precision") == "float32"
     path.write_text(json.dumps(config))
-    assert run("eval", "old")[0] == 0
+    before = run("eval", "old")
+    assert before[0] == 0
+    # As a run is left that was stopped before it chose.
+    path.write_text(json.dumps(config | {"precision": "auto"}))
+    assert run("eval", "old") == before
 
 
 def test_an_unknown_precision_is_one_line(run):

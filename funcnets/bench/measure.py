@@ -75,7 +75,16 @@ def measure(
     products = {precision: matrix_product(case, precision) for precision in precisions}
     turns = steps | {(name, MATMUL): product.run for name, product in products.items()}
     taken_by = timing.interleave(turns, rounds, seconds=seconds)
-    return [_timing(case, key, first[key], taken_by, products[key[0]].operations) for key in steps]
+    operations = {(name, MATMUL): product.operations for name, product in products.items()}
+    operations |= dict.fromkeys(steps, _operations(case))
+    return [_timing(case, key, first[key], taken_by, operations) for key in steps]
+
+
+def _operations(case: Case) -> int:
+    """Of a training step, counted as direct convolutions."""
+    net, _ = models.get(case.network)
+    forward = summary.summarize(net, case.shape, depth=0)[-1].multiply_adds
+    return OPERATIONS_PER_MULTIPLY_ADD * forward
 
 
 class Product(NamedTuple):
@@ -106,13 +115,16 @@ def _squared(matrix: Tensor) -> Step:
 
 
 def _timing(
-    case: Case, key: Key, first: float, taken: dict[Key, list[float]], operations: int
+    case: Case,
+    key: Key,
+    first: float,
+    taken: dict[Key, list[float]],
+    operations: dict[Key, int],
 ) -> Timing:
     precision, column = key
     medians = timing.medians(taken)
     peers = [medians[precision, name] for name in MODULES if (precision, name) in medians]
-    net, _ = models.get(case.network)
-    multiply_adds = summary.summarize(net, case.shape, depth=0)[-1].multiply_adds
+    product = (precision, MATMUL)
     return Timing(
         *case[:3],
         rounds=len(taken[key]),
@@ -122,8 +134,8 @@ def _timing(
         median=case.batch_size / medians[key],
         best=case.batch_size / min(taken[key]),
         ratio=min(peers) / medians[key] if peers else None,
-        gflops=OPERATIONS_PER_MULTIPLY_ADD * multiply_adds / medians[key] / 1e9,
-        matmul_gflops=operations / medians[precision, MATMUL] / 1e9,
+        gflops=operations[key] / medians[key] / 1e9,
+        matmul_gflops=operations[product] / medians[product] / 1e9,
     )
 
 
