@@ -229,7 +229,7 @@ def list_command(json: Json = False) -> None:
 def bench_command(
     networks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NET ...|all]", help="See `funcnets list`.  (default: lenet_bn)"),
+        typer.Argument(metavar="NET|all", help="See `funcnets list`.  (default: lenet_bn)"),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     side: Annotated[int | None, typer.Option(help="Pixels, instead of the recipe's.")] = None,
