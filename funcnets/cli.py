@@ -152,15 +152,14 @@ def eval_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     data: Data = None,
     device: Device = None,
-    backend: Backend = None,
     json: Json = False,
 ) -> None:
     """Measure loss and accuracy of a run's last checkpoint over all test images."""
-    from funcnets import display, loop
+    from funcnets import loop
 
-    given = {"data": data, "device": device, "backend": backend}
+    given = {"data": data, "device": device}
     given = {field: value for field, value in given.items() if value is not None}
-    measured = loop.evaluate(run, given, display.Warnings())
+    measured = loop.evaluate(run, given)
     if json:
         print(json_format.dumps(measured))
         return

@@ -57,9 +57,8 @@ def _go(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool)
     rows, speed, train_state = list(session.rows), Speed(), session.train_state
     try:
         session, step = _choose_precision(session, reporter, make_step)
-        evaluation = Evaluation(session.config, session.net, session.dataset, reporter, interrupt)
-        compiled += [step, evaluation.step]
-        evaluation.compile(train_state)
+        compiled.append(step)
+        evaluation = Evaluation(session.config, session.net, session.dataset)
         for progress in _timed(_fit(session, step), step, speed):
             train_state = progress.train_state
             reporter.advance(progress, speed.rate)
@@ -178,17 +177,15 @@ def _save(session: Session, train_state: TrainState, running: Running) -> None:
         raise TrainingError(str(error)) from error
 
 
-def evaluate(path: Path, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+def evaluate(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Loss and accuracy of the newest checkpoint of the run in `path`, over all test images.
 
-    `given` may name other `data`, `device` and `backend` than the run's.  Raises UsageError,
-    DataError or CheckpointError where one of them, the run or its checkpoint can't be used.
+    `given` may name other `data` and another `device` than the run's.  Raises UsageError, DataError
+    or CheckpointError where one of them, the run or its checkpoint can't be used.
     """
     opened = open_run(path, given)
-    config, dataset = opened.config, opened.dataset
-    with Interrupt() as interrupt:
-        measure = Evaluation(config, opened.net, dataset, reporter, interrupt)
-        tested = measure(opened.train_state)
+    config = opened.config
+    tested = Evaluation(config, opened.net, opened.dataset)(opened.train_state)
     return {
         "run": str(path),
         "network": config.network,

@@ -84,8 +84,8 @@ def resume(
 def open_run(path: Path, given: Mapping[str, Any]) -> Session:
     """The training in `path` as its newest checkpoint has it, to be evaluated.
 
-    `given` may name other `data`, `device` and `backend` than the run's.  Raises UsageError,
-    DataError or CheckpointError where one of them, the run or its checkpoint can't be used.
+    `given` may name other `data` and another `device` than the run's.  Raises UsageError, DataError
+    or CheckpointError where one of them, the run or its checkpoint can't be used.
     """
     config = replace(Run(path).read_config(), **given)
     if config.precision == "auto":  # it was stopped before it had chosen, or learned anything

@@ -137,11 +137,13 @@ def evaluation_batch_size(count: int, limit: int) -> int:
 
 
 class Evaluation:
-    """Loss and accuracy over all test images, by a step of one shape."""
+    """Loss and accuracy over all test images, by a step of one shape.
 
-    def __init__(
-        self, config: Config, net: Layer, dataset: Dataset, reporter: Reporter, interrupt: Interrupt
-    ) -> None:
+    Its graph runs as it is: it is a small part of an epoch, and compiling it costs more than that
+    could save.
+    """
+
+    def __init__(self, config: Config, net: Layer, dataset: Dataset) -> None:
         self.batch = (dataset.test_images, dataset.test_labels)
         self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
         function = train.make_eval_step(
@@ -149,12 +151,7 @@ class Evaluation:
             prepare=partial(data.prepare, side=config.side),
             policy=POLICIES[config.precision],
         )
-        self.step = Step("the evaluation", function, self.size, config.backend, reporter, interrupt)
-
-    def compile(self, train_state: TrainState) -> None:
-        """Run the step once, so that what fails fails before the training."""
-        images, labels = (part[: self.size] for part in self.batch)
-        self.step(train_state.params, train_state.state, (images, labels))
+        self.step = jit(function, backend="graph")
 
     def __call__(self, train_state: TrainState) -> Running:
         """The averages over all test images."""
