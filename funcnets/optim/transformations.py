@@ -1,8 +1,4 @@
-"""Optimizers as pairs of pure functions, and learning rates as functions of the step.
-
-An optimizer turns gradients into updates and carries its memory in a tree of tensors; big ones
-are chains of small ones, as in optax.  The numbers are those of `torch.optim`.
-"""
+"""Optimizers as pairs of pure functions, and the small ones that big ones are chains of."""
 
 import functools
 import math
@@ -13,9 +9,8 @@ import torch
 from torch import Tensor
 
 from funcnets import tree
-
-Schedule = Callable[[Tensor], Tensor]
-"""The learning rate (0-d, float64) at a step (0-d, int64), counted from 0."""
+from funcnets.optim.checks import check, check_non_negative, check_rate
+from funcnets.optim.schedules import Schedule
 
 LearningRate = float | Tensor | Schedule
 """A number, a 0-d tensor (which may be traced, vmapped over or differentiated), or a schedule."""
@@ -97,7 +92,7 @@ def sgd(
     dampened.  Momentum: Sutskever et al., "On the importance of initialization and momentum in
     deep learning", 2013.
     """
-    _check_non_negative(momentum=momentum, weight_decay=weight_decay)
+    check_non_negative(momentum=momentum, weight_decay=weight_decay)
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(
             f"nesterov=True with momentum={momentum} and dampening={dampening}: "
@@ -153,13 +148,13 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> Optimizer:
             return _scale(grads, -schedule(state.step)), StepState(state.step + 1)
 
         return Optimizer(lambda params: StepState(_first_step(params)), update)
-    _check_rate(learning_rate=learning_rate)
+    check_rate(learning_rate=learning_rate)
     return _stateless(lambda grads, params: _scale(grads, -learning_rate))
 
 
 def add_decayed_weights(weight_decay: float) -> Optimizer:
     """updates = updates + weight_decay · params.  Raises ValueError if it is negative."""
-    _check_non_negative(weight_decay=weight_decay)
+    check_non_negative(weight_decay=weight_decay)
     return _stateless(
         lambda grads, params: tree.map(lambda g, p: g + weight_decay * p, grads, params)
     )
@@ -170,7 +165,7 @@ def dampen(dampening: float) -> Optimizer:
 
     Raises ValueError if `dampening` isn't finite.
     """
-    _check("dampening", dampening, math.isfinite, "a finite number")
+    check("dampening", dampening, math.isfinite, "a finite number")
 
     def update(grads: Any, state: StepState, params: Any) -> tuple[Any, StepState]:
         factor = 1 - dampening * (state.step > 0).to(torch.float64)
@@ -186,7 +181,7 @@ def trace(momentum: float, *, nesterov: bool = False) -> Optimizer:
 
     Raises ValueError if `momentum` is negative.
     """
-    _check_non_negative(momentum=momentum)
+    check_non_negative(momentum=momentum)
 
     def update(grads: Any, state: TraceState, params: Any) -> tuple[Any, TraceState]:
         new = tree.map(lambda g, t: g + momentum * t, grads, state.trace)
@@ -203,8 +198,8 @@ def scale_by_adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) 
     method for stochastic optimization", 2015, algorithm 1.
     """
     for beta in betas:
-        _check("betas", beta, lambda value: 0 <= value < 1, "two numbers in [0, 1)")
-    _check_non_negative(eps=eps)
+        check("betas", beta, lambda value: 0 <= value < 1, "two numbers in [0, 1)")
+    check_non_negative(eps=eps)
     beta1, beta2 = betas
 
     def init(params: Any) -> AdamState:
@@ -232,7 +227,7 @@ def clip_by_global_norm(max_norm: float) -> Optimizer:
 
     Raises ValueError if `max_norm` is negative.
     """
-    _check_non_negative(max_norm=max_norm)
+    check_non_negative(max_norm=max_norm)
     return _stateless(
         lambda grads, params: _scale(grads, (max_norm / (global_norm(grads) + 1e-6)).clamp(max=1.0))
     )
@@ -246,106 +241,6 @@ def global_norm(values: Any) -> Tensor:
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in leaves], torch.float32)
     norms = [torch.linalg.vector_norm(leaf, dtype=dtype) for leaf in leaves]
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def constant(value: float | Tensor) -> Schedule:
-    """The rate `value` at every step.  Raises ValueError for a negative one."""
-    _check_rate(value=value)
-    return lambda step: torch.ones((), dtype=torch.float64, device=step.device) * value
-
-
-def step_decay(value: float | Tensor, every: int, factor: float) -> Schedule:
-    """value · factor^⌊step / every⌋, as torch's `StepLR`.  Raises ValueError if out of range."""
-    _check_rate(value=value)
-    _check_steps(every=every)
-    _check_non_negative(factor=factor)
-    return lambda step: value * factor ** (step // every).to(torch.float64)
-
-
-def linear(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedule:
-    """From `value` at step 0 in a straight line to `end` at `total_steps`, and `end` after it.
-
-    Raises ValueError for a negative rate or `total_steps` below 1.  As torch's `LinearLR`.
-    """
-    _check_rate(value=value, end=end)
-    _check_steps(total_steps=total_steps)
-
-    def schedule(step: Tensor) -> Tensor:
-        progress = _progress(step, 0, total_steps)
-        return value * (1 - progress) + end * progress
-
-    return schedule
-
-
-def cosine(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedule:
-    """From `value` at step 0 in half a cosine to `end` at `total_steps`, and `end` after it.
-
-    Raises ValueError for a negative rate or `total_steps` below 1.  As torch's
-    `CosineAnnealingLR`; Loshchilov and Hutter, "SGDR", 2017, equation 5, one period.
-    """
-    _check_rate(value=value, end=end)
-    _check_steps(total_steps=total_steps)
-    return lambda step: _half_cosine(value, end, _progress(step, 0, total_steps))
-
-
-def warmup(steps: int, schedule: Schedule) -> Schedule:
-    """`schedule`, started `steps` steps later; before it, a straight climb to its first rate.
-
-    Step t < steps has schedule(0) · (t + 1) / (steps + 1), so no step has the rate 0.
-    `warmup(500, linear(0.1, total_steps - 500))` ends at `total_steps`.
-
-    Raises ValueError if `steps` is negative.
-    """
-    _check("steps", steps, lambda value: value >= 0 and value == int(value), "0 or more steps")
-
-    def warmed(step: Tensor) -> Tensor:
-        climb = ((step + 1).to(torch.float64) / (steps + 1)).clamp(max=1.0)
-        return schedule((step - steps).clamp(min=0)) * climb
-
-    return warmed
-
-
-def one_cycle(
-    max_value: float | Tensor,
-    total_steps: int,
-    *,
-    pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
-) -> Schedule:
-    """Half a cosine up to `max_value`, half a cosine down, as torch's `OneCycleLR`.
-
-    The first rate is max_value / div_factor, the last, at step total_steps - 1 and after it,
-    that / final_div_factor; the top is at step pct_start · total_steps - 1.
-
-    Raises ValueError for a negative rate, `total_steps` below 1, `pct_start` outside [0, 1) or
-    a factor that isn't positive.  Smith and Topin, "Super-convergence", 2018.
-    """
-    _check_rate(max_value=max_value)
-    _check_steps(total_steps=total_steps)
-    _check("pct_start", pct_start, lambda value: 0 <= value < 1, "a number in [0, 1)")
-    for name, factor in {"div_factor": div_factor, "final_div_factor": final_div_factor}.items():
-        _check(name, factor, lambda value: 0 < value < math.inf, "a finite number above 0")
-    first = max_value / div_factor
-    last = first / final_div_factor
-    top = pct_start * total_steps - 1
-
-    def schedule(step: Tensor) -> Tensor:
-        up = _half_cosine(first, max_value, _progress(step, 0, top))
-        down = _half_cosine(max_value, last, _progress(step, top, total_steps - 1))
-        return torch.where(step < top, up, down)
-
-    return schedule
-
-
-def _progress(step: Tensor, first: float, last: float) -> Tensor:
-    # float64, as a rate has to be the same number whatever dtype the parameters have.
-    # The floor keeps an interval of no length (or less) from dividing by 0.
-    return ((step.to(torch.float64) - first) / max(last - first, 1e-9)).clamp(0.0, 1.0)
-
-
-def _half_cosine(start: float | Tensor, end: float | Tensor, progress: Tensor) -> Tensor:
-    return end + (start - end) * (1 + torch.cos(math.pi * progress)) / 2
 
 
 def _stateless(function: Callable[[Any, Any], Any]) -> Optimizer:
@@ -365,30 +260,3 @@ def _scale(values: Any, factor: float | Tensor) -> Any:
 def _first_step(params: Any) -> Tensor:
     leaves = tree.leaves(params)
     return torch.zeros((), dtype=torch.int64, device=leaves[0].device if leaves else None)
-
-
-def _check(name: str, value: Any, accept: Callable[[Any], bool], expected: str) -> None:
-    if not (isinstance(value, int | float) and accept(value)):
-        raise ValueError(f"{name} is {value!r}; expected {expected}")
-
-
-def _check_non_negative(**values: Any) -> None:
-    for name, value in values.items():
-        _check(name, value, lambda value: 0 <= value < math.inf, "a finite number, 0 or more")
-
-
-def _check_steps(**values: Any) -> None:
-    for name, value in values.items():
-        _check(name, value, lambda value: value >= 1 and value == int(value), "1 or more steps")
-
-
-def _check_rate(**values: Any) -> None:
-    """The value of a tensor can't be looked at while it is traced, but its rank and dtype can."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            _check_non_negative(**{name: value})
-        elif value.ndim or not value.is_floating_point():
-            raise ValueError(
-                f"{name} is a tensor of shape {tuple(value.shape)} and {value.dtype}; expected a "
-                "floating tensor without dimensions: one rate for each model under vmap"
-            )

@@ -1,0 +1,61 @@
+"""Optimizers as pairs of pure functions, and learning rates as functions of the step.
+
+An optimizer turns gradients into updates and carries its memory in a tree of tensors; big ones
+are chains of small ones, as in optax.  The numbers are those of `torch.optim`.
+"""
+
+from funcnets.optim.schedules import (
+    Schedule,
+    constant,
+    cosine,
+    linear,
+    one_cycle,
+    step_decay,
+    warmup,
+)
+from funcnets.optim.transformations import (
+    AdamState,
+    LearningRate,
+    Optimizer,
+    StepState,
+    TraceState,
+    adam,
+    adamw,
+    add_decayed_weights,
+    apply_updates,
+    chain,
+    clip_by_global_norm,
+    dampen,
+    global_norm,
+    scale_by_adam,
+    scale_by_learning_rate,
+    sgd,
+    trace,
+)
+
+__all__ = [
+    "AdamState",
+    "LearningRate",
+    "Optimizer",
+    "Schedule",
+    "StepState",
+    "TraceState",
+    "adam",
+    "adamw",
+    "add_decayed_weights",
+    "apply_updates",
+    "chain",
+    "clip_by_global_norm",
+    "constant",
+    "cosine",
+    "dampen",
+    "global_norm",
+    "linear",
+    "one_cycle",
+    "scale_by_adam",
+    "scale_by_learning_rate",
+    "sgd",
+    "step_decay",
+    "trace",
+    "warmup",
+]

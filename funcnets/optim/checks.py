@@ -1,0 +1,40 @@
+"""What hyper-parameters are allowed to be."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def check(name: str, value: Any, accept: Callable[[Any], bool], expected: str) -> None:
+    """Raise ValueError unless `value` is a number that `accept` accepts."""
+    if not (isinstance(value, int | float) and accept(value)):
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def check_non_negative(**values: Any) -> None:
+    """Raise ValueError unless each is a finite number, 0 or more."""
+    for name, value in values.items():
+        check(name, value, lambda value: 0 <= value < math.inf, "a finite number, 0 or more")
+
+
+def check_steps(**values: Any) -> None:
+    """Raise ValueError unless each is a whole number of steps, 1 or more."""
+    for name, value in values.items():
+        check(name, value, lambda value: value >= 1 and value == int(value), "1 or more steps")
+
+
+def check_rate(**values: Any) -> None:
+    """Raise ValueError unless each is a finite number, 0 or more, or a floating 0-d tensor.
+
+    The value of a tensor can't be looked at while it is traced, but its rank and dtype can.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            check_non_negative(**{name: value})
+        elif value.ndim or not value.is_floating_point():
+            raise ValueError(
+                f"{name} is a tensor of shape {tuple(value.shape)} and {value.dtype}; expected a "
+                "floating tensor without dimensions: one rate for each model under vmap"
+            )
