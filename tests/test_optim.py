@@ -296,7 +296,13 @@ OPTIMIZERS = {
     "adamw": optim.adamw(optim.step_decay(0.1, 2, 0.5)),
     "clipped": optim.chain(optim.clip_by_global_norm(1.0), optim.adam(optim.constant(0.1))),
 }
-each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+PARTS = {
+    "masked": optim.chain(optim.masked(optim.add_decayed_weights(0.1), "*.weight"), optim.sgd(0.1)),
+    "partition": optim.partition({"conv.weight": optim.frozen(), "*": optim.adam(0.1)}),
+}
+each_optimizer = pytest.mark.parametrize(
+    "optimizer", [*OPTIMIZERS.values(), *PARTS.values()], ids=[*OPTIMIZERS, *PARTS]
+)
 
 
 def test_plain_sgd_has_no_state_and_one_multiplication_a_leaf():
@@ -446,6 +452,7 @@ def test_an_empty_tree_has_an_optimizer_too():
         (lambda: optim.adam(0.1, eps=-1e-8), "eps is -1e-08"),
         (lambda: optim.adamw(0.1, weight_decay=-1.0), "weight_decay is -1.0"),
         (lambda: optim.clip_by_global_norm(-1.0), "max_norm is -1.0"),
+        (lambda: optim.exponential_moving_average(1.0), r"decay is 1.0; expected .* \[0, 1\)"),
         (lambda: optim.constant(-1.0), "value is -1.0"),
         (lambda: optim.step_decay(0.1, 0, 0.5), "every is 0; expected 1 or more steps"),
         (lambda: optim.step_decay(0.1, 2, -0.5), "factor is -0.5"),

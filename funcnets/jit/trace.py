@@ -116,6 +116,9 @@ def trace(
             raise TraceError(_explain(_place(error))) from error
         raise
     _check_pure(graph)
+    # Gradients of what is frozen, say, are traced and then not used.
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
     return Trace(graph, structures[-1], recorder.fired, _constants(graph))
 
 

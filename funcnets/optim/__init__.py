@@ -4,6 +4,8 @@ An optimizer turns gradients into updates and carries its memory in a tree of te
 are chains of small ones, as in optax.  The numbers are those of `torch.optim`.
 """
 
+from funcnets.optim.averages import Average, AverageState, exponential_moving_average
+from funcnets.optim.masks import frozen, mask, masked, partition
 from funcnets.optim.schedules import (
     Schedule,
     constant,
@@ -35,6 +37,8 @@ from funcnets.optim.transformations import (
 
 __all__ = [
     "AdamState",
+    "Average",
+    "AverageState",
     "LearningRate",
     "Optimizer",
     "Schedule",
@@ -49,9 +53,14 @@ __all__ = [
     "constant",
     "cosine",
     "dampen",
+    "exponential_moving_average",
+    "frozen",
     "global_norm",
     "linear",
+    "mask",
+    "masked",
     "one_cycle",
+    "partition",
     "scale_by_adam",
     "scale_by_learning_rate",
     "sgd",

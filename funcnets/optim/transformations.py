@@ -147,15 +147,15 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> Optimizer:
         def update(grads: Any, state: StepState, params: Any) -> tuple[Any, StepState]:
             return _scale(grads, -schedule(state.step)), StepState(state.step + 1)
 
-        return Optimizer(lambda params: StepState(_first_step(params)), update)
+        return Optimizer(lambda params: StepState(first_step(params)), update)
     check_rate(learning_rate=learning_rate)
-    return _stateless(lambda grads, params: _scale(grads, -learning_rate))
+    return stateless(lambda grads, params: _scale(grads, -learning_rate))
 
 
 def add_decayed_weights(weight_decay: float) -> Optimizer:
     """updates = updates + weight_decay · params.  Raises ValueError if it is negative."""
     check_non_negative(weight_decay=weight_decay)
-    return _stateless(
+    return stateless(
         lambda grads, params: tree.map(lambda g, p: g + weight_decay * p, grads, params)
     )
 
@@ -171,7 +171,7 @@ def dampen(dampening: float) -> Optimizer:
         factor = 1 - dampening * (state.step > 0).to(torch.float64)
         return _scale(grads, factor), StepState(state.step + 1)
 
-    return Optimizer(lambda params: StepState(_first_step(params)), update)
+    return Optimizer(lambda params: StepState(first_step(params)), update)
 
 
 def trace(momentum: float, *, nesterov: bool = False) -> Optimizer:
@@ -204,7 +204,7 @@ def scale_by_adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) 
 
     def init(params: Any) -> AdamState:
         zeros = functools.partial(tree.map, torch.zeros_like)
-        return AdamState(_first_step(params), zeros(params), zeros(params))
+        return AdamState(first_step(params), zeros(params), zeros(params))
 
     def update(grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
         step = state.step + 1
@@ -228,7 +228,7 @@ def clip_by_global_norm(max_norm: float) -> Optimizer:
     Raises ValueError if `max_norm` is negative.
     """
     check_non_negative(max_norm=max_norm)
-    return _stateless(
+    return stateless(
         lambda grads, params: _scale(grads, (max_norm / (global_norm(grads) + 1e-6)).clamp(max=1.0))
     )
 
@@ -243,7 +243,7 @@ def global_norm(values: Any) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _stateless(function: Callable[[Any, Any], Any]) -> Optimizer:
+def stateless(function: Callable[[Any, Any], Any]) -> Optimizer:
     """The optimizer without memory that makes updates by `function(grads, params)`."""
     return Optimizer(
         lambda params: (), lambda grads, state, params: (function(grads, params), state)
@@ -257,6 +257,7 @@ def _scale(values: Any, factor: float | Tensor) -> Any:
     return tree.map(lambda leaf: leaf * factor, values)
 
 
-def _first_step(params: Any) -> Tensor:
+def first_step(params: Any) -> Tensor:
+    """The step 0, int64, on the device of `params`."""
     leaves = tree.leaves(params)
     return torch.zeros((), dtype=torch.int64, device=leaves[0].device if leaves else None)
