@@ -37,6 +37,17 @@ class Apply(Protocol):
     ) -> tuple[Tensor, State]: ...
 
 
+class Track(Protocol):
+    """`track(state, mean, variance, count) -> state`: the running statistics after a batch.
+
+    `mean` and biased `variance` (C,) are of the `count` values that the batch has in each channel.
+    """
+
+    def __call__(  # noqa: D102
+        self, state: State, mean: Tensor, variance: Tensor, count: int
+    ) -> State: ...
+
+
 class LayerError(ValueError):
     """Something that a layer can't work with; `path` is the layer's dotted name in the network."""
 
@@ -63,6 +74,7 @@ class Layer:
         parts: the layers that it is made of, with their names (None: no level of its own).
         stochastic: whether it needs a key in training.
         rebuild: `rebuild(parts)`, the same layer made of other parts; None without parts.
+        track: how a batch norm follows its batches; None for any other layer.
     """
 
     kind: str
@@ -71,6 +83,7 @@ class Layer:
     parts: tuple[tuple[str | None, "Layer"], ...] = ()
     stochastic: bool = field(default=False, kw_only=True)
     rebuild: "Callable[[Parts], Layer] | None" = field(default=None, kw_only=True)
+    track: Track | None = field(default=None, kw_only=True)
 
     @property
     def children(self) -> dict[str, "Layer"]:

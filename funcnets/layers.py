@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
+from torch._C import _functorch
 
 from funcnets import initializers, random
 from funcnets.core import Apply, Init, Layer, LayerError, Params, State
@@ -232,8 +233,18 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
             "running_var": ones(key, (channels,), precise),
         }
 
-    def update(old: Tensor, batch: Tensor) -> Tensor:
-        return torch.lerp(old, batch.to(old.dtype), momentum)
+    def track(state: State, mean: Tensor, variance: Tensor, count: int) -> State:
+        if count < 2:
+            raise LayerError(
+                f"{kind}: got one value per channel in training: its variance is undefined; "
+                "use a larger batch, or train=False"
+            )
+        correction = count / (count - 1) if unbiased else 1.0
+        batch = {"running_mean": mean, "running_var": variance * correction}
+        return {
+            name: torch.lerp(state[name], value.to(state[name].dtype), momentum)
+            for name, value in batch.items()
+        }
 
     def apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
@@ -243,25 +254,43 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
         mean, variance = state["running_mean"], state["running_var"]
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         if train:
-            count = x.numel() // x.shape[1]
-            if count < 2:
-                raise LayerError(
-                    f"{kind}: got one value per channel in training (input {tuple(x.shape)}): "
-                    "its variance is undefined; use a larger batch, or train=False"
-                )
-            dimensions = [0, *range(2, x.ndim)]
-            variance, mean = torch.var_mean(precise, dimensions, correction=0)
-            correction = count / (count - 1) if unbiased else 1.0
-            state = {
-                "running_mean": update(state["running_mean"], mean),
-                "running_var": update(state["running_var"], variance * correction),
-            }
+            _check_not_split(kind, x, weight)
+            mean, variance = moments(x)
+            state = track(state, mean, variance, x.numel() // x.shape[1])
         scale = weight * torch.rsqrt(variance + eps)
         shift = bias - mean * scale
         channel = (..., *[None] * (x.ndim - 2))
         return torch.addcmul(shift[channel], precise, scale[channel]).to(x.dtype), state
 
-    return _leaf(kind, apply, init, ranks=(2, 4))
+    return _leaf(kind, apply, init, ranks=(2, 4), track=track)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of (N, C, H, W) or (N, C): (C,) each.
+
+    At least float32, whatever the input; what batch norm normalises by in training.
+    """
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(precise, [0, *range(2, x.ndim)], correction=0)
+    return mean, variance
+
+
+def _check_not_split(kind: str, x: Tensor, weight: Tensor) -> None:
+    """Refuse single examples of a batch that `vmap` has taken apart, each with its statistics."""
+    if x.shape[0] == 1 and _is_vmapped(x) and not _is_vmapped(weight):
+        raise LayerError(
+            f"{kind}: in training under vmap over examples, each would be normalised by its own "
+            "statistics: use funcnets.transforms.per_example_gradients(..., statistics=...), or "
+            "funcnets.transforms.frozen_statistics(net)"
+        )
+
+
+def _is_vmapped(x: Tensor) -> bool:
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False
 
 
 def dropout(rate: float = 0.5) -> Layer:
