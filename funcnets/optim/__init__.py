@@ -6,6 +6,13 @@ are chains of small ones, as in optax.  The numbers are those of `torch.optim`.
 
 from funcnets.optim.averages import Average, AverageState, exponential_moving_average
 from funcnets.optim.masks import frozen, mask, masked, partition
+from funcnets.optim.privacy import (
+    NoiseState,
+    add_noise,
+    clip_per_example,
+    per_example_norms,
+    private,
+)
 from funcnets.optim.schedules import (
     Schedule,
     constant,
@@ -40,6 +47,7 @@ __all__ = [
     "Average",
     "AverageState",
     "LearningRate",
+    "NoiseState",
     "Optimizer",
     "Schedule",
     "StepState",
@@ -47,9 +55,11 @@ __all__ = [
     "adam",
     "adamw",
     "add_decayed_weights",
+    "add_noise",
     "apply_updates",
     "chain",
     "clip_by_global_norm",
+    "clip_per_example",
     "constant",
     "cosine",
     "dampen",
@@ -61,6 +71,8 @@ __all__ = [
     "masked",
     "one_cycle",
     "partition",
+    "per_example_norms",
+    "private",
     "scale_by_adam",
     "scale_by_learning_rate",
     "sgd",
