@@ -6,7 +6,7 @@ and what it knows is in the `Progress` that it yields.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from funcnets.precision import Policy
 Batch = tuple[Tensor, Tensor]  # images, labels
 Measurements = dict[str, Tensor]
 Prepare = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K), labels (N,) -> 0-d
 
 
 class TrainState(NamedTuple):
@@ -29,6 +30,25 @@ class TrainState(NamedTuple):
     state: State
     opt_state: Any
     key: Tensor  # the training's own; a step's and an epoch's keys are folded from it
+
+
+class Gradient(Protocol):
+    """`gradient(net, loss, params, state, (x, labels), key=key) -> (grads, state, measurements)`.
+
+    How a step gets the gradients that its optimizer is given, the new statistics, and the batch's
+    mean `loss` and its `correct` predictions.
+    """
+
+    def __call__(  # noqa: D102
+        self,
+        net: Layer,
+        loss: Loss,
+        params: Params,
+        state: State,
+        batch: Batch,
+        *,
+        key: Tensor | None = None,
+    ) -> tuple[Any, State, Measurements]: ...
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -48,13 +68,28 @@ def shuffle_key(train_state: TrainState) -> Tensor:
     return random.split(train_state.key)[0]
 
 
+def batch_gradient(
+    net: Layer, loss: Loss, params: Params, state: State, batch: Batch, *, key: Tensor | None = None
+) -> tuple[Params, State, Measurements]:
+    """The gradient of the batch's loss in training, as `Gradient` says."""
+    x, labels = batch
+
+    def loss_of(params: Params) -> tuple[Tensor, tuple[Tensor, State]]:
+        logits, new_state = net.apply(params, state, x, train=True, key=key)
+        return loss(logits, labels), (logits, new_state)
+
+    grads, (value, (logits, state)) = torch.func.grad_and_value(loss_of, has_aux=True)(params)
+    return grads, state, {"loss": value, "correct": metrics.correct(logits, labels)}
+
+
 def make_train_step(
     net: Layer,
     optimizer: Optimizer,
     *,
-    loss: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy,
+    loss: Loss = losses.cross_entropy,
     prepare: Prepare | None = None,
     policy: Policy | None = None,
+    gradient: Gradient = batch_gradient,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
     """The pure function `step(train_state, (images, labels)) -> (train_state, measurements)`.
 
@@ -66,6 +101,7 @@ def make_train_step(
         loss: (logits (N, K), labels (N,)) -> 0-d.
         prepare: what is done to the images inside the step, such as `data.prepare`.
         policy: the floating types of the network; None leaves those of parameters and images.
+        gradient: how the gradients are made, such as `transforms.accumulate(64)`.
     """
     net = net if policy is None else precision.cast(net, policy)
 
@@ -75,18 +111,13 @@ def make_train_step(
         key = None
         if net.stochastic:
             key = random.fold_in(random.split(train_state.key)[1], train_state.step)
-
-        def loss_of(params: Params) -> tuple[Tensor, tuple[Tensor, State]]:
-            logits, state = net.apply(params, train_state.state, x, train=True, key=key)
-            return loss(logits, labels), (logits, state)
-
-        grads, (value, (logits, state)) = torch.func.grad_and_value(loss_of, has_aux=True)(
-            train_state.params
+        grads, state, measured = gradient(
+            net, loss, train_state.params, train_state.state, (x, labels), key=key
         )
         updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
         params = optim.apply_updates(train_state.params, updates)
         after = TrainState(train_state.step + 1, params, state, opt_state, train_state.key)
-        return after, {"loss": value, "correct": metrics.correct(logits, labels)}
+        return after, measured
 
     return step
 
@@ -94,7 +125,7 @@ def make_train_step(
 def make_eval_step(
     net: Layer,
     *,
-    loss: Callable[[Tensor, Tensor], Tensor] = losses.cross_entropy,
+    loss: Loss = losses.cross_entropy,
     prepare: Prepare | None = None,
     policy: Policy | None = None,
 ) -> Callable[[Params, State, Batch], Measurements]:

@@ -4,10 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from architectures import Part, Parts, modular
+from architectures import Part, Parts, functional, modular
+from hypothesis import note
 from hypothesis import strategies as st
 from registry import Network
 from torch import Tensor
+
+from funcnets import layers, random
+from funcnets.core import Layer, output, sequential
 
 seeds = st.integers(0, 2**31)
 widths = st.integers(1, 6)
@@ -201,3 +205,14 @@ def architectures(draw: st.DrawFn) -> tuple[Parts, tuple[int, ...]]:
         parts.append(("flatten", {}))
         parts += _parts(draw, modular(parts, torch.zeros(1, *shape[1:]))[1], depth=1)
     return parts, shape
+
+
+@st.composite
+def classifiers(draw: st.DrawFn) -> tuple[Layer, tuple[int, ...]]:
+    """A random network that ends in logits of three classes, and the shape of an input."""
+    parts, shape = draw(architectures())
+    note(f"architecture: {parts}")
+    body, x = functional(parts), torch.empty(shape)
+    is_image = output(body, *body.init(random.key(0), x), x).ndim == 4
+    join = {"pool": layers.global_avg_pool(), "flatten": layers.flatten()} if is_image else {}
+    return sequential(body=body, **join, fc=layers.linear(3)), shape

@@ -2,11 +2,21 @@
 
 import pytest
 import torch
+from comparison import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from funcnets import optim, random, tree
+import funcnets
+from funcnets import layers, optim, random, train, transforms, tree
+
+NET = funcnets.sequential(
+    conv=layers.conv2d(2, 3),
+    bn=layers.batch_norm(),
+    tanh=layers.tanh(),
+    flatten=layers.flatten(),
+    fc=layers.linear(3),
+)
 
 decays = st.sampled_from([0.0, 0.5, 0.9, 0.999])
 
@@ -51,3 +61,47 @@ def test_vmap_over_models_is_a_loop_over_models():
     for i in range(3):
         one = averaged(*({"a": stacked["a"][i]} for stacked in (first, second)))
         assert torch.equal(actual["a"][i], one["a"])
+
+
+def training():
+    images = random.normal(random.key(8), (12, 1, 5, 5), torch.float64)
+    labels = torch.arange(12) % 3
+    optimizer = optim.sgd(0.1, momentum=0.5)
+    step = train.make_train_step(NET, optimizer)
+    train_state = train.create(NET, optimizer, random.key(0), images)
+    fit = {"batch": (images, labels), "batch_size": 5, "epochs": 2}
+    return step, train_state, fit
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_training_goes_on_as_without_its_average_which_is_evaluated(jitted):
+    average = optim.exponential_moving_average(0.5)
+    step, train_state, fit = training()
+    plain = [progress.train_state for progress in train.fit(step, train_state, **fit)]
+    expected = average.init((train_state.params, train_state.state))
+    for after in plain:
+        expected = average.update((after.params, after.state), expected)
+    averaged = transforms.averaged(step, average)
+    if jitted:
+        averaged = funcnets.jit(averaged, donate_argnums=0, backend="graph")
+    begun = tree.map(torch.clone, transforms.with_average(train_state, average))
+    last = [*train.fit(averaged, begun, **fit)][-1].train_state
+    assert_close(tree.flatten_named(last.params), tree.flatten_named(plain[-1].params))
+    actual = transforms.averages(last)
+    assert_close(tree.flatten_named(actual), tree.flatten_named(expected.average))
+    assert last.opt_state.average.step == len(plain)
+    eval_step = train.make_eval_step(NET)
+    losses = {
+        name: train.evaluate(eval_step, *values, fit["batch"]).loss
+        for name, values in {"last": (last.params, last.state), "average": actual}.items()
+    }
+    assert losses["last"] != losses["average"]
+
+
+def test_a_state_without_an_average_is_refused():
+    step, train_state, fit = training()
+    average = optim.exponential_moving_average(0.5)
+    with pytest.raises(TypeError, match=r"begin with transforms\.with_average"):
+        transforms.averaged(step, average)(train_state, fit["batch"])
+    with pytest.raises(TypeError, match="no average"):
+        transforms.averages(train_state)

@@ -58,3 +58,20 @@ def test_against_twin_trains_both_alike(capsys):
     ours, theirs, accuracy, twin = map(float, numbers)
     assert ours == pytest.approx(theirs, abs=1e-3)
     assert accuracy == pytest.approx(twin, abs=0.02)
+
+
+def test_private_training_loses_by_its_noise(capsys):
+    arguments = "--noise 0 20 --epochs 2 --limit-train 500 --batch-size 50 --backend graph"
+    load("private_training").main(arguments.split())
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines[-2:]]
+    assert [noise for noise, _ in rows] == ["0", "20"]
+    exact, noisy = (float(accuracy) for _, accuracy in rows)
+    assert exact > noisy + 0.1
+
+
+def test_private_training_draws_its_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "private.png"
+    load("private_training").draw({0.0: [0.5, 0.7], 1.0: [0.4, 0.5]}, str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,20 @@
-"""Networks made of networks: what modules make hard, as functions of a `Layer`."""
+"""What can be done with a network as a pure function, batch norm and dropout included."""
 
+from funcnets.transforms.accumulate import accumulate
+from funcnets.transforms.average import averaged, averages, with_average
 from funcnets.transforms.check import NonFiniteError, checked
+from funcnets.transforms.per_example import PerExample, per_example, per_example_gradients
+from funcnets.transforms.statistics import frozen_statistics
 
-__all__ = ["NonFiniteError", "checked"]
+__all__ = [
+    "NonFiniteError",
+    "PerExample",
+    "accumulate",
+    "averaged",
+    "averages",
+    "checked",
+    "frozen_statistics",
+    "per_example",
+    "per_example_gradients",
+    "with_average",
+]
