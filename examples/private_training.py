@@ -1,6 +1,6 @@
 """Train a small network with differential privacy (DP-SGD), and plot what the noise costs.
 
-    python examples/private_training.py --noise 0 0.5 1 2 4 --picture private.png
+    python examples/private_training.py --noise 0 2 8 32 --picture private.png
 
 Each example's gradient is clipped, and noise is added to their mean (Abadi et al., 2016): so no
 single image moves the network by much.  `--noise` is the noise's deviation in units of the clipping
@@ -81,7 +81,7 @@ def draw(found: dict[float, list[float]], path: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.5, 1.0, 2.0, 4.0])
+    parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 2.0, 8.0, 32.0])
     parser.add_argument("--max-norm", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=0.1)
     parser.add_argument("--batch-size", type=int, default=250)

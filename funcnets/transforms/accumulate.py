@@ -27,8 +27,9 @@ Source = Literal["batch", "micro_batch"]
 def accumulate(micro_batch_size: int, *, statistics: Source = "batch") -> Gradient:
     """The gradients of the batch by micro-batches, for `train.make_train_step`.
 
-    The last micro-batch may be smaller.  Dropout masks are those of the whole batch: an example
-    has the same whatever the size.  What batch norm normalises by, `statistics` says:
+    The last micro-batch may be smaller.  An example has the dropout mask that it has in the whole
+    batch under the same key; each pass over a micro-batch draws a layer's mask for the whole batch.
+    What batch norm normalises by, `statistics` says:
 
     - `batch`: the statistics of the whole batch, and the gradient goes through them: gradients and
       running statistics are those of the whole batch, in the activations' memory of a
