@@ -2,19 +2,24 @@
 
 from funcnets.transforms.accumulate import accumulate
 from funcnets.transforms.average import averaged, averages, with_average
+from funcnets.transforms.capture import Captured, capture
 from funcnets.transforms.check import NonFiniteError, checked
 from funcnets.transforms.per_example import PerExample, per_example, per_example_gradients
+from funcnets.transforms.remat import remat
 from funcnets.transforms.statistics import frozen_statistics
 
 __all__ = [
+    "Captured",
     "NonFiniteError",
     "PerExample",
     "accumulate",
     "averaged",
     "averages",
+    "capture",
     "checked",
     "frozen_statistics",
     "per_example",
     "per_example_gradients",
+    "remat",
     "with_average",
 ]
