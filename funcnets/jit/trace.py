@@ -116,7 +116,7 @@ def trace(
             raise TraceError(_explain(_place(error))) from error
         raise
     _check_pure(graph)
-    # Gradients of what is frozen, say, are traced and then not used.
+    # Derivatives compute, on their way, what nobody reads, such as gradients of what is frozen.
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Trace(graph, structures[-1], recorder.fired, _constants(graph))

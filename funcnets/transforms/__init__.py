@@ -1,5 +1,6 @@
 """What can be done with a network as a pure function, batch norm and dropout included."""
 
+from funcnets.transforms import curvature, laplace
 from funcnets.transforms.accumulate import accumulate
 from funcnets.transforms.average import averaged, averages, with_average
 from funcnets.transforms.capture import Captured, capture
@@ -17,7 +18,9 @@ __all__ = [
     "averages",
     "capture",
     "checked",
+    "curvature",
     "frozen_statistics",
+    "laplace",
     "per_example",
     "per_example_gradients",
     "remat",

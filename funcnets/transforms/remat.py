@@ -51,8 +51,6 @@ def _recomputed(inner: Apply) -> Apply:
 class _Recomputed(torch.autograd.Function):
     """`flat(x, key, *others)`, whose derivatives call it again."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(flat: Flat, *leaves: Tensor | None) -> tuple[Tensor, ...]:
         # A result that is an argument, as the statistics in evaluation are, couldn't be saved.
@@ -61,20 +59,26 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.flat, *leaves = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*leaves)
         ctx.save_for_forward(*leaves)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [(i, cotangent) for i, cotangent in enumerate(cotangents) if cotangent is not None]
         x, key, *others = ctx.saved_tensors
-        leaves = [
-            _after(x, cotangents[0]),
-            key if key is None else _after(key, cotangents[0]),
-            *others,
-        ]
+        signal = given[0][1]
+        leaves = [_after(x, signal), key if key is None else _after(key, signal), *others]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         function, values = _of_some(ctx.flat, leaves, wanted)
-        gradients = dict(zip(wanted, torch.func.vjp(function, *values)[1](cotangents), strict=True))
+
+        def product(*values: Tensor) -> Tensor:
+            results = function(*values)
+            return torch.stack([(results[i] * cotangent).sum() for i, cotangent in given]).sum()
+
+        # Not `vjp`, whose pullback runs outside of its level, where another remat's can't.
+        found = torch.func.grad(product, tuple(range(len(wanted))))(*values)
+        gradients = dict(zip(wanted, found, strict=True))
         return None, *(gradients.get(i) for i in range(len(leaves)))
 
     @staticmethod
@@ -82,6 +86,14 @@ class _Recomputed(torch.autograd.Function):
         moved = {i: tangent for i, tangent in enumerate(tangents) if tangent is not None}
         function, values = _of_some(ctx.flat, ctx.saved_tensors, list(moved))
         return torch.func.jvp(function, tuple(values), tuple(moved.values()))[1]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], flat: Flat, *leaves: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        mapped = torch.func.vmap(flat, in_dims[1:], randomness=info.randomness)
+        results = _Recomputed.apply(mapped, *leaves)
+        return results, (0,) * len(results)
 
 
 def _of_some(

@@ -1,0 +1,180 @@
+"""`remat`: the numbers of the layer itself under every transform, from a graph computed twice."""
+
+from typing import Any
+
+import pytest
+import strategies
+import torch
+from architectures import Parts, functional
+from comparison import assert_close, init
+from hypothesis import Phase, given, settings
+from torch import Tensor
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.func import grad, jacrev, jvp, vjp, vmap
+
+import funcnets
+from funcnets import optim, random, train, tree
+from funcnets.core import Layer, rewrite, sequential
+from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, sigmoid
+from funcnets.transforms import remat
+
+KEY = random.key(3)
+X = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+NET = sequential(
+    conv=conv2d(3, 3),
+    block=sequential(bn=batch_norm(), act=sigmoid(), drop=dropout(0.3), conv=conv2d(4, 2)),
+    flat=flatten(),
+    fc=linear(3),
+)
+PARAMS, STATE = init(NET, X, 1)
+
+
+def in_block(net: Layer) -> Layer:
+    return rewrite(net, lambda name, part: remat(part) if name == "block" else part)
+
+
+def everywhere(net: Layer) -> Layer:
+    return rewrite(net, lambda name, part: remat(part))
+
+
+def results(net: Layer, params: Any, state: Any, x: Tensor, train: bool) -> dict[str, Tensor]:
+    """Value, statistics and derivatives of all orders that anyone asks for, by name."""
+
+    def loss(params: Any, x: Tensor = x) -> tuple[Tensor, Any]:
+        y, new_state = net.apply(params, state, x, train=train, key=KEY)
+        return y.sin().sum() + sum(leaf.cos().sum() for leaf in tree.leaves(new_state)), new_state
+
+    def gradient(params: Any) -> Any:
+        return grad(loss, has_aux=True)(params)[0]
+
+    def along(params: Any) -> Tensor:
+        return jvp(lambda p: loss(p)[0], (params,), (tangent,))[1]
+
+    tangent, more = tree.map(torch.cos, params), tree.map(torch.exp, params)
+    value, statistics = loss(params)
+    output = net.apply(params, state, x, train=train, key=KEY)[0]
+    named = {
+        "statistics": statistics,
+        "grad": grad(loss, (0, 1), has_aux=True)(params, x)[0],
+        "jvp": along(params),
+        "jvp of grad": jvp(gradient, (params,), (tangent,))[1],
+        "vjp of grad": vjp(gradient, params)[1](tangent),
+        "grad of jvp": grad(along)(params),
+        "vjp": vjp(lambda p: net.apply(p, state, x, train=train, key=KEY)[0], params)[1](output),
+        "vmap of grad": vmap(gradient)(tree.transpose([params, more])),
+        "grad of vmap": grad(lambda many: vmap(along)(many).sum())(tree.transpose([params, more])),
+    }
+    return tree.flatten_named({**named, "value": value})
+
+
+@given(drawn=strategies.architectures(), seed=strategies.seeds)
+@settings(max_examples=8, phases=[Phase.generate])
+def test_random_networks_have_the_same_derivatives(
+    drawn: tuple[Parts, tuple[int, ...]], seed: int
+) -> None:
+    parts, shape = drawn
+    net = functional(parts)
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    params, state = init(net, x, seed)
+    if not tree.leaves(params):
+        return
+    actual = results(everywhere(net), params, state, x, True)
+    assert_close(actual, results(net, params, state, x, True))
+
+
+@pytest.mark.parametrize(("rewritten", "train"), [(in_block, True), (everywhere, False)])
+def test_derivatives_eager_and_traced(rewritten: Any, train: bool) -> None:
+    expected = results(NET, PARAMS, STATE, X, train)
+    net = rewritten(NET)
+    assert_close(results(net, PARAMS, STATE, X, train), expected)
+    traced = funcnets.jit(lambda *values: results(net, *values, train), backend="graph")
+    assert_close(traced(PARAMS, STATE, X), expected)
+
+
+def test_plain_autograd_twice() -> None:
+    def second(net: Layer) -> dict[str, Tensor]:
+        params = tree.map(lambda leaf: leaf.clone().requires_grad_(), PARAMS)
+        y, _ = net.apply(params, STATE, X, train=True, key=KEY)
+        leaves = tree.leaves(params)
+        first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
+        squares = sum((gradient**2).sum() for gradient in first)
+        return dict(zip(tree.names(params), torch.autograd.grad(squares, leaves), strict=True))
+
+    assert_close(second(in_block(NET)), second(NET))
+
+
+def test_training_steps_update_statistics_once() -> None:
+    labels = torch.arange(5) % 3
+    after = []
+    for net in (NET, in_block(NET)):
+        step = train.make_train_step(net, optim.sgd(0.1))
+        start = train.TrainState(torch.zeros((), dtype=torch.int64), PARAMS, STATE, ((),), KEY)
+        jitted = funcnets.jit(step, backend="graph")
+        first, _ = jitted(start, (X, labels))
+        after.append(tree.flatten_named(jitted(first, (X, labels))[0]))
+    assert torch.equal(after[0]["step"], after[1]["step"])
+    assert_close(*[{k: v for k, v in named.items() if v.is_floating_point()} for named in after])
+
+
+def sizes(graph: Any, operation: str) -> list[int]:
+    """The sizes of what an operation gives, for each time that it is in the graph."""
+    nodes = [node for node in graph.nodes if str(node.target) == f"aten.{operation}"]
+    return [node.meta["val"].numel() for node in nodes]
+
+
+def loss_of(net: Layer) -> Any:
+    return lambda params, x: net.apply(params, STATE, x, train=True, key=KEY)[0].sum()
+
+
+def test_a_compiler_that_joins_equal_operations_computes_the_block_twice() -> None:
+    net = in_block(NET)
+    once, twice = (
+        fx_graph_cse(funcnets.jit(grad(loss_of(net))).trace(PARAMS, X).graph.graph)
+        for net in (NET, net)
+    )
+    for operation in ("var_mean.correction", "sigmoid.default", "lt.Scalar"):
+        first, second = (len(sizes(graph, operation)) for graph in (once, twice))
+        assert (first, second) == (1, 2), operation
+
+
+def test_rows_of_a_jacobian_share_what_is_computed_again() -> None:
+    def logits(params: Any, x: Tensor) -> Tensor:
+        return in_block(NET).apply(params, STATE, x, train=True, key=KEY)[0]
+
+    graph = funcnets.jit(jacrev(logits)).trace(PARAMS, X).graph.graph
+    once, again = sizes(graph, "sigmoid.default")
+    assert once == again
+
+
+def peak(function: Any, *args: Any) -> int:
+    """The most bytes that a call has allocated at one time."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        function(*args)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def test_a_traced_step_takes_less_memory() -> None:
+    def block() -> Layer:
+        return sequential(a=conv2d(6, 3, padding=1), b=batch_norm(), c=sigmoid(), d=sigmoid())
+
+    net = sequential(**{f"block{i}": block() for i in range(4)})
+    x = torch.rand(16, 6, 16, 16)
+    params, state = net.init(KEY, x)
+
+    def step(net: Layer) -> Any:
+        def loss(params: Any, x: Tensor) -> Tensor:
+            return net.apply(params, state, x, train=True)[0].sum()
+
+        return funcnets.jit(grad(loss), backend="graph")
+
+    blocks = rewrite(net, lambda name, part: remat(part) if name in net.children else part)
+    once, twice = step(net), step(blocks)
+    for run in (once, twice):
+        run(params, x)
+    assert peak(twice, params, x) < 0.75 * peak(once, params, x)
