@@ -116,10 +116,10 @@ def test_training_steps_update_statistics_once() -> None:
     assert_close(*[{k: v for k, v in named.items() if v.is_floating_point()} for named in after])
 
 
-def sizes(graph: Any, operation: str) -> list[int]:
-    """The sizes of what an operation gives, for each time that it is in the graph."""
+def shapes(graph: Any, operation: str) -> list[Any]:
+    """The shapes of what an operation gives, for each time that it is in the graph."""
     nodes = [node for node in graph.nodes if str(node.target) == f"aten.{operation}"]
-    return [node.meta["val"].numel() for node in nodes]
+    return [tree.map(Tensor.size, node.meta["val"]) for node in nodes]
 
 
 def loss_of(net: Layer) -> Any:
@@ -133,7 +133,7 @@ def test_a_compiler_that_joins_equal_operations_computes_the_block_twice() -> No
         for net in (NET, net)
     )
     for operation in ("var_mean.correction", "sigmoid.default", "lt.Scalar"):
-        first, second = (len(sizes(graph, operation)) for graph in (once, twice))
+        first, second = (len(shapes(graph, operation)) for graph in (once, twice))
         assert (first, second) == (1, 2), operation
 
 
@@ -142,7 +142,7 @@ def test_rows_of_a_jacobian_share_what_is_computed_again() -> None:
         return in_block(NET).apply(params, STATE, x, train=True, key=KEY)[0]
 
     graph = funcnets.jit(jacrev(logits)).trace(PARAMS, X).graph.graph
-    once, again = sizes(graph, "sigmoid.default")
+    once, again = shapes(graph, "sigmoid.default")
     assert once == again
 
 
