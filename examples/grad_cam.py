@@ -1,0 +1,113 @@
+"""Where a network looks: Grad-CAM on test images, for the class that it predicts.
+
+    python examples/grad_cam.py --picture grad_cam.png
+
+The maps of a convolution are weighted by the mean gradient of the class's logit with respect to
+them, and what is left above zero says which places speak for the class.  Selvaraju et al.,
+Grad-CAM: visual explanations from deep networks via gradient-based localization, 2017.
+"""
+
+import argparse
+from functools import partial
+
+import torch
+from einops import reduce
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+import funcnets
+from funcnets import data, metrics, optim, random, train, tree
+from funcnets.core import Layer, Params, State, sequential
+from funcnets.layers import batch_norm, conv2d, flatten, global_avg_pool, linear, max_pool, relu
+from funcnets.transforms import capture
+
+CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat")
+CLASSES += ("sandal", "shirt", "sneaker", "bag", "boot")
+
+
+def small_net() -> Layer:
+    """Three convolutions and one linear layer on the means of the last one's maps."""
+
+    def block(channels: int) -> Layer:
+        return sequential(conv=conv2d(channels, 3, padding=1), bn=batch_norm(), relu=relu())
+
+    return sequential(
+        block1=block(16),
+        pool=max_pool(2),
+        block2=block(32),
+        block3=block(32),
+        mean=global_avg_pool(),
+        flatten=flatten(),
+        fc=linear(10),
+    )
+
+
+def grad_cam(net: Layer, params: Params, state: State, x: Tensor, path: str) -> Tensor:
+    """(N, H, W) in [0, 1]: how much each place of the maps at `path` speaks for the prediction."""
+
+    def score(shifts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        captured = capture(net, params, state, x, paths=[path], shifts=shifts)
+        return captured.output.max(1).values.sum(), captured.activations[path]
+
+    like = capture(net, params, state, x, paths=[path]).activations
+    gradients, maps = torch.func.grad(score, has_aux=True)(tree.map(torch.zeros_like, like))
+    weights = reduce(gradients[path], "n c h w -> n c 1 1", "mean")
+    heat = reduce(weights * maps, "n c h w -> n h w", "sum").relu()
+    return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+
+def draw(images: Tensor, heat: Tensor, titles: list[str], path: str) -> None:
+    """Each image, and below it the same under its heat map, written to `path`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    count = len(images)
+    figure, axes = plt.subplots(2, count, figsize=(1.25 * count, 2.9), layout="constrained")
+    large = interpolate(heat[:, None], size=images.shape[2:], mode="bilinear")[:, 0]
+    for column, title in enumerate(titles):
+        for axis in axes[:, column]:
+            axis.imshow(images[column, 0], cmap="gray_r")
+            axis.set_axis_off()
+        axes[1, column].imshow(large[column], cmap="inferno", alpha=0.65, vmin=0, vmax=1)
+        axes[0, column].set_title(title, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--limit-train", type=int, default=3000)
+    parser.add_argument("--layer", default="block3", help="path of the maps to look at")
+    parser.add_argument("--data", help="a directory, or `bundled`")
+    parser.add_argument("--backend", default="graph")
+    parser.add_argument("--picture", default="grad_cam.png")
+    options = parser.parse_args(argv)
+    dataset = data.limit(data.load(options.data), options.limit_train)
+    net, prepare = small_net(), partial(data.prepare, side=28)
+    optimizer = optim.adam(0.01)
+    step = train.make_train_step(net, optimizer, prepare=prepare)
+    step = funcnets.jit(step, donate_argnums=0, backend=options.backend)
+    train_state = train.create(net, optimizer, random.key(0), prepare(dataset.train_images[:1]))
+    batch = (dataset.train_images, dataset.train_labels)
+    for progress in train.fit(step, train_state, batch, batch_size=64, epochs=options.epochs):
+        train_state = progress.train_state
+    params, state = train_state.params, train_state.state
+    images, labels = prepare(dataset.test_images[:500]), dataset.test_labels[:500]
+    logits, _ = net.apply(params, state, images)
+    print(f"accuracy on {len(labels)} test images: {metrics.accuracy(logits, labels):.3f}")
+    first = [int((labels == number).nonzero()[0, 0]) for number in range(10)]
+    heat = grad_cam(net, params, state, images[first], options.layer)
+    predicted = logits[first].argmax(1).tolist()
+    titles = [
+        CLASSES[guess] if guess == number else f"{CLASSES[number]}\n(says {CLASSES[guess]})"
+        for number, guess in enumerate(predicted)
+    ]
+    draw(images[first], heat, titles, options.picture)
+    print(f"picture: {options.picture}")
+
+
+if __name__ == "__main__":
+    main()
