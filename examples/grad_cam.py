@@ -8,6 +8,7 @@ Grad-CAM: visual explanations from deep networks via gradient-based localization
 """
 
 import argparse
+import math
 from functools import partial
 
 import torch
@@ -17,29 +18,11 @@ from torch.nn.functional import interpolate
 
 import funcnets
 from funcnets import data, metrics, optim, random, train, tree
-from funcnets.core import Layer, Params, State, sequential
-from funcnets.layers import batch_norm, conv2d, flatten, global_avg_pool, linear, max_pool, relu
+from funcnets.core import Layer, Params, State
 from funcnets.transforms import capture
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat")
 CLASSES += ("sandal", "shirt", "sneaker", "bag", "boot")
-
-
-def small_net() -> Layer:
-    """Three convolutions and one linear layer on the means of the last one's maps."""
-
-    def block(channels: int) -> Layer:
-        return sequential(conv=conv2d(channels, 3, padding=1), bn=batch_norm(), relu=relu())
-
-    return sequential(
-        block1=block(16),
-        pool=max_pool(2),
-        block2=block(32),
-        block3=block(32),
-        mean=global_avg_pool(),
-        flatten=flatten(),
-        fc=linear(10),
-    )
 
 
 def grad_cam(net: Layer, params: Params, state: State, x: Tensor, path: str) -> Tensor:
@@ -78,16 +61,17 @@ def draw(images: Tensor, heat: Tensor, titles: list[str], path: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--limit-train", type=int, default=3000)
-    parser.add_argument("--layer", default="block3", help="path of the maps to look at")
+    parser.add_argument("--layer", default="sigmoid2", help="path of the maps to look at")
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--backend", default="graph")
     parser.add_argument("--picture", default="grad_cam.png")
     options = parser.parse_args(argv)
     dataset = data.limit(data.load(options.data), options.limit_train)
-    net, prepare = small_net(), partial(data.prepare, side=28)
-    optimizer = optim.adam(0.01)
+    net, prepare = funcnets.models.lenet_bn(), partial(data.prepare, side=28)
+    steps = options.epochs * math.ceil(len(dataset.train_labels) / 64)
+    optimizer = optim.sgd(optim.linear(1.0, steps))
     step = train.make_train_step(net, optimizer, prepare=prepare)
     step = funcnets.jit(step, donate_argnums=0, backend=options.backend)
     train_state = train.create(net, optimizer, random.key(0), prepare(dataset.train_images[:1]))

@@ -6,7 +6,7 @@ A leaf's dotted name is its name in a state dict: `params["stem"]["conv"]["weigh
 
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,51 @@ def from_module(
     """
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     return _read(module.state_dict(), buffers.__contains__, like, rename)
+
+
+class Transplanted(NamedTuple):
+    """A network's leaves, some of them taken from another's."""
+
+    params: Params
+    state: State
+    taken: list[str]  # names of the leaves that came from the source
+    new: list[str]  # of those that keep their own values
+    left: list[str]  # of the source's leaves that have no place here
+
+
+def transplant(source: Like, like: Like, *, rename: Rename | None = None) -> Transplanted:
+    """The leaves `(params, state)` of `like`, with the source's where name and shape are the same.
+
+    So a trained network goes into another head: what differs keeps the values of `like`, such as
+    `net.init(key, x)`, and is listed.  Taken leaves are copies, in the source's dtype.
+
+    Args:
+        source: `(params, state)` of the trained network.
+        like: `(params, state)` of the network to be; not changed.
+        rename: from the source's names, as `from_state_dict` takes it.
+
+    Raises InteropError where no leaf of the parameters fits, or `rename` gives a name twice.
+    """
+    flat = tree.flatten_named(source[0]) | tree.flatten_named(source[1])
+    found = _by_new_name(flat, list(flat), rename)
+    named = tree.flatten_named(like[0]) | tree.flatten_named(like[1])
+    taken = [name for name, leaf in named.items() if _fits(found.get(name), leaf)]
+    if not set(taken) & set(tree.names(like[0])):
+        raise InteropError(
+            f"no parameter of the source has the name and shape of one here: it has "
+            f"{_first(list(found))}; expected some of {_first(list(named))}. Give `rename`?"
+        )
+
+    def chosen(name: str, own: Tensor) -> Tensor:
+        return _copy(found[name]) if name in taken else own
+
+    params, state = (tree.map_named(chosen, part) for part in like)
+    new, left = ([name for name in names if name not in taken] for names in (named, found))
+    return Transplanted(params, state, taken, new, left)
+
+
+def _fits(found: Tensor | None, leaf: Tensor) -> bool:
+    return found is not None and found.shape == leaf.shape
 
 
 def to_state_dict(params: Params, state: State) -> dict[str, Tensor]:
@@ -148,6 +193,19 @@ def _renamed(name: str, rename: Rename | None) -> str:
     return name
 
 
+def _by_new_name(
+    state_dict: Mapping[str, Tensor], entries: list[str], rename: Rename | None
+) -> dict[str, Tensor]:
+    ours = {name: _renamed(name, rename) for name in entries}
+    found = {ours[name]: state_dict[name] for name in entries}
+    if len(found) < len(ours):
+        twice = [
+            f"{name} as {new}" for name, new in ours.items() if [*ours.values()].count(new) > 1
+        ]
+        raise InteropError(f"`rename` gives one name to several entries: {_first(twice)}")
+    return found
+
+
 def _read(
     state_dict: Mapping[str, Tensor],
     is_state: Callable[[str], bool],
@@ -156,17 +214,11 @@ def _read(
 ) -> tuple[Params, State]:
     """Both trees; `is_state` sorts the state dict's own names, where there is no `like`."""
     entries = [name for name in state_dict if name.split(".")[-1] != _COUNTER]
-    ours = {name: _renamed(name, rename) for name in entries}
-    found = {ours[name]: state_dict[name] for name in entries}
-    if len(found) < len(ours):
-        twice = [
-            f"{name} as {new}" for name, new in ours.items() if [*ours.values()].count(new) > 1
-        ]
-        raise InteropError(f"`rename` gives one name to several entries: {_first(twice)}")
+    found = _by_new_name(state_dict, entries, rename)
     if like is None:
         parts: list[dict[str, Tensor]] = [{}, {}]
         for name in entries:
-            parts[is_state(name)][ours[name]] = _copy(state_dict[name])
+            parts[is_state(name)][_renamed(name, rename)] = _copy(state_dict[name])
         return tree.unflatten_named(parts[0]), tree.unflatten_named(parts[1])
     _check(found, tree.flatten_named(like[0]) | tree.flatten_named(like[1]))
     params, state = (tree.map_named(lambda name, _: _copy(found[name]), part) for part in like)

@@ -75,3 +75,44 @@ def test_private_training_draws_its_curves(tmp_path):
     path = tmp_path / "private.png"
     load("private_training").draw({0.0: [0.5, 0.7], 1.0: [0.4, 0.5]}, str(path))
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def printed(example: ModuleType, arguments: str, path: Path, capsys: pytest.CaptureFixture) -> str:
+    """What the example prints; it must leave a picture at `path`."""
+    pytest.importorskip("matplotlib")
+    example.main([*arguments.split(), "--data", "bundled", "--picture", str(path)])
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    return capsys.readouterr().out
+
+
+def test_grad_cam_draws_what_the_network_looks_at(tmp_path, capsys):
+    out = printed(load("grad_cam"), "--epochs 1 --limit-train 128", tmp_path / "a.png", capsys)
+    assert "accuracy on 500 test images: 0." in out
+
+
+def test_sharpness_prints_the_curvature_along_training(tmp_path, capsys):
+    arguments = "--steps 1 --every 1 --iterations 2 --samples 2 --limit-train 32"
+    out = printed(load("sharpness"), arguments, tmp_path / "a.png", capsys)
+    assert len(re.findall(r"largest eigenvalue -?[\d.]+, trace -?[\d.]+ ± [\d.]+", out)) == 2
+
+
+def test_laplace_prints_the_calibration_of_each_prediction(tmp_path, capsys):
+    arguments = "--epochs 1 --limit-train 50 --limit-test 50"
+    out = printed(load("laplace"), arguments, tmp_path / "a.png", capsys)
+    assert len(re.findall(r"\| [\d.]+ \| [\d.]+ \| [\d.]+ \|", out)) == 5
+
+
+def test_fine_tune_leaves_the_frozen_part_as_it_was(capsys):
+    arguments = "--few 20 --limit-train 64 --epochs 1 --steps 2 --data bundled"
+    load("fine_tune").main(arguments.split())
+    out = capsys.readouterr().out
+    assert "new: fc3.weight, fc3.bias" in out
+    assert "frozen leaves unchanged: True" in out
+
+
+def test_remat_memory_shows_a_saving(capsys):
+    arguments = "--blocks 4 --channels 8 --batch-size 8 --rounds 1"
+    load("remat_memory").main(arguments.split())
+    out = capsys.readouterr().out
+    (ratio,) = re.findall(r"MiB: ([\d.]+) times as much", out)
+    assert float(ratio) < 0.9

@@ -9,7 +9,7 @@ from registry import NETWORKS
 from torch import nn
 
 import funcnets
-from funcnets import interop, optim, random, train, tree, twins
+from funcnets import interop, models, optim, random, train, tree, twins
 from funcnets.interop import InteropError
 
 
@@ -130,3 +130,28 @@ def test_names_are_mapped_by_part_or_by_function(trained):
         assert same(interop.from_state_dict(foreign, like=like, rename=rename)[0], like[0])
     with pytest.raises(InteropError, match="one name to several"):
         interop.from_state_dict(state_dict, rename=lambda name: "same.weight")
+
+
+def test_a_transplant_takes_what_fits_and_lists_the_rest():
+    x = torch.rand(2, 1, 20, 20)
+    source = models.lenet_bn(num_classes=8).init(random.key(0), x)
+    params, state = models.lenet_bn(num_classes=3).init(random.key(1), x)
+    after = interop.transplant(source, (params, state))
+    assert after.new == after.left == ["fc3.weight", "fc3.bias"]
+    taken = tree.flatten_named(after.params) | tree.flatten_named(after.state)
+    given = tree.flatten_named(source[0]) | tree.flatten_named(source[1])
+    assert set(after.taken) | set(after.new) == set(taken)
+    assert all(torch.equal(taken[name], given[name]) for name in after.taken)
+    assert torch.equal(after.params["fc3"]["weight"], params["fc3"]["weight"])
+    after.params["conv1"]["weight"].zero_()
+    assert source[0]["conv1"]["weight"].any(), "the source isn't copied"
+
+
+def test_a_transplant_renames_and_refuses_what_has_nothing_in_common():
+    leaf = {"weight": torch.ones(2), "bias": torch.ones(3)}
+    like = ({"ours": {"weight": torch.zeros(2)}}, {})
+    after = interop.transplant(({"theirs": leaf}, {}), like, rename={"theirs": "ours"})
+    assert after.params["ours"]["weight"].tolist() == [1, 1]
+    assert (after.taken, after.new, after.left) == (["ours.weight"], [], ["ours.bias"])
+    with pytest.raises(interop.InteropError, match=r"it has theirs\.weight.*expected some of ours"):
+        interop.transplant(({"theirs": leaf}, {}), like)
