@@ -51,9 +51,9 @@ def draw(images: Tensor, heat: Tensor, titles: list[str], path: str) -> None:
     large = interpolate(heat[:, None], size=images.shape[2:], mode="bilinear")[:, 0]
     for column, title in enumerate(titles):
         for axis in axes[:, column]:
-            axis.imshow(images[column, 0], cmap="gray_r")
+            axis.imshow(images[column, 0].numpy(), cmap="gray_r")
             axis.set_axis_off()
-        axes[1, column].imshow(large[column], cmap="inferno", alpha=0.65, vmin=0, vmax=1)
+        axes[1, column].imshow(large[column].numpy(), cmap="inferno", alpha=0.65, vmin=0, vmax=1)
         axes[0, column].set_title(title, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)

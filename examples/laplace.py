@@ -88,8 +88,9 @@ def draw(found: dict[str, Bins], path: str) -> None:
     )
     for axis, (name, values) in zip(axes, found.items(), strict=True):
         some = values.share > 0
-        centers = (torch.arange(BINS) + 0.5)[some] / BINS
-        accuracy, gap = values.accuracy[some], (values.confidence - values.accuracy)[some]
+        centers = ((torch.arange(BINS) + 0.5)[some] / BINS).numpy()
+        accuracy = values.accuracy[some].numpy()
+        gap = values.confidence[some].numpy() - accuracy
         axis.bar(centers, accuracy, 1 / BINS, color="#4c78a8", edgecolor="white", label="accuracy")
         axis.bar(centers, gap, 1 / BINS, bottom=accuracy, color="#e4572e", alpha=0.35, label="gap")
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")

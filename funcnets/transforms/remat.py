@@ -19,7 +19,9 @@ def remat(layer: Layer) -> Layer:
     for less memory and at most one more forward pass.  Statistics are those of the first pass.
     It works under `torch.func` transforms, plain autograd and `jit` alike, and saves where the
     layer's inside is larger than its input and output: a block, not a whole network (whose inside
-    is all there again at once) nor a single convolution.  `rewrite` takes it to parts by name:
+    is all there again at once) nor a single convolution.  Under `torch.func.grad` without `jit` it
+    saves nothing, as all that the backward pass computes is kept there for a second derivative.
+    `rewrite` takes it to parts by name:
 
         rewrite(net, lambda name, layer: remat(layer) if name in {"stage1", "stage2"} else layer)
 
