@@ -104,8 +104,8 @@ def draw(found: dict[str, Bins], path: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--limit-train", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--limit-train", type=int, default=500)
     parser.add_argument("--limit-test", type=int, default=1000)
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--backend", default="graph")
