@@ -143,6 +143,33 @@ def make_eval_step(
     return step
 
 
+class Place(NamedTuple):
+    """Which batch of a training it is."""
+
+    epoch: int  # counted from 0
+    batch: int  # in its epoch, counted from 1
+    batches: int  # batches an epoch
+
+
+def stream(
+    key: Tensor, batch: Batch, *, batch_size: int, epochs: int, start: int = 0
+) -> Iterator[tuple[Place, Batch]]:
+    """The batches of a training on `batch`, all images and labels, from step `start` on.
+
+    The order of an epoch depends on the key (see `shuffle_key`) and the epoch alone.  The short
+    last batch of an epoch is kept.
+    """
+    images, labels = batch
+    batches = math.ceil(len(labels) / batch_size)
+    first, done = divmod(start, batches)
+    for epoch in range(first, epochs):
+        order = data.shuffle(key, epoch, len(labels))
+        for indices in data.batches(order, batch_size, start=done):
+            done += 1
+            yield Place(epoch, done, batches), (images[indices], labels[indices])
+        done = 0
+
+
 class Progress(NamedTuple):
     """Where a training stands after a step; `train_state` is good until the next is asked for."""
 
@@ -171,27 +198,19 @@ def fit(
 
     Raises NonFiniteLoss after a step whose loss is no finite number.
     """
-    images, labels = batch
-    batches = math.ceil(len(labels) / batch_size)
-    first, done = divmod(int(train_state.step), batches)
-    if done == 0:
-        running = metrics.Running()
     # A step may be donated its state, so the key is kept apart.
-    key = shuffle_key(train_state)
-    running = running or metrics.Running()
-    for epoch in range(first, epochs):
-        order = data.shuffle(key, epoch, len(labels))
-        for indices in data.batches(order, batch_size, start=done):
-            train_state, measured = step(train_state, (images[indices], labels[indices]))
-            done += 1
-            running = running.add(measured["loss"], measured["correct"], len(indices))
-            if not math.isfinite(running.loss_sum):
-                raise NonFiniteLoss(
-                    f"the loss is {float(measured['loss'])} at step {int(train_state.step)} (epoch "
-                    f"{epoch + 1}, batch {done}): try a smaller learning rate"
-                )
-            yield Progress(train_state, running, epoch, done, batches)
-        done, running = 0, metrics.Running()
+    key, start = shuffle_key(train_state), int(train_state.step)
+    for place, part in stream(key, batch, batch_size=batch_size, epochs=epochs, start=start):
+        train_state, measured = step(train_state, part)
+        if place.batch == 1 or running is None:
+            running = metrics.Running()
+        running = running.add(measured["loss"], measured["correct"], len(part[1]))
+        if not math.isfinite(running.loss_sum):
+            raise NonFiniteLoss(
+                f"the loss is {float(measured['loss'])} at step {int(train_state.step)} (epoch "
+                f"{place.epoch + 1}, batch {place.batch}): try a smaller learning rate"
+            )
+        yield Progress(train_state, running, *place)
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """What can be done with a network as a pure function, batch norm and dropout included."""
 
-from funcnets.transforms import curvature, laplace
+from funcnets.transforms import curvature, ensemble, laplace
 from funcnets.transforms.accumulate import accumulate
 from funcnets.transforms.average import averaged, averages, with_average
 from funcnets.transforms.capture import Captured, capture
@@ -19,6 +19,7 @@ __all__ = [
     "capture",
     "checked",
     "curvature",
+    "ensemble",
     "frozen_statistics",
     "laplace",
     "per_example",

@@ -6,8 +6,14 @@ says no.
 """
 
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
+from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
 from funcnets.jit.lowerings.recorder import Lowering, Recorder
 
-DEFAULT: tuple[Lowering, ...] = (TINY_FORWARD, TINY_BACKWARD)
+DEFAULT: tuple[Lowering, ...] = (
+    TINY_FORWARD,
+    TINY_BACKWARD,
+    SPLIT_FORWARD,
+    SPLIT_BACKWARD,
+)
 
 __all__ = ["DEFAULT", "Lowering", "Recorder"]

@@ -1,0 +1,82 @@
+"""Grouped convolutions, which is what `vmap` makes of a convolution whose weights it maps over.
+
+oneDNN runs them well where a group's channels fill its vectors, and else by a path that takes up
+to twice as long as the groups one by one.  One by one, a group on a tiny map is also lowered on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcnets.jit.lowerings.convolution import is_tiny
+from funcnets.jit.lowerings.recorder import Lowering
+
+VECTOR = 8  # channels; float32 numbers in a register of 256 bits
+MOST_GROUPS = 64  # each is an operation of its own in the graph
+
+aten = torch.ops.aten
+
+
+def is_faster_split(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether a convolution of these arguments is done faster as `groups` convolutions.
+
+    Not with one input channel a group (depthwise), for which oneDNN has kernels of its own.
+    """
+    inputs, outputs = weight.shape[1], weight.shape[0] // groups
+    if x.ndim != 4 or x.device.type != "cpu" or transposed or inputs == 1:
+        return False
+    if not 1 < groups <= MOST_GROUPS:
+        return False
+    fills_vectors = inputs % VECTOR == 0 and outputs % VECTOR == 0
+    alone = (stride, padding, dilation, transposed, output_padding, 1)
+    return not fills_vectors or is_tiny(x, weight, *alone)
+
+
+def split_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    """`aten.convolution` of several groups, each a convolution of its own."""
+    *alone, groups = how
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    parts = zip(x.chunk(groups, 1), weight.chunk(groups), biases, strict=True)
+    return torch.cat([aten.convolution(*part, *alone, 1) for part in parts], 1)
+
+
+def split_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, *how: Any
+) -> tuple[Tensor | None, ...]:
+    """`aten.convolution_backward` of several groups, each by itself.
+
+    The last argument is the mask of what is wanted: gradients of input, weight and bias.
+    """
+    *alone, groups, mask = how
+    sizes = None if bias_sizes is None else [size // groups for size in bias_sizes]
+    parts = zip(grad.chunk(groups, 1), x.chunk(groups, 1), weight.chunk(groups), strict=True)
+    grads = [aten.convolution_backward(*part, sizes, *alone, 1, mask) for part in parts]
+    return tuple(
+        torch.cat(pieces, axis) if wanted else None
+        for pieces, axis, wanted in zip(zip(*grads, strict=True), (1, 0, 0), mask, strict=True)
+    )
+
+
+SPLIT_FORWARD = Lowering(
+    "grouped.split_forward",
+    aten.convolution.default,
+    lambda x, weight, bias, *how: is_faster_split(x, weight, *how),
+    split_forward,
+)
+SPLIT_BACKWARD = Lowering(
+    "grouped.split_backward",
+    aten.convolution_backward.default,
+    lambda grad, x, weight, bias_sizes, *how: is_faster_split(x, weight, *how[:-1]),
+    split_backward,
+)

@@ -1,0 +1,198 @@
+"""Ensembles: the trainings of several members as one, by `vmap` over their stacked states.
+
+Members are of one network and see the same batches, or each its own.  All else is theirs alone:
+parameters, statistics, dropout, the optimizer's memory and, if it is `rated`, the learning rate.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcnets import metrics, train, tree
+from funcnets.core import Layer, Params, State
+from funcnets.optim import Optimizer
+from funcnets.train import Batch, Measurements, NonFiniteLoss, TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Measurements]]
+
+
+class RateState(NamedTuple):
+    """Memory of a `rated` optimizer."""
+
+    rate: Tensor  # 0-d float64, or (M,) when stacked
+    inner: Any  # of the optimizer made with the rate
+
+
+def rated(make: Callable[[Any], Optimizer], rate: float | Tensor) -> Optimizer:
+    """The optimizer `make(rate)`, whose rate is in its state: data, not a constant of the graph.
+
+    So members of an ensemble can have a rate each.  `rated(optim.sgd, 0.1)`, or with a schedule
+    `rated(lambda rate: optim.sgd(optim.linear(rate, 1000)), 0.1)`.
+    """
+
+    def init(params: Any) -> RateState:
+        inner = make(rate).init(params)
+        device = next((leaf.device for leaf in tree.leaves(params)), None)
+        return RateState(torch.as_tensor(rate, dtype=torch.float64, device=device), inner)
+
+    def update(grads: Any, state: RateState, params: Any) -> tuple[Any, RateState]:
+        updates, inner = make(state.rate).update(grads, state.inner, params)
+        return updates, RateState(state.rate, inner)
+
+    return Optimizer(init, update)
+
+
+def create(
+    net: Layer, optimizer: Optimizer, keys: Tensor, x: Tensor, rates: Tensor | None = None
+) -> TrainState:
+    """The stacked states of M members before the first step: each leaf has a first axis more.
+
+    Member i is `train.create(net, optimizer, keys[i], x)`, bit for bit.
+
+    Args:
+        net: the network of all members.
+        optimizer: the optimizer of all members; `rated`, if they have a rate each.
+        keys: (M, 2), a key for each member, as `random.split(key, M)` gives them.
+        x: an example batch, as `net.init` takes it.
+        rates: (M,) floating, a learning rate for each member.
+
+    Raises ValueError for another shape of `keys` or `rates`, or rates without `rated`.
+    """
+    if keys.ndim != 2:
+        raise ValueError(
+            f"keys have shape {tuple(keys.shape)}, expected (members, 2): "
+            "give a key for each member, as funcnets.random.split(key, members)"
+        )
+    members = stack([train.create(net, optimizer, key, x) for key in keys])
+    return members if rates is None else _with_rates(members, rates)
+
+
+def _with_rates(members: TrainState, rates: Tensor) -> TrainState:
+    count = len(members.step)
+    if rates.shape != (count,) or not rates.is_floating_point():
+        raise ValueError(
+            f"rates are {rates.dtype} of shape {tuple(rates.shape)}, expected floating of shape "
+            f"({count},): one learning rate for each of the {count} keys"
+        )
+    if not isinstance(members.opt_state, RateState):
+        raise ValueError(
+            "rates were given, and the optimizer has a rate of its own: "
+            "make it rated(optim.sgd, 0.1), which keeps the rate in its state"
+        )
+    return members._replace(opt_state=members.opt_state._replace(rate=rates.to(torch.float64)))
+
+
+def stack(members: Sequence[Any]) -> Any:
+    """One tree of the members' trees, all of one structure: each leaf gets a first axis, (M, …).
+
+    Raises ValueError, by the leaf's name, where a member differs from the first in its leaves,
+    their shapes, dtypes or devices.
+    """
+    if not members:
+        raise ValueError("no members to stack: give at least one")
+    first = tree.flatten_named(members[0])
+    for index, member in enumerate(members):
+        leaves = tree.flatten_named(member)
+        for name in sorted(first.keys() ^ leaves.keys()) or first:
+            ours, theirs = (_described(named.get(name)) for named in (leaves, first))
+            if ours != theirs:
+                raise ValueError(
+                    f"{name}: {ours} in member {index}, and {theirs} in member 0: "
+                    "members of an ensemble are of one network, dtype and device"
+                )
+    return tree.transpose(members)
+
+
+def _described(leaf: Tensor | None) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype} {tuple(leaf.shape)} on {leaf.device}"
+
+
+def unstack(members: Any) -> list[Any]:
+    """The members' own trees, the inverse of `stack`; views, which a donated step writes into."""
+    leaves, structure = tree.flatten(members)
+    return [
+        tree.unflatten(one, structure)
+        for one in zip(*(leaf.unbind() for leaf in leaves), strict=True)
+    ]
+
+
+def make_ensemble_step(step: Step, *, shared_batch: bool = True) -> Step:
+    """A member's training step as the step of all: stacked states in and out, (M,) measurements.
+
+    It gives what `step` gives for each member by itself, up to rounding.
+
+    Args:
+        step: `step(train_state, batch)` of one member, as `train.make_train_step` makes it.
+        shared_batch: whether members see one batch; else its parts have a first axis more, (M, …).
+
+    Raises ValueError, from a call, for a state that isn't stacked.
+    """
+    mapped = torch.func.vmap(step, in_dims=(0, None if shared_batch else 0))
+
+    def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
+        if members.step.ndim != 1:
+            raise ValueError(
+                f"the state's step has shape {tuple(members.step.shape)}, expected (members,): "
+                "make the state of all members by ensemble.create or ensemble.stack"
+            )
+        return mapped(members, batch)
+
+    return ensemble_step
+
+
+def member_logits(net: Layer, params: Params, state: State, x: Tensor) -> Tensor:
+    """What each member says of the same batch, in evaluation: (N, …) -> (M, N, K)."""
+    return torch.func.vmap(lambda params, state: net.apply(params, state, x)[0])(params, state)
+
+
+def combine_logits(logits: Tensor) -> Tensor:
+    """The ensemble's prediction, (M, N, K) -> (N, K): logs of the members' mean probabilities.
+
+    Its softmax is that mean, so that losses and metrics take it as they take any logits.
+    Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep
+    Ensembles, 2017, section 2.4.
+    """
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+class Progress(NamedTuple):
+    """Where the training of all members stands after a step."""
+
+    train_state: TrainState  # good until the next is asked for
+    running: tuple[metrics.Running, ...]  # averages over the epoch so far, a member each
+    epoch: int  # counted from 0
+    batch: int  # batches of this epoch that are done
+    batches: int  # batches an epoch
+
+
+def fit(
+    step: Step, members: TrainState, batch: Batch, *, batch_size: int, epochs: int
+) -> Iterator[Progress]:
+    """As `train.fit`, for all members at once, on batches in the order of the first member's key.
+
+    A member whose loss is no finite number goes on beside the others, whom it doesn't touch.
+
+    Raises NonFiniteLoss after a step that leaves no member with a finite loss.
+    """
+    first = unstack(members)[0]
+    # A step may be donated the state, so the key is kept apart.
+    key, start = train.shuffle_key(first), int(first.step)
+    running: tuple[metrics.Running, ...] = ()
+    for place, part in train.stream(key, batch, batch_size=batch_size, epochs=epochs, start=start):
+        if place.batch == 1 or not running:
+            running = (metrics.Running(),) * len(members.step)
+        members, measured = step(members, part)
+        columns = (measured["loss"].tolist(), measured["correct"].tolist())
+        running = tuple(
+            before.add(loss, correct, len(part[1]))
+            for before, loss, correct in zip(running, *columns, strict=True)
+        )
+        if not any(math.isfinite(member.loss_sum) for member in running):
+            raise NonFiniteLoss(
+                f"no member has a finite loss after epoch {place.epoch + 1}, batch {place.batch}: "
+                "try smaller learning rates"
+            )
+        yield Progress(members, running, *place)

@@ -1,0 +1,241 @@
+"""An ensemble's step by `vmap` equals its members' own steps, one after another."""
+
+from functools import partial
+
+import pytest
+import torch
+from architectures import functional
+from comparison import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import architectures, seeds
+
+import funcnets
+from funcnets import core, data, layers, losses, metrics, optim, random, train, tree
+from funcnets.transforms import ensemble
+
+NET = funcnets.sequential(
+    conv=layers.conv2d(3, 3, bias=False),  # before batch norm its gradient is rounding alone
+    bn=layers.batch_norm(),
+    tanh=layers.tanh(),
+    conv2=layers.conv2d(4, 2),
+    dropout=layers.dropout(0.25),
+    flatten=layers.flatten(),
+    fc=layers.linear(3),
+)
+IMAGES = random.normal(random.key(8), (23, 1, 5, 5), torch.float64)
+LABELS = torch.arange(23) % 3
+BATCH = (IMAGES[:7], LABELS[:7])
+KEYS = random.split(random.key(1), 3)
+RATES = torch.tensor([0.02, 0.1, 0.5], dtype=torch.float64)
+RATED = ensemble.rated(partial(optim.sgd, momentum=0.5), 0.1)
+
+
+def start(net=NET, optimizer=RATED, rates=RATES, x=IMAGES):
+    """A member's step, and the stacked states of three."""
+    return train.make_train_step(net, optimizer), ensemble.create(net, optimizer, KEYS, x, rates)
+
+
+def assert_same(actual, expected):
+    floats, others = {}, {}
+    for name, leaf in tree.flatten_named(actual).items():
+        (floats if leaf.is_floating_point() else others)[name] = leaf
+    named = tree.flatten_named(expected)
+    assert_close(floats, {name: named[name] for name in floats})
+    assert floats.keys() | others.keys() == named.keys()
+    assert all(torch.equal(leaf, named[name]) for name, leaf in others.items())
+
+
+def assert_steps_alike(step, mapped, members, batch, batches, steps=3):
+    """After each step members and measurements are those of a loop over members and `batches`."""
+    each = ensemble.unstack(tree.map(torch.clone, members))
+    for _ in range(steps):
+        members, measured = mapped(members, batch)
+        alone = [step(member, own) for member, own in zip(each, batches, strict=True)]
+        assert_same((members, measured), ensemble.stack(alone))
+        each = [member for member, _ in alone]
+
+
+def classifier(parts, x):
+    """A drawn network with a head of three classes."""
+    body = functional(parts)
+    shape = core.output(body, *body.init(KEYS[0], x), x).shape
+    flat = {"flatten": layers.flatten()} if len(shape) == 4 else {}
+    return funcnets.sequential(body=body, **flat, head=layers.linear(3))
+
+
+@given(drawn=architectures(), seed=seeds, shared=st.booleans())
+@settings(max_examples=12)
+def test_random_members_train_as_they_do_alone(drawn, seed, shared):
+    parts, shape = drawn
+    x = random.normal(random.key(seed), (3, max(shape[0], 4), *shape[1:]), torch.float64)
+    step, members = start(classifier(parts, x[0]), x=x[0])
+    mapped = ensemble.make_ensemble_step(step, shared_batch=shared)
+    each = [(images, LABELS[: len(images)]) for images in x]
+    batches = [each[0]] * 3 if shared else each
+    assert_steps_alike(step, mapped, members, each[0] if shared else ensemble.stack(each), batches)
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["momentum", "adam and a schedule"])
+@pytest.mark.parametrize("backend", ["eager", "graph"])
+def test_members_train_as_they_do_alone(backend, adaptive):
+    """Batch norm, dropout, rates and the optimizer's memory, also under jit with donation."""
+    optimizer = RATED
+    if adaptive:
+        optimizer = ensemble.rated(lambda rate: optim.adam(optim.linear(rate, 5)), 0.1)
+    step, members = start(optimizer=optimizer)
+    mapped = ensemble.make_ensemble_step(step)
+    if backend == "graph":
+        mapped = funcnets.jit(mapped, donate_argnums=0, backend="graph")
+    assert_steps_alike(step, mapped, members, BATCH, [BATCH] * 3, steps=6)
+
+
+def test_members_differ_by_key_and_by_rate():
+    _, members = start()
+    leaves = tree.flatten_named((members.params, members.key))
+    for name in ("0.conv.weight", "0.fc.weight", "1"):
+        assert len({tuple(row.flatten().tolist()) for row in leaves[name]}) == 3
+    step, _ = start()
+    same = ensemble.create(NET, RATED, KEYS[:1].expand(3, 2), IMAGES, RATES)
+    after, _ = ensemble.make_ensemble_step(step)(same, BATCH)
+    moved = (after.params["fc"]["weight"] - same.params["fc"]["weight"]).flatten(1).norm(dim=1)
+    torch.testing.assert_close(moved / moved[0], RATES / RATES[0])
+
+
+def test_create_gives_what_each_member_would_have_alone():
+    created = ensemble.unstack(ensemble.create(NET, RATED, KEYS, IMAGES))
+    for member, key in zip(created, KEYS, strict=True):
+        assert_same(member, train.create(NET, RATED, key, IMAGES))
+
+
+def test_the_rates_are_data_of_one_graph():
+    step, members = start()
+    jitted = funcnets.jit(ensemble.make_ensemble_step(step), backend="graph")
+    jitted(members, BATCH)
+    other = ensemble.create(NET, RATED, KEYS, IMAGES, 10 * RATES)
+    expected = ensemble.make_ensemble_step(step)(other, BATCH)
+    assert_same(jitted(other, BATCH), expected)
+    assert len(jitted._executables) == 1
+
+
+def test_a_rated_optimizer_is_the_one_that_it_is_made_by():
+    for make in (optim.sgd, lambda rate: optim.adamw(optim.cosine(rate, 9))):
+        plain, rated = make(0.3), ensemble.rated(make, 0.3)
+        params = {"a": torch.arange(3.0, dtype=torch.float64)}
+        before, memory = plain.init(params), rated.init(params)
+        for _ in range(3):
+            expected, before = plain.update(params, before, params)
+            actual, memory = rated.update(params, memory, params)
+            assert torch.equal(actual["a"], expected["a"])
+
+
+def test_predictions_are_the_members_and_their_mean_probability():
+    _, members = start()
+    logits = ensemble.member_logits(NET, members.params, members.state, IMAGES)
+    each = [NET.apply(m.params, m.state, IMAGES)[0] for m in ensemble.unstack(members)]
+    torch.testing.assert_close(logits, torch.stack(each), rtol=1e-9, atol=1e-9)
+    combined = ensemble.combine_logits(logits)
+    mean = torch.stack([one.softmax(1) for one in each]).mean(0)
+    torch.testing.assert_close(combined.softmax(1), mean, rtol=1e-9, atol=1e-9)
+    loss = losses.cross_entropy(combined, LABELS)
+    torch.testing.assert_close(loss, -mean.log()[range(23), LABELS].mean(), rtol=1e-9, atol=1e-9)
+    assert metrics.correct(combined, LABELS) == (mean.argmax(1) == LABELS).sum()
+
+
+def fit(step, members, **options):
+    batch = (IMAGES, LABELS)
+    return list(ensemble.fit(step, members, batch, batch_size=5, epochs=2, **options))
+
+
+def test_fit_measures_each_member_as_alone_on_the_same_batches():
+    step, members = start()
+    members = members._replace(key=members.key[:1].expand(3, 2))  # so that orders are the same
+    *_, last = fit(ensemble.make_ensemble_step(step), members)
+    assert (last.epoch, last.batch, last.batches) == (1, 5, 5)
+    alone = [
+        [*train.fit(step, member, (IMAGES, LABELS), batch_size=5, epochs=2)][-1]
+        for member in ensemble.unstack(members)
+    ]
+    assert_same(last.train_state, ensemble.stack([one.train_state for one in alone]))
+    for running, one in zip(last.running, alone, strict=True):
+        assert running.loss == pytest.approx(one.running.loss, rel=1e-9)
+        assert running[1:] == one.running[1:]
+
+
+def test_a_member_that_diverges_leaves_the_others_alone():
+    step, members = start()
+    huge = torch.tensor([0.02, 1e200, 0.5], dtype=torch.float64)
+    mapped = ensemble.make_ensemble_step(step)
+    for wrap in (lambda f: f, partial(funcnets.jit, backend="graph", donate_argnums=0)):
+        broken = ensemble.create(NET, RATED, KEYS, IMAGES, huge)
+        *_, bad = fit(wrap(mapped), broken)
+        *_, good = fit(mapped, members)
+        finite = [torch.tensor(one.loss_sum).isfinite().item() for one in bad.running]
+        assert finite == [True, False, True]
+        for index in (0, 2):
+            pair = (ensemble.unstack(run.train_state)[index] for run in (bad, good))
+            assert_same(*pair)
+
+
+def test_fit_stops_where_no_member_is_finite():
+    step, _ = start()
+    members = ensemble.create(NET, RATED, KEYS, IMAGES, torch.full((3,), 1e200).double())
+    with pytest.raises(train.NonFiniteLoss, match="no member has a finite loss after epoch 1"):
+        fit(ensemble.make_ensemble_step(step), members)
+
+
+@given(st.integers(1, 4), seeds)
+@settings(max_examples=10)
+def test_unstack_is_the_inverse_of_stack(count, seed):
+    members = [
+        {"a": random.normal(key, (2,)), "b": (key, {"c": random.uniform(key)})}
+        for key in random.split(random.key(seed), count)
+    ]
+    for member, again in zip(members, ensemble.unstack(ensemble.stack(members)), strict=True):
+        assert_same(again, member)
+
+
+def test_misuse_gets_the_cure():
+    step, members = start()
+    with pytest.raises(ValueError, match=r"keys have shape \(2,\).*random.split\(key, members\)"):
+        ensemble.create(NET, RATED, random.key(0), IMAGES)
+    with pytest.raises(ValueError, match=r"rates are .* of shape \(2,\), .* of shape \(3,\)"):
+        ensemble.create(NET, RATED, KEYS, IMAGES, RATES[:2])
+    with pytest.raises(ValueError, match=r"make it rated\(optim.sgd, 0.1\)"):
+        ensemble.create(NET, optim.sgd(0.1), KEYS, IMAGES, RATES)
+    with pytest.raises(ValueError, match="at least one"):
+        ensemble.stack([])
+    with pytest.raises(ValueError, match=r"ensemble.create or ensemble.stack"):
+        ensemble.make_ensemble_step(step)(ensemble.unstack(members)[0], BATCH)
+
+
+def test_members_of_another_network_are_named_by_leaf():
+    params, _ = NET.init(KEYS[0], IMAGES)
+    wider, _ = NET.init(KEYS[0], IMAGES.expand(-1, 2, -1, -1))
+    with pytest.raises(ValueError, match=r"^conv.weight: .* \(3, 2, 3, 3\) on cpu in member 1"):
+        ensemble.stack([params, wider])
+    with pytest.raises(ValueError, match=r"^bn.bias: missing in member 1"):
+        ensemble.stack([params, {name: part for name, part in params.items() if name != "bn"}])
+    with pytest.raises(ValueError, match=r"^fc.weight: .*float32"):
+        ensemble.stack([params, params | {"fc": tree.map(torch.Tensor.float, params["fc"])}])
+
+
+def test_dropout_without_a_key_is_named_under_vmap():
+    _, members = start()
+    with pytest.raises(funcnets.LayerError, match=r"^dropout: .*needs a key in training"):
+        torch.func.vmap(lambda params, state: NET.apply(params, state, IMAGES, train=True)[0])(
+            members.params, members.state
+        )
+
+
+def test_lenets_learn_together_from_real_images():
+    dataset = data.load("bundled")
+    net, _ = funcnets.models.get("lenet_bn")
+    optimizer = ensemble.rated(optim.sgd, 0.5)
+    example = torch.empty(1, 1, 28, 28, device="meta")
+    members = ensemble.create(net, optimizer, KEYS[:2], example, torch.tensor([0.01, 0.5]))
+    step = train.make_train_step(net, optimizer, prepare=partial(data.prepare, side=28))
+    step = funcnets.jit(ensemble.make_ensemble_step(step), backend="graph", donate_argnums=0)
+    batch = (dataset.train_images[:1280], dataset.train_labels[:1280])
+    *_, last = ensemble.fit(step, members, batch, batch_size=64, epochs=2)
+    assert last.running[1].loss < 0.7 * last.running[0].loss
