@@ -1,4 +1,4 @@
-"""The command line: `funcnets train`, `eval`, `summary`, `list` and `bench`.
+"""The command line: `funcnets train`, `sweep`, `eval`, `summary`, `list` and `bench`.
 
 What a command needs is imported inside it, so that `--help` and a mistyped flag answer at once.
 """
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 if TYPE_CHECKING:
-    from funcnets.display import PlainLines
+    from funcnets.loop import Work
     from funcnets.session import Session
+    from funcnets.words import Words
 
 EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130 and 143 stopped
 by Ctrl-C or SIGTERM, after saving (a second one stops at once).
@@ -33,6 +34,19 @@ app = typer.Typer(
 # click's ClickException: where it lives depends on the version of typer.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the numbers below come from: tuned, whose learning rate falls linearly to "
+        "zero, or reference, the published one.  (default: tuned)"
+    ),
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
+BatchSize = Annotated[int | None, typer.Option(help="Examples a step.")]
+Side = Annotated[int | None, typer.Option(help="Pixels a side, resized to.")]
+LimitTrain = Annotated[
+    int | None, typer.Option(metavar="N", help="Train on the first N images alone.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
 Data = Annotated[
     str | None,
@@ -57,21 +71,15 @@ def train_command(
         str | None,
         typer.Argument(metavar="NET", help="See `funcnets list`.  (default: lenet_bn)"),
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the numbers below come from: tuned, whose learning rate falls linearly to "
-            "zero, or reference, the published one.  (default: tuned)"
-        ),
-    ] = None,
+    recipe: Recipe = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="Of the learning rate: constant, linear, cosine or one-cycle."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    epochs: Epochs = None,
     lr: Annotated[float | None, typer.Option(help="The (highest) learning rate.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a step.")] = None,
-    side: Annotated[int | None, typer.Option(help="Pixels a side, resized to.")] = None,
+    batch_size: BatchSize = None,
+    side: Side = None,
     seed: Annotated[
         int | None, typer.Option(help="Of initial values, order and dropout.  (default: 0)")
     ] = None,
@@ -79,9 +87,7 @@ def train_command(
     download: Annotated[
         bool, typer.Option("--download", help="Download the full set if it isn't found.")
     ] = False,
-    limit_train: Annotated[
-        int | None, typer.Option(metavar="N", help="Train on the first N images alone.")
-    ] = None,
+    limit_train: LimitTrain = None,
     device: Device = None,
     run: Annotated[
         Path | None,
@@ -113,6 +119,7 @@ def train_command(
     same bits as a run that was never stopped, on the same machine and versions.
     """
     from funcnets import loop, session
+    from funcnets.words import Words
 
     given = {
         "network": network,
@@ -131,20 +138,69 @@ def train_command(
     }
     given = {field: value for field, value in given.items() if value is not None}
     start = session.resume if resume else session.begin
-    started = start(given, run, download=download)
-    with _reporter(started, json) as reporter:
-        outcome = loop.go(started, reporter, check=check)
+    _train(start(given, run, download=download), loop.TRAINING, Words(), json, check=check)
+
+
+def _train(
+    session: "Session", work: "Work", words: "Words", json: bool, *, check: bool = False
+) -> None:
+    from funcnets import display, loop
+
+    lines = display.ProgressBar if sys.stdout.isatty() else display.PlainLines
+    with (display.JsonLines if json else lines)(session, words) as reporter:
+        outcome = loop.go(session, reporter, work, check=check)
     reporter.finish(outcome)
     if outcome.interrupted:
         raise typer.Exit(128 + outcome.interrupted)
 
 
-def _reporter(session: "Session", json: bool) -> "PlainLines":
-    from funcnets import display
+@app.command("sweep", epilog=EPILOG)
+def sweep_command(
+    network: Annotated[str, typer.Argument(metavar="NET", help="See `funcnets list`.")],
+    seeds: Annotated[int, typer.Option(metavar="N", help="Seeds 0 to N - 1, with each rate.")] = 8,
+    lr: Annotated[
+        str | None,
+        typer.Option(metavar="RATE,…", help="Learning rates, such as 0.05,0.1,0.5."),
+    ] = None,
+    recipe: Recipe = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    side: Side = None,
+    data: Data = None,
+    limit_train: LimitTrain = None,
+    device: Device = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run directory.  (default: runs/NET-RECIPE-sweep)"),
+    ] = None,
+    backend: Backend = None,
+    json: Json = False,
+) -> None:
+    """Train a network for every seed and learning rate together, as one ensemble in one step.
 
-    if json:
-        return display.JsonLines(session)
-    return (display.ProgressBar if sys.stdout.isatty() else display.PlainLines)(session)
+    All members see the same batches, in the order of seed 0.  One that diverges is marked, and
+    touches no other.  An ensemble predicts by the mean of its members' probabilities.
+    """
+    from funcnets import sweep
+    from funcnets.words import SweepWords
+
+    given = {
+        "network": network,
+        "recipe": recipe,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "side": side,
+        "data": data,
+        "limit_train": limit_train,
+        "device": device,
+        "backend": backend,
+    }
+    given = {field: value for field, value in given.items() if value is not None}
+    try:
+        rates = [float(rate) for rate in lr.split(",")] if lr is not None else []
+    except ValueError:
+        raise ValueError(f"--lr is {lr!r}; expected numbers, as 0.05,0.1,0.5") from None
+    _train(sweep.begin(given, seeds, rates, run), sweep.SWEEP, SweepWords(), json)
 
 
 @app.command("eval", epilog=EPILOG)

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from funcnets.loop import Outcome
-from funcnets.run import Row
 from funcnets.session import Session
-from funcnets.train import Progress
+from funcnets.words import Words
 
 
 class Warnings:
@@ -38,21 +37,21 @@ class Warnings:
         """Nothing is said of what is compiled."""
         yield
 
-    def advance(self, progress: Progress, examples_per_second: float | None) -> None:
+    def advance(self, progress: Any, examples_per_second: float | None) -> None:
         """Nothing is said of a step."""
 
-    def epoch(self, row: Row) -> None:
+    def epoch(self, rows: Sequence[Any]) -> None:
         """Nothing is said of an epoch."""
 
 
 class PlainLines(Warnings):
     """A line for each thing that happened, for logs and pipes."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, words: Words) -> None:
+        self.session, self.words = session, words
 
     def __enter__(self) -> "PlainLines":
-        for line in _opening(self.session):
+        for line in self.words.opening(self.session):
             self.line(line)
         return self
 
@@ -70,21 +69,21 @@ class PlainLines(Warnings):
         yield
         self.line(f"compiled {what} in {time.perf_counter() - started:.1f} s")
 
-    def epoch(self, row: Row) -> None:
+    def epoch(self, rows: Sequence[Any]) -> None:
         """Print the measurements of an epoch."""
-        self.line(_epoch_line(row, self.session.config.epochs))
+        self.line(self.words.epoch(self.session, rows))
 
     def finish(self, outcome: Outcome) -> None:
         """Print how it ended, and how to go on."""
-        for line in _closing(outcome):
+        for line in self.words.closing(outcome):
             self.line(line)
 
 
 class ProgressBar(PlainLines):
     """A bar that fills with the steps of all epochs, and above it a line for each epoch."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
+    def __init__(self, session: Session, words: Words) -> None:
+        super().__init__(session, words)
         self.bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -116,9 +115,9 @@ class ProgressBar(PlainLines):
         with super().compiling(what):
             yield
 
-    def advance(self, progress: Progress, examples_per_second: float | None) -> None:
+    def advance(self, progress: Any, examples_per_second: float | None) -> None:
         """Move the bar by a step."""
-        running, speed = progress.running, examples_per_second
+        speed = examples_per_second
         done = progress.epoch * progress.batches + progress.batch
         total = self.session.config.epochs * progress.batches
         if self.bar.tasks[0].total is None:
@@ -129,7 +128,7 @@ class ProgressBar(PlainLines):
             self.task,
             completed=done,
             description=f"epoch {progress.epoch + 1}/{self.session.config.epochs}",
-            measured=f"loss {running.loss:.3f}  accuracy {running.accuracy:.3f}"
+            measured=self.words.measured(progress)
             + (f"  {speed:,.0f} examples/s" if speed else ""),
         )
 
@@ -141,66 +140,20 @@ class JsonLines(PlainLines):
         """Print a line for people, on stderr."""
         print(text, file=sys.stderr, flush=True)
 
-    def epoch(self, row: Row) -> None:
+    def epoch(self, rows: Sequence[Any]) -> None:
         """Print the measurements of an epoch."""
-        print(json.dumps({"event": "epoch", **row._asdict()}), flush=True)
+        for row in rows:
+            print(json.dumps({"event": "epoch", **row._asdict()}), flush=True)
 
     def finish(self, outcome: Outcome) -> None:
         """Print how it ended."""
-        last = outcome.rows[-1]._asdict() if outcome.rows else {}
         summary = {
             "event": "interrupted" if outcome.interrupted else "finished",
             "run": str(outcome.session.directory.path),
             "network": outcome.session.config.network,
             "precision": outcome.session.config.precision,
-            **last,
-            "step": int(outcome.train_state.step),
+            **self.words.result(outcome),
             "compile_seconds": round(outcome.compile_seconds, 3),
             "seconds": round(outcome.seconds, 3),
-            **_learned(outcome),
         }
         print(json.dumps(summary), flush=True)
-
-
-def _opening(session: Session) -> Iterator[str]:
-    config = session.config
-    yield session.dataset.source
-    yield (
-        f"training {config.network} on {config.device}: {config.epochs} epochs, batches of "
-        f"{config.batch_size}, learning rate {config.learning_rate:g} ({config.schedule}), "
-        f"side {config.side}, precision {config.precision}, seed {config.seed}"
-    )
-    yield f"run directory {session.directory.path}"
-    yield from session.notes
-
-
-def _epoch_line(row: Row, epochs: int) -> str:
-    speed = f"{row.examples_per_second:,.0f}" if row.examples_per_second else "–"
-    return (
-        f"epoch {row.epoch:{len(str(epochs))}}/{epochs}  train loss {row.train_loss:.3f}, accuracy "
-        f"{row.train_accuracy:.3f}  test accuracy {row.test_accuracy:.3f}  {speed} examples/s"
-    )
-
-
-def _closing(outcome: Outcome) -> Iterator[str]:
-    path = outcome.session.directory.path
-    if outcome.interrupted:
-        step = int(outcome.train_state.step)
-        yield f"interrupted by {outcome.interrupted.name}, saved at step {step}"
-        yield f"to go on: funcnets train --run {path} --resume"
-        return
-    for name, values in _learned(outcome).items():
-        yield f"{name} learned: {' '.join(f'{value:.2f}' for value in values)}"
-    yield (
-        f"finished in {outcome.seconds:.0f} s, {outcome.compile_seconds:.0f} s of it compiling: "
-        f"test accuracy {outcome.rows[-1].test_accuracy:.4f}"
-    )
-    yield f"to evaluate it: funcnets eval {path}"
-
-
-def _learned(outcome: Outcome) -> dict[str, Any]:
-    """What the scratch batch norm has learned in its first layer, a number a channel."""
-    if outcome.session.config.network != "lenet_bn_scratch":
-        return {}
-    leaves = outcome.train_state.params["bn1"]
-    return {f"bn1.{name}": leaf.tolist() for name, leaf in leaves.items()}

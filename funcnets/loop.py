@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,33 @@ class Outcome(NamedTuple):
 
     session: Session
     train_state: TrainState
-    rows: tuple[Row, ...]
+    rows: tuple[Any, ...]
     interrupted: signal.Signals | None
     compile_seconds: float
     seconds: float
 
 
-def go(session: Session, reporter: Reporter, *, check: bool = False) -> Outcome:
+class Work(NamedTuple):
+    """What the loop does: it trains one network, or (see `sweep`) all members of an ensemble.
+
+    Attributes:
+        transform: what is made of a network's training step.
+        evaluation: what measures a train state after an epoch.
+        fit: `fit(step, train_state, batch, batch_size=..., epochs=..., **more)`, yields progress.
+        rows: `rows(session, progress, tested, examples a second, seconds)`, those of an epoch.
+        save: `save(session, train_state, running)` writes a checkpoint.
+    """
+
+    transform: Callable[[Any], Any]
+    evaluation: type[Evaluation]
+    fit: Callable[..., Iterator[Any]]
+    rows: Callable[[Session, Any, Any, float | None, float], Sequence[Any]]
+    save: Callable[[Session, TrainState, Any], None]
+
+
+def go(
+    session: Session, reporter: Reporter, work: Work | None = None, *, check: bool = False
+) -> Outcome:
     """Train to the last epoch, or to the first signal; save after each epoch and on a signal.
 
     Uses up `session.train_state`, whose memory the steps take.  With `check` the steps run
@@ -44,40 +64,44 @@ def go(session: Session, reporter: Reporter, *, check: bool = False) -> Outcome:
     """
     with Interrupt() as interrupt:
         try:
-            return _go(session, reporter, interrupt, check)
+            return _go(session, work or TRAINING, reporter, interrupt, check)
         except (NonFiniteLoss, NonFiniteError) as error:
             kept = session.directory.checkpoints
             raise TrainingError(f"{error}; what was saved before is kept in {kept}") from error
 
 
-def _go(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool) -> Outcome:
-    make_step = partial(_train_step, reporter=reporter, interrupt=interrupt, check=check)
+def _go(
+    session: Session, work: Work, reporter: Reporter, interrupt: Interrupt, check: bool
+) -> Outcome:
+    make_step = partial(_train_step, work=work, reporter=reporter, interrupt=interrupt, check=check)
     compiled: list[Step] = []
     started = epoch_started = time.perf_counter()
     rows, speed, train_state = list(session.rows), Speed(), session.train_state
     try:
         session, step = _choose_precision(session, reporter, make_step)
         compiled.append(step)
-        evaluation = Evaluation(session.config, session.net, session.dataset)
-        for progress in _timed(_fit(session, step), step, speed):
+        evaluation = work.evaluation(session.config, session.net, session.dataset)
+        for progress in _timed(_fit(session, work, step), step, speed):
             train_state = progress.train_state
             reporter.advance(progress, speed.rate)
             if ended := progress.batch == progress.batches:
                 seconds = time.perf_counter() - epoch_started
-                rows.append(_row(progress, evaluation(train_state), speed.rate, seconds))
+                tested = evaluation(train_state)
+                measured = work.rows(session, progress, tested, speed.rate, seconds)
+                rows.extend(measured)
                 session.directory.write_rows(rows)
-                reporter.epoch(rows[-1])
+                reporter.epoch(measured)
                 speed.reset()
                 epoch_started = time.perf_counter()
             if ended or interrupt.signal:
-                _save(session, train_state, progress.running)
+                work.save(session, train_state, progress.running)
             if interrupt.signal:
                 break
     except CompileError:
         if not interrupt.signal:
             raise
         # The signal stopped the compiler, before any step: saved is where the session began.
-        _save(session, train_state, session.running)
+        work.save(session, train_state, session.running)
     compile_seconds = sum(step.compile_seconds for step in compiled)
     seconds = time.perf_counter() - started
     return Outcome(session, train_state, tuple(rows), interrupt.signal, compile_seconds, seconds)
@@ -103,7 +127,9 @@ def _choose_precision(
     return sessions[chosen], steps[chosen]
 
 
-def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt, check: bool) -> Step:
+def _train_step(
+    session: Session, work: Work, reporter: Reporter, interrupt: Interrupt, check: bool
+) -> Step:
     config = session.config
     function = train.make_train_step(
         checked(session.net) if check else session.net,
@@ -113,7 +139,7 @@ def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt, chec
     )
     return Step(
         f"the {config.precision} training step",
-        function,
+        work.transform(function),
         min(config.batch_size, len(session.dataset.train_labels)),
         None if check else config.backend,
         reporter,
@@ -122,8 +148,8 @@ def _train_step(session: Session, reporter: Reporter, interrupt: Interrupt, chec
     )
 
 
-def _fit(session: Session, step: Step) -> Iterator[Progress]:
-    return train.fit(
+def _fit(session: Session, work: Work, step: Step) -> Iterator[Any]:
+    return work.fit(
         step,
         session.train_state,
         (session.dataset.train_images, session.dataset.train_labels),
@@ -133,22 +159,24 @@ def _fit(session: Session, step: Step) -> Iterator[Progress]:
     )
 
 
-def _timed(steps: Iterator[Progress], step: Step, speed: Speed) -> Iterator[Progress]:
+def _timed(steps: Iterator[Any], step: Step, speed: Speed) -> Iterator[Any]:
     """The same steps, whose time is added to `speed`, but for the first of each batch size."""
-    before: Progress | None = None
+    before: Any = None
     started = time.perf_counter()
     for progress in steps:
         seconds = time.perf_counter() - started
         same_epoch = before is not None and before.epoch == progress.epoch
         if not step.is_first:
-            seen = before.running.count if before is not None and same_epoch else 0
-            speed.add(progress.running.count - seen, seconds)
+            seen = before.examples if same_epoch else 0
+            speed.add(progress.examples - seen, seconds)
         yield progress
         before, started = progress, time.perf_counter()
 
 
-def _row(progress: Progress, tested: Running, rate: float | None, seconds: float) -> Row:
-    return Row(
+def _rows(
+    session: Session, progress: Progress, tested: Running, rate: float | None, seconds: float
+) -> list[Row]:
+    row = Row(
         epoch=progress.epoch + 1,
         step=int(progress.train_state.step),
         train_loss=progress.running.loss,
@@ -158,6 +186,7 @@ def _row(progress: Progress, tested: Running, rate: float | None, seconds: float
         examples_per_second=rate and round(rate, 1),
         seconds=round(seconds, 3),
     )
+    return [row]
 
 
 def _save(session: Session, train_state: TrainState, running: Running) -> None:
@@ -171,10 +200,18 @@ def _save(session: Session, train_state: TrainState, running: Running) -> None:
     epoch, batch = divmod(step, session.batches)
     running = running if batch else Running()
     metadata = {"epoch": epoch, "batch": batch, "running": running._asdict()}
+    save(session, step, train_state, metadata)
+
+
+def save(session: Session, step: int, train_state: TrainState, metadata: dict[str, Any]) -> None:
+    """Write the checkpoint of a step; TrainingError where that can't be done."""
     try:
-        session.directory.save(train_state, metadata)
+        session.directory.save(step, train_state, metadata)
     except checkpoint.CheckpointError as error:
         raise TrainingError(str(error)) from error
+
+
+TRAINING = Work(lambda step: step, Evaluation, train.fit, _rows, _save)
 
 
 def evaluate(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:

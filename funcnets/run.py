@@ -73,6 +73,11 @@ class Config:
     backend: Backend
     precision: str = "float32"
 
+    @property
+    def label(self) -> str:
+        """What tells runs of one network and recipe apart, in the names of their directories."""
+        return f"seed{self.seed}"
+
 
 class Row(NamedTuple):
     """What is measured in an epoch: averages over it in training, and over all test images."""
@@ -197,8 +202,15 @@ class Run:
         path = self.path / "config.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if "rates" in values:
+                raise UsageError(
+                    f"{self.path}: holds a sweep, which can't be resumed or evaluated; "
+                    "metrics.csv has what it measured"
+                )
             known = [field.name for field in fields(Config) if field.name in values]
             return Config(**{name: values[name] for name in known})
+        except UsageError:
+            raise
         except OSError as error:
             raise UsageError(
                 f"{self.path}: no run is here (config.json: {error.strerror}); "
@@ -230,13 +242,13 @@ class Run:
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"{path}: damaged ({error}); restore it, or remove it") from None
 
-    def write_rows(self, rows: Sequence[Row]) -> None:
-        """Replace metrics.jsonl and metrics.csv, each as a whole."""
+    def write_rows(self, rows: Sequence[Any]) -> None:
+        """Replace metrics.jsonl and metrics.csv, each as a whole, by rows of one kind."""
         lines = [json.dumps(row._asdict()) + "\n" for row in rows]
         _write(self.path / "metrics.jsonl", "".join(lines))
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerows([Row._fields, *rows])
+        writer.writerows([(rows[0] if rows else Row)._fields, *rows])
         _write(self.path / "metrics.csv", table.getvalue())
 
     def latest_checkpoint(self) -> Path:
@@ -246,9 +258,9 @@ class Run:
             raise UsageError(f"{self.path}: it has no checkpoint yet; start it anew with --run DIR")
         return found
 
-    def save(self, train_state: Any, metadata: dict[str, Any]) -> Path:
-        """Write a checkpoint, and remove all but the newest `KEPT_CHECKPOINTS`."""
-        path = checkpoint.step_path(self.checkpoints, int(train_state.step))
+    def save(self, step: int, train_state: Any, metadata: dict[str, Any]) -> Path:
+        """Write the checkpoint of a step, and remove all but the newest `KEPT_CHECKPOINTS`."""
+        path = checkpoint.step_path(self.checkpoints, step)
         checkpoint.save(path, train_state, metadata=metadata)
         checkpoint.prune(self.checkpoints, KEPT_CHECKPOINTS)
         return path
@@ -282,7 +294,7 @@ def create(path: Path | None, config: Config) -> Run:
 
 def default_path(config: Config) -> Path:
     """Where a run goes that was given no directory, if nothing is there."""
-    return Path("runs") / f"{config.network}-{config.recipe}-seed{config.seed}"
+    return Path("runs") / f"{config.network}-{config.recipe}-{config.label}"
 
 
 def newest_default(config: Config) -> Path:

@@ -1,12 +1,13 @@
 """A training that is ready to go on: begun in a new run directory, or resumed from a checkpoint."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from funcnets import checkpoint, data, metrics, models, optim, random, run, train, tree
 from funcnets.core import Layer, LayerError
@@ -29,7 +30,7 @@ class Session:
     optimizer: Optimizer
     train_state: TrainState
     rows: tuple[Row, ...] = ()
-    running: metrics.Running = field(default_factory=metrics.Running)
+    running: Any = field(default_factory=metrics.Running)  # what the loop goes on from
     notes: tuple[str, ...] = ()
 
     @property
@@ -44,9 +45,10 @@ def begin(given: Mapping[str, Any], path: Path | None = None, *, download: bool 
     Raises UsageError, DataError or LayerError where it can't be trained like this.
     """
     config = run.configure(given)
-    config = replace(config, data=_find_data(given.get("data"), download))
-    dataset, net, optimizer = _load(config)
+    config = replace(config, data=find_data(given.get("data"), download=download))
+    dataset, net, make = load(config)
     check_fits(net, config, len(dataset.train_labels))
+    optimizer = make(config.learning_rate)
     train_state = _create(net, optimizer, config, config.device)
     return Session(config, run.create(path, config), dataset, net, optimizer, train_state)
 
@@ -62,7 +64,7 @@ def resume(
     directory = Run(run.newest_default(run.configure(given)) if path is None else path)
     before = directory.read_config()
     if "data" in given or download:
-        given = {**given, "data": _find_data(given.get("data", before.data), download)}
+        given = {**given, "data": find_data(given.get("data", before.data), download=download)}
     config = run.resumed(before, given)
     session = _restore(directory, config)
     done = int(session.train_state.step) // session.batches
@@ -104,28 +106,35 @@ def _changes(directory: Run, config: Config) -> Iterator[str]:
             yield f"{name} was {before[name]} and is {now[name]}: last digits may differ"
 
 
-def _find_data(directory: str | None, download: bool) -> str:
+def find_data(directory: str | None, *, download: bool = False) -> str:
+    """The value of `Config.data` for what was given on the command line."""
     place = data.find(directory, download=download)
     return "bundled" if place == data.BUNDLED else str(place.absolute())
 
 
-def _load(config: Config) -> tuple[Dataset, Layer, Optimizer]:
+def load(config: Config) -> tuple[Dataset, Layer, Callable[[float], Optimizer]]:
+    """The data, the network, and the configured optimizer as a function of the learning rate."""
     dataset = data.load(config.data, device=config.device)
     if config.limit_train is not None:
         dataset = data.limit(dataset, config.limit_train)
     net, _ = models.get(config.network)
     steps = config.epochs * math.ceil(len(dataset.train_labels) / config.batch_size)
-    return dataset, net, optim.sgd(SCHEDULES[config.schedule](config.learning_rate, steps))
+    return dataset, net, lambda rate: optim.sgd(SCHEDULES[config.schedule](rate, steps))
 
 
 def _create(net: Layer, optimizer: Optimizer, config: Config, device: str) -> TrainState:
-    x = torch.empty(1, 1, config.side, config.side, device="meta")
-    return train.create(net, optimizer, random.key(config.seed, device), x)
+    return train.create(net, optimizer, random.key(config.seed, device), example(config))
+
+
+def example(config: Config) -> Tensor:
+    """An image of the configured side, without memory."""
+    return torch.empty(1, 1, config.side, config.side, device="meta")
 
 
 def _restore(directory: Run, config: Config) -> Session:
     """The training of the newest checkpoint, on the configured device."""
-    dataset, net, optimizer = _load(config)
+    dataset, net, make = load(config)
+    optimizer = make(config.learning_rate)
     like = _create(net, optimizer, config, "meta")
     train_state, metadata = checkpoint.load(directory.latest_checkpoint(), like)
     train_state = tree.map(lambda leaf: leaf.to(config.device), train_state)

@@ -2,22 +2,21 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from signal import Signals
 from types import FrameType
 from typing import Any, Protocol
 
-from funcnets import data, train
+from funcnets import data, precision, train
 from funcnets.core import Layer
 from funcnets.data import Dataset
 from funcnets.jit import CompileError, jit
 from funcnets.jit.compile import Backend
-from funcnets.metrics import Running
 from funcnets.precision import POLICIES
-from funcnets.run import Config, Row
-from funcnets.train import Progress, TrainState
+from funcnets.run import Config
+from funcnets.train import Prepare, TrainState
 
 
 class Reporter(Protocol):
@@ -32,11 +31,11 @@ class Reporter(Protocol):
     def compiling(self, what: str) -> AbstractContextManager[None]:
         """`what` is compiled inside this context."""
 
-    def advance(self, progress: Progress, examples_per_second: float | None) -> None:
-        """A step is done."""
+    def advance(self, progress: Any, examples_per_second: float | None) -> None:
+        """A step is done, of one training or of all members of an ensemble."""
 
-    def epoch(self, row: Row) -> None:
-        """An epoch is done."""
+    def epoch(self, rows: Sequence[Any]) -> None:
+        """An epoch is done, and its rows are measured."""
 
 
 class Interrupt:
@@ -146,14 +145,16 @@ class Evaluation:
     def __init__(self, config: Config, net: Layer, dataset: Dataset) -> None:
         self.batch = (dataset.test_images, dataset.test_labels)
         self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
-        function = train.make_eval_step(
-            net,
-            prepare=partial(data.prepare, side=config.side),
-            policy=POLICIES[config.precision],
+        net = precision.cast(net, POLICIES[config.precision])
+        self.step = jit(
+            self.function(net, partial(data.prepare, side=config.side)), backend="graph"
         )
-        self.step = jit(function, backend="graph")
 
-    def __call__(self, train_state: TrainState) -> Running:
+    def function(self, net: Layer, prepare: Prepare) -> Callable[..., Any]:
+        """What is done with the parameters, the statistics and a batch."""
+        return train.make_eval_step(net, prepare=prepare)
+
+    def __call__(self, train_state: TrainState) -> Any:
         """The averages over all test images."""
         params, state = train_state.params, train_state.state
         return train.evaluate(self.step, params, state, self.batch, batch_size=self.size)

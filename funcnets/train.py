@@ -179,6 +179,11 @@ class Progress(NamedTuple):
     batch: int  # batches of this epoch that are done
     batches: int  # batches an epoch
 
+    @property
+    def examples(self) -> int:
+        """Examples of the epoch that are done."""
+        return self.running.count
+
 
 def fit(
     step: Callable[[TrainState, Batch], tuple[TrainState, Measurements]],

@@ -179,7 +179,7 @@ def test_a_member_that_diverges_leaves_the_others_alone():
 
 def test_fit_stops_where_no_member_is_finite():
     step, _ = start()
-    members = ensemble.create(NET, RATED, KEYS, IMAGES, torch.full((3,), 1e200).double())
+    members = ensemble.create(NET, RATED, KEYS, IMAGES, RATES * 1e200)
     with pytest.raises(train.NonFiniteLoss, match="no member has a finite loss after epoch 1"):
         fit(ensemble.make_ensemble_step(step), members)
 

@@ -167,9 +167,20 @@ class Progress(NamedTuple):
     batch: int  # batches of this epoch that are done
     batches: int  # batches an epoch
 
+    @property
+    def examples(self) -> int:
+        """Examples of the epoch that are done, by each member."""
+        return self.running[0].count
+
 
 def fit(
-    step: Step, members: TrainState, batch: Batch, *, batch_size: int, epochs: int
+    step: Step,
+    members: TrainState,
+    batch: Batch,
+    *,
+    batch_size: int,
+    epochs: int,
+    running: Sequence[metrics.Running] = (),
 ) -> Iterator[Progress]:
     """As `train.fit`, for all members at once, on batches in the order of the first member's key.
 
@@ -180,7 +191,6 @@ def fit(
     first = unstack(members)[0]
     # A step may be donated the state, so the key is kept apart.
     key, start = train.shuffle_key(first), int(first.step)
-    running: tuple[metrics.Running, ...] = ()
     for place, part in train.stream(key, batch, batch_size=batch_size, epochs=epochs, start=start):
         if place.batch == 1 or not running:
             running = (metrics.Running(),) * len(members.step)
@@ -195,4 +205,4 @@ def fit(
                 f"no member has a finite loss after epoch {place.epoch + 1}, batch {place.batch}: "
                 "try smaller learning rates"
             )
-        yield Progress(members, running, *place)
+        yield Progress(members, tuple(running), *place)

@@ -1,0 +1,148 @@
+"""`funcnets sweep`: seeds × learning rates trained together, as a person or a script meets it."""
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from funcnets import checkpoint, cli
+
+SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--data", "bundled"]
+SMALLEST = ["lenet_bn", *SMALL, "--epochs", "1", "--run", "sweep"]
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUNCNETS_DATA", "bundled")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["funcnets", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def rows(directory):
+    return [json.loads(line) for line in Path(directory, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_sweep_leaves_a_record_and_a_table(run):
+    code, out, err = run("sweep", *SMALLEST, "--seeds", 2, "--lr", "0.1,1e39", "--epochs", 2)
+    assert (code, err) == (0, "")
+    found = rows("sweep")
+    assert [row["epoch"] for row in found] == [1] * 7 + [2] * 7
+    last = found[7:]
+    assert [(row["seed"], row["learning_rate"]) for row in last] == [
+        *((0, 0.1), (1, 0.1), (0, 1e39), (1, 1e39)),
+        *((None, 0.1), (None, 1e39), (None, None)),
+    ]
+    assert [row["diverged"] for row in last] == [False] * 2 + [True] * 2 + [False, True, False]
+    # Those that diverged are left out of the ensemble of them all.
+    assert last[6]["test_loss"] == last[4]["test_loss"] < last[0]["test_loss"]
+    with Path("sweep/metrics.csv").open() as file:
+        assert [row["test_accuracy"] for row in csv.DictReader(file)] == [
+            str(row["test_accuracy"]) for row in found
+        ]
+    lines = out.splitlines()
+    assert "epoch 2/2" in out
+    assert sum(line.endswith("diverged") for line in lines) == 3
+    median = statistics.median(row["test_accuracy"] for row in last[:2])
+    assert f"best rate by median test accuracy over seeds: 0.1 ({median:.4f})" in lines
+    config = json.loads(Path("sweep/config.json").read_text())
+    assert (config["seeds"], config["rates"]) == (2, [0.1, 1e39])
+    saved, metadata = checkpoint.load(checkpoint.latest("sweep/checkpoints"))
+    assert saved["step"].tolist() == [6] * 4
+    assert metadata["epoch"] == 2
+    assert saved["opt_state"]["rate"].tolist() == [0.1, 0.1, 1e39, 1e39]
+
+
+def test_the_first_member_is_what_train_trains(run):
+    run("sweep", *SMALLEST, "--seeds", 2, "--recipe", "reference", "--lr", 0.5)
+    alone = ("--recipe", "reference", "--lr", 0.5, "--run", "alone")
+    run("train", *SMALLEST, *alone)
+    (expected,) = rows("alone")
+    for name in ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        assert rows("sweep")[0][name] == pytest.approx(expected[name], abs=1e-4)
+
+
+def test_json_is_all_that_json_prints(run):
+    code, out, _ = run("sweep", *SMALLEST, "--seeds", 1, "--json")
+    printed = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line.get("seed") for line in printed] == [0, None, None, None]
+    assert printed[-1]["event"] == "finished"
+    assert printed[-1]["best_rate"] == 1.0
+    assert printed[-1]["ensemble_test_accuracy"] == printed[0]["test_accuracy"]
+
+
+def test_a_sweep_of_which_no_member_is_finite_fails(run):
+    code, _, err = run("sweep", *SMALLEST, "--seeds", 2, "--lr", 1e39)
+    assert code == 1
+    assert "no member has a finite loss" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_sweep_is_not_resumed_or_evaluated(run):
+    run("sweep", *SMALLEST, "--seeds", 1)
+    for command in (("eval", "sweep"), ("train", "--run", "sweep", "--resume")):
+        code, _, err = run(*command)
+        assert code == 2
+        assert "holds a sweep" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lenet"], "did you mean 'lenet_bn'"),
+        (["lenet_bn", "--seeds", "0"], "--seeds is 0"),
+        (["lenet_bn", "--lr", "fast"], "--lr is 'fast'"),
+        (["lenet_bn", "--lr", "0.1,-1"], "--lr is -1"),
+        (["lenet_bn", "--lr", "0.1,0.1"], "expected different rates"),
+        (["lenet_bn", "--lr", ""], "--lr is ''"),
+        (["alexnet", "--side", "30"], "the smallest --side that works is 65"),
+        (["lenet_bn", "--backend", "fast"], "--backend is 'fast'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, arguments, message):
+    code, _, err = run("sweep", *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_a_signal_saves_the_sweep_and_leaves_130():
+    command = [sys.executable, "-c", "from funcnets.cli import main; main()", "sweep", "lenet_bn"]
+    options = ["--seeds", "2", "--epochs", "200", "--run", "stopped", *SMALL]
+    process = subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not Path("stopped/metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (130, b"")
+    assert "interrupted by SIGINT" in out.decode()
+    saved, _ = checkpoint.load(checkpoint.latest("stopped/checkpoints"))
+    assert len(saved["step"]) == 2
+    assert all(leaf.isfinite().all() for leaf in torch.utils._pytree.tree_leaves(saved["params"]))
