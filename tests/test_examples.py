@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 FULL_SET = [
     *("--nets", "lenet_bn", "--recipes", "tuned", "--seeds", "0", "1", "--epochs", "1"),
@@ -116,3 +117,52 @@ def test_remat_memory_shows_a_saving(capsys):
     out = capsys.readouterr().out
     (ratio,) = re.findall(r"MiB: ([\d.]+) times as much", out)
     assert float(ratio) < 0.9
+
+
+def test_ensemble_speed_compares_vmap_and_the_loop(capsys):
+    load("ensemble_speed").main(
+        [
+            "resnet18",
+            "--width",
+            "2",
+            "--members",
+            "2",
+            "--batch-size",
+            "4",
+            "--rounds",
+            "1",
+            "--backend",
+            "graph",
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[3].strip() for line in lines[3:]] == [
+        "vmap, split",
+        "vmap",
+        "loop of steps",
+    ]
+    assert lines[-1].endswith("| 1.00 |")
+
+
+def test_ensemble_draws_accuracy_and_calibration(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "ensemble.png"
+    load("ensemble").main(
+        [
+            *("--seeds", "2", "--rates", "0.1", "1", "--epochs", "1", "--limit-train", "256"),
+            *("--backend", "graph", "--picture", str(picture)),
+        ]
+    )
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
+    assert [row[1].strip() for row in rows[1:]] == ["0.1", "1"]
+    for row in rows[1:]:
+        assert float(row[5]) > 0
+        assert 0 <= float(row[3]) <= 1
+    assert picture.stat().st_size > 10_000
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    logits = torch.tensor([[0.9, 0.1]] * 10).log()
+    error = load("ensemble").calibration_error
+    assert error(logits, torch.tensor([0] * 9 + [1])) == pytest.approx(0, abs=1e-6)
+    assert error(logits, torch.tensor([0] * 5 + [1] * 5)) == pytest.approx(0.4, abs=1e-6)

@@ -1,0 +1,144 @@
+"""Train networks at several learning rates together, and draw what their ensembles gain.
+
+    python examples/ensemble.py --seeds 5 --rates 0.01 0.03 0.1 0.3 1 3 --picture ensemble.png
+
+One ensemble trains seeds × rates in one step.  The picture shows the test accuracy of each member
+and of each rate's ensemble, and how well both know what they don't know: the expected calibration
+error, the mean distance of confidence and accuracy over ten bins of confidence (Guo et al., On
+Calibration of Modern Neural Networks, 2017, equation 3).
+"""
+
+import argparse
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import funcnets
+from funcnets import data, losses, metrics, optim, random, train
+from funcnets.data import Dataset
+from funcnets.transforms import ensemble
+
+
+class Row(NamedTuple):
+    """What the members of one rate, and their ensemble (last), reach on the test images."""
+
+    rate: float
+    accuracy: list[float]
+    loss: list[float]
+    calibration: list[float]
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 10) -> float:
+    """The expected calibration error of predictions (N, K), in [0, 1]."""
+    confidence, predicted = logits.softmax(1).max(1)
+    right = (predicted == labels).to(confidence.dtype)
+    bin = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=confidence.dtype).index_add(0, bin, right - confidence)
+    return float(gaps.abs().sum() / len(labels))
+
+
+def measure(rate: float, logits: Tensor, labels: Tensor) -> Row:
+    """A row from the logits (M, N, K) of the members of one rate."""
+    each = [*logits, ensemble.combine_logits(logits)]
+    return Row(
+        rate,
+        [float(metrics.accuracy(one, labels)) for one in each],
+        [float(losses.cross_entropy(one, labels)) for one in each],
+        [calibration_error(one, labels) for one in each],
+    )
+
+
+def run(dataset: Dataset, options: argparse.Namespace) -> list[Row]:
+    """Train all members, and measure them rate by rate."""
+    net, recipe = funcnets.models.get(options.net)
+    steps = options.epochs * -(-len(dataset.train_labels) // recipe.batch_size)
+    optimizer = ensemble.rated(lambda rate: optim.sgd(optim.linear(rate, steps)), 0.1)
+    keys = random.split(random.key(0), options.seeds).repeat(len(options.rates), 1)
+    rates = torch.tensor(options.rates, dtype=torch.float64).repeat_interleave(options.seeds)
+    prepare = partial(data.prepare, side=recipe.side)
+    members = ensemble.create(net, optimizer, keys, prepare(dataset.train_images[:1]), rates)
+    step = ensemble.make_ensemble_step(train.make_train_step(net, optimizer, prepare=prepare))
+    step = funcnets.jit(step, donate_argnums=0, backend=options.backend)
+    batch = (dataset.train_images, dataset.train_labels)
+    for progress in ensemble.fit(
+        step, members, batch, batch_size=recipe.batch_size, epochs=options.epochs
+    ):
+        members = progress.train_state
+        if progress.batch == progress.batches:
+            shown = " ".join(f"{one.accuracy:.2f}" for one in progress.running)
+            print(f"epoch {progress.epoch + 1}: train accuracy {shown}", flush=True)
+    parts = dataset.test_images.split(250)
+    logits = torch.cat(
+        [
+            ensemble.member_logits(net, members.params, members.state, prepare(images))
+            for images in parts
+        ],
+        1,
+    )
+    groups = zip(options.rates, logits.split(options.seeds), strict=True)
+    return [measure(rate, group, dataset.test_labels) for rate, group in groups]
+
+
+def draw(rows: list[Row], path: str) -> None:
+    """Accuracy and calibration error against the learning rate, members and ensemble."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    rates = [row.rate for row in rows]
+    for axis, field, title in zip(
+        axes,
+        ("accuracy", "calibration"),
+        ("test accuracy", "expected calibration error"),
+        strict=True,
+    ):
+        for index in range(len(rows[0].accuracy) - 1):
+            values = [getattr(row, field)[index] for row in rows]
+            label = "members" if index == 0 else None
+            axis.plot(rates, values, "o", color="tab:gray", alpha=0.6, markersize=5, label=label)
+        values = [getattr(row, field)[-1] for row in rows]
+        axis.plot(rates, values, "D-", color="tab:blue", label="their ensemble")
+        axis.set(xscale="log", xlabel="learning rate", title=title)
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, loc="lower center")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("net", nargs="?", default="lenet_bn")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1, 3])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--limit-train", type=int)
+    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
+    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--picture", default="ensemble.png")
+    options = parser.parse_args(argv)
+    dataset = data.load(options.data)
+    print(dataset.source)
+    if options.limit_train:
+        dataset = data.limit(dataset, options.limit_train)
+    rows = run(dataset, options)
+    print(
+        "| rate | accuracy, median | ensemble | loss, median | ensemble | ECE, median | ensemble |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [row.accuracy, row.loss, row.calibration]
+        shown = [f"{float(torch.tensor(c[:-1]).median()):.3f} | {c[-1]:.3f}" for c in cells]
+        print(f"| {row.rate:g} | {' | '.join(shown)} |")
+    draw(rows, options.picture)
+    print(f"drawn in {options.picture}")
+
+
+if __name__ == "__main__":
+    main()
