@@ -202,15 +202,8 @@ class Run:
         path = self.path / "config.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if "rates" in values:
-                raise UsageError(
-                    f"{self.path}: holds a sweep, which can't be resumed or evaluated; "
-                    "metrics.csv has what it measured"
-                )
             known = [field.name for field in fields(Config) if field.name in values]
-            return Config(**{name: values[name] for name in known})
-        except UsageError:
-            raise
+            config = Config(**{name: values[name] for name in known})
         except OSError as error:
             raise UsageError(
                 f"{self.path}: no run is here (config.json: {error.strerror}); "
@@ -218,6 +211,12 @@ class Run:
             ) from None
         except (ValueError, LookupError, TypeError) as error:
             raise UsageError(f"{path}: damaged ({error!r}); restore it, or start anew") from None
+        if "rates" in values:
+            raise UsageError(
+                f"{self.path}: holds a sweep, which can't be resumed or evaluated; "
+                "metrics.csv has what it measured"
+            )
+        return config
 
     def write_config(self, config: Config) -> None:
         """Write the configuration and the environment."""

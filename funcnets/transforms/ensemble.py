@@ -82,7 +82,9 @@ def _with_rates(members: TrainState, rates: Tensor) -> TrainState:
             "rates were given, and the optimizer has a rate of its own: "
             "make it rated(optim.sgd, 0.1), which keeps the rate in its state"
         )
-    return members._replace(opt_state=members.opt_state._replace(rate=rates.to(torch.float64)))
+    return members._replace(
+        opt_state=members.opt_state._replace(rate=rates.to(members.opt_state.rate))
+    )
 
 
 def stack(members: Sequence[Any]) -> Any:
