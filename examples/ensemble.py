@@ -107,7 +107,7 @@ def draw(rows: list[Row], path: str) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, loc="lower center")
+    axes[0].legend(frameon=False, loc="best")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -1,10 +1,11 @@
-"""Time a step of an ensemble: by `vmap` as it is, with its convolutions split, member by member.
+"""Time a step of an ensemble: by `vmap`, with and without split convolutions, and member by member.
 
     python examples/ensemble_speed.py lenet_bn --members 4 8 --batch-size 128 256
     python examples/ensemble_speed.py resnet18 --width 8
 
-`jit` splits the grouped convolutions that `vmap` makes where that is faster.  The three take turns
-in one process, so that a machine whose speed drifts treats them alike; only ratios mean anything.
+`jit` splits the grouped convolutions that `vmap` makes on tiny maps, which resnets have.  The three
+take turns in one process, so that a machine whose speed drifts treats them alike; only ratios mean
+anything.
 """
 
 import argparse

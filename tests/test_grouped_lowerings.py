@@ -53,15 +53,13 @@ def test_backward(case, mask):
 @pytest.mark.parametrize(
     ("side", "inputs", "outputs", "groups", "expected"),
     [
-        (9, 6, 16, 4, True),
-        (9, 16, 10, 4, True),
-        (9, 8, 16, 4, False),
         (2, 8, 16, 4, True),
-        (9, 6, 16, 1, False),
-        (9, 6, 16, 65, False),
-        (9, 1, 6, 4, False),
+        (9, 8, 16, 4, False),
+        (2, 8, 16, 1, False),
+        (2, 2, 2, 65, False),
+        (2, 1, 6, 4, False),
     ],
-    ids=["odd in", "odd out", "full vectors", "tiny map", "one group", "many groups", "depthwise"],
+    ids=["tiny map", "81 pixels", "one group", "many groups", "depthwise"],
 )
 def test_the_rule(side, inputs, outputs, groups, expected):
     x = torch.zeros(2, groups * inputs, side, side)
@@ -70,20 +68,20 @@ def test_the_rule(side, inputs, outputs, groups, expected):
     assert is_faster_split(x, weight, *how) == expected
 
 
-@pytest.mark.parametrize(("side", "then"), [(5, {}), (2, {"convolution.tiny_forward": 3})])
-def test_vmapped_convolutions_are_split_and_lowered_on(side, then):
+def test_vmapped_convolutions_are_split_and_lowered_on():
     conv = layers.conv2d(3, 3, padding=1)
-    x = random.normal(random.key(1), (3, 2, 2, side, side), torch.float64)
+    x = random.normal(random.key(1), (3, 2, 2, 2, 2), torch.float64)
     keys = random.split(random.key(0), 3)
     params = funcnets.tree.transpose([conv.init(key, x[0])[0] for key in keys])
     each = torch.func.vmap(lambda params, x: conv.apply(params, {}, x)[0])
-    assert funcnets.jit(each).trace(params, x).fired == {"grouped.split_forward": 1, **then}
+    fired = funcnets.jit(each).trace(params, x).fired
+    assert fired == {"grouped.split_forward": 1, "convolution.tiny_forward": 3}
     torch.testing.assert_close(funcnets.jit(each, backend="graph")(params, x), each(params, x))
 
 
 def test_a_layer_of_groups_under_vmap_and_grad():
     conv = layers.conv2d(6, 3, padding=1, groups=2)
-    x = random.normal(random.key(1), (2, 4, 5, 5), torch.float64)
+    x = random.normal(random.key(1), (2, 4, 2, 2), torch.float64)
     params, _ = conv.init(random.key(0), x)
 
     def loss(params, x):

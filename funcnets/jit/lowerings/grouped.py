@@ -1,7 +1,8 @@
 """Grouped convolutions, which is what `vmap` makes of a convolution whose weights it maps over.
 
-oneDNN runs them well where a group's channels fill its vectors, and else by a path that takes up
-to twice as long as the groups one by one.  One by one, a group on a tiny map is also lowered on.
+On tiny maps they are taken apart, as each group by itself is lowered on to a matrix product.  On
+larger ones they stay: oneDNN takes up to twice as long for groups whose channels don't fill its
+vectors (6 to 16, say), but in a compiled step taking apart and joining costs more than it saves.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from torch import Tensor
 from funcnets.jit.lowerings.convolution import is_tiny
 from funcnets.jit.lowerings.recorder import Lowering
 
-VECTOR = 8  # channels; float32 numbers in a register of 256 bits
 MOST_GROUPS = 64  # each is an operation of its own in the graph
 
 aten = torch.ops.aten
@@ -33,14 +33,9 @@ def is_faster_split(
 
     Not with one input channel a group (depthwise), for which oneDNN has kernels of its own.
     """
-    inputs, outputs = weight.shape[1], weight.shape[0] // groups
-    if x.ndim != 4 or x.device.type != "cpu" or transposed or inputs == 1:
+    if weight.shape[1] == 1 or not 1 < groups <= MOST_GROUPS:
         return False
-    if not 1 < groups <= MOST_GROUPS:
-        return False
-    fills_vectors = inputs % VECTOR == 0 and outputs % VECTOR == 0
-    alone = (stride, padding, dilation, transposed, output_padding, 1)
-    return not fills_vectors or is_tiny(x, weight, *alone)
+    return is_tiny(x, weight, stride, padding, dilation, transposed, output_padding, 1)
 
 
 def split_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
