@@ -121,11 +121,9 @@ class SweepWords(Words):
         if rows:
             rate, median = best_rate(rows)
             yield f"best rate by median test accuracy over seeds: {rate:g} ({median:.4f})"
-        if outcome.interrupted:
-            yield f"interrupted by {outcome.interrupted.name}, saved in"
-        else:
-            yield f"{_finished(outcome)}; saved in"
-        yield f"{outcome.session.directory.path}"
+        stopped = outcome.interrupted
+        ended = f"interrupted by {stopped.name}" if stopped else _finished(outcome)
+        yield f"{ended}; saved in {outcome.session.directory.path}"
 
     def result(self, outcome: Outcome) -> dict[str, Any]:
         """What there is to know at the end, as JSON."""

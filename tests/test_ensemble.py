@@ -64,13 +64,15 @@ def classifier(parts, x):
     return funcnets.sequential(body=body, **flat, head=layers.linear(3))
 
 
-@given(drawn=architectures(), seed=seeds, shared=st.booleans())
+@given(drawn=architectures(), seed=seeds, shared=st.booleans(), traced=st.booleans())
 @settings(max_examples=12)
-def test_random_members_train_as_they_do_alone(drawn, seed, shared):
+def test_random_members_train_as_they_do_alone(drawn, seed, shared, traced):
     parts, shape = drawn
     x = random.normal(random.key(seed), (3, max(shape[0], 4), *shape[1:]), torch.float64)
     step, members = start(classifier(parts, x[0]), x=x[0])
     mapped = ensemble.make_ensemble_step(step, shared_batch=shared)
+    if traced:
+        mapped = funcnets.jit(mapped, donate_argnums=0, backend="graph")
     each = [(images, LABELS[: len(images)]) for images in x]
     batches = [each[0]] * 3 if shared else each
     assert_steps_alike(step, mapped, members, each[0] if shared else ensemble.stack(each), batches)
