@@ -54,6 +54,15 @@ def test_structure_and_memory_format_are_part_of_the_kind():
     assert len(runs) == 3
 
 
+def test_a_tensor_given_twice_is_one_only_in_calls_that_give_it_twice():
+    jitted = jit(lambda a, b: 2 * a + 10 * b, backend="graph")
+    x, zeros = torch.ones(3), torch.zeros(3)
+    assert jitted(x, x).tolist() == [12, 12, 12]
+    assert jitted(x, zeros).tolist() == [2, 2, 2]
+    assert jitted(zeros, x).tolist() == [10, 10, 10]
+    assert jitted(zeros, zeros).tolist() == [0, 0, 0]
+
+
 def test_static_arguments():
     function, runs = counted(lambda x, power: x**power)
     jitted = jit(function, static_argnums=1, backend="graph")

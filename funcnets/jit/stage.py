@@ -91,7 +91,11 @@ class Jitted:
             return self.function(*positional, **named)
 
         layouts = tuple((leaf.shape, leaf.dtype, leaf.device, leaf.stride()) for leaf in tensors)
-        key = (structure, layouts, tuple(_static_key(i, value) for i, value in static.items()))
+        # A tensor that is given twice is traced as one, so the graph serves such calls alone.
+        first: dict[int, int] = {}
+        sharing = tuple(first.setdefault(id(leaf), i) for i, leaf in enumerate(tensors))
+        values = tuple(_static_key(i, value) for i, value in static.items())
+        key = (structure, layouts, sharing, values)
         return _Call(tensors, donated, rebuild, key)
 
     def _check_leaves(self, dynamic: list[Any], kwargs: dict[str, Any]) -> None:
@@ -159,7 +163,7 @@ def jit(
     """`function`, a pure function of trees of tensors, as one compiled graph.
 
     It is traced (and compiled) once for each structure, shape, dtype, device and memory format of
-    its arguments and each value of the static ones.  The function is then not run again: what it
+    its arguments (and which of them are one tensor), and each value of the static ones.  The function is then not run again: what it
     prints, it prints while it is traced, and a tensor that it captures is a constant of the graph
     (changing one raises TraceError at the next call).  A number that it reads out of a captured
     tensor, as with `.item()`, stays what it was.  Results carry no autograd history.
