@@ -340,16 +340,12 @@ def _check_leaves(
             for name in both
             if stored[name][what] != expected[name][what]
         ]
-    found = [f"{len(at)} {what}: {_first_ten(at)}" for what, at in problems.items() if at]
+    found = [f"{len(at)} {what}: {tree.listed(at)}" for what, at in problems.items() if at]
     if found:
         raise CheckpointError(
             f"{directory}: its leaves aren't those of `like`: {'; '.join(found)}; load it with the "
             "network and the optimizer that it was saved from"
         )
-
-
-def _first_ten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
 def _placed(value: Tensor, like: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ Like = tuple[Params, State]
 
 _STATE = ("running_mean", "running_var")
 _COUNTER = "num_batches_tracked"  # torch's batch norm counts its calls; nothing here reads it
-_SHOWN = 10
 
 
 class InteropError(ValueError):
@@ -85,7 +84,8 @@ def transplant(source: Like, like: Like, *, rename: Rename | None = None) -> Tra
     if not set(taken) & set(tree.names(like[0])):
         raise InteropError(
             f"no parameter of the source has the name and shape of one here: it has "
-            f"{_first(list(found))}; expected some of {_first(list(named))}. Give `rename`?"
+            f"{tree.listed(list(found))}; expected some of {tree.listed(list(named))}. "
+            "Give `rename`?"
         )
 
     def chosen(name: str, own: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def to_state_dict(params: Params, state: State) -> dict[str, Tensor]:
     named, state_named = tree.flatten_named(params), tree.flatten_named(state)
     if both := [name for name in named if name in state_named]:
         raise InteropError(
-            f"{_first(both)}: in params and in state; give one of the two another name"
+            f"{tree.listed(both)}: in params and in state; give one of the two another name"
         )
     return {name: _copy(leaf) for name, leaf in (named | state_named).items()}
 
@@ -202,7 +202,7 @@ def _by_new_name(
         twice = [
             f"{name} as {new}" for name, new in ours.items() if [*ours.values()].count(new) > 1
         ]
-        raise InteropError(f"`rename` gives one name to several entries: {_first(twice)}")
+        raise InteropError(f"`rename` gives one name to several entries: {tree.listed(twice)}")
     return found
 
 
@@ -237,13 +237,10 @@ def _check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{len(at)} {what}: {_first(at)}" for what, at in problems.items() if at)
+        listed = "; ".join(
+            f"{len(at)} {what}: {tree.listed(at)}" for what, at in problems.items() if at
+        )
         raise InteropError(
             f"the state dict isn't this network's: {listed}. Names differ alone? Give `rename`, "
             "from its names to the network's"
         )
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -4,7 +4,9 @@ The only file that knows which pytree library is underneath.  It is torch's own,
 `torch.func` and `make_fx` flatten with it, so the two can never disagree about a structure.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,8 +20,10 @@ __all__ = [
     "flatten",
     "flatten_named",
     "leaves",
+    "listed",
     "map",
     "map_named",
+    "matching",
     "names",
     "transpose",
     "type_spec",
@@ -99,6 +103,27 @@ def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}: this name is given twice, as a leaf and as a part")
         node[last] = leaf
     return tree
+
+
+def matching(names: Sequence[str], pattern: str, what: str = "leaf") -> list[str]:
+    """Those of `names` that match the shell's `pattern`, in order: `stage1.*` is all below stage1.
+
+    `*` goes through dots as well.  Raises ValueError where none matches, and names the nearest;
+    `what` is what the names are of.
+    """
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if found:
+        return found
+    parts = {name[:end]: None for name in names for end, mark in enumerate(name) if mark == "."}
+    near = difflib.get_close_matches(pattern, [*(f"{part}.*" for part in parts), *names], n=3)
+    known = f"near it: {listed(near)}" if near else f"there are {listed(names, 4) or 'none'}"
+    raise ValueError(f"the pattern `{pattern}` matches no {what}; {known}")
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first names with commas between them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def transpose(trees: Iterable[Any]) -> Any:

@@ -412,7 +412,7 @@ def test_leaves_that_arent_those_of_like_are_listed_ten_of_each(tmp_path):
     message = str(caught.value)
     first_new = ", ".join(f"new{i:02}" for i in range(10))
     first_old = ", ".join(f"old{i:02}" for i in range(10))
-    assert f"12 missing: {first_new}, …; 11 unexpected: {first_old}, …;" in message
+    assert f"12 missing: {first_new} and 2 more; 11 unexpected: {first_old} and 1 more;" in message
     assert "1 of another shape: both [2] (expected [2, 1])" in message
     assert "1 of another dtype: kind float32 (expected bfloat16)" in message
     assert "\n" not in message

@@ -110,11 +110,11 @@ def test_a_mask_is_a_tree_of_its_parameters():
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["stag1.*", "*"], r"`stag1.\*` matches no parameter; near it: .*`stage1.\*`"),
-        (["stem", "*"], r"`stem` matches no parameter; near it: .*`stem.\*`"),
-        (["xyz", "*"], r"`xyz` matches no parameter; there are `stem.a`, .* and 2 more"),
+        (["stag1.*", "*"], r"`stag1.\*` matches no parameter; near it: .*stage1.\*"),
+        (["stem", "*"], r"`stem` matches no parameter; near it: .*stem.\*"),
+        (["xyz", "*"], r"`xyz` matches no parameter; there are stem.a, .* and 2 more"),
         (["*", "stem.*"], r"`stem.\*` comes too late"),
-        (["stem.*", "stage1.*"], r"no pattern matches `stage2.conv.a`, .*: add one"),
+        (["stem.*", "stage1.*"], r"no pattern matches stage2.conv.a, .*: add one"),
     ],
 )
 def test_patterns_that_do_not_divide_the_parameters_are_refused(patterns, message):
@@ -126,8 +126,8 @@ def test_patterns_that_do_not_divide_the_parameters_are_refused(patterns, messag
 
 def test_a_mask_that_matches_nothing_and_a_state_of_another_are_refused():
     params, grads = trees(4, 2)
-    with pytest.raises(ValueError, match=r"near it: `stem.\*`"):
+    with pytest.raises(ValueError, match=r"near it: stem.\*"):
         optim.masked(optim.sgd(0.1), "stm.*").init(params)
     one, other = (optim.partition({p: optim.sgd(0.1)}) for p in ("*", "s*"))
-    with pytest.raises(ValueError, match=r"has parts `\*`; expected `s\*`"):
+    with pytest.raises(ValueError, match=r"has parts \*; expected s\*: pass"):
         other.update(grads, one.init(params), params)

@@ -163,10 +163,11 @@ def jit(
     """`function`, a pure function of trees of tensors, as one compiled graph.
 
     It is traced (and compiled) once for each structure, shape, dtype, device and memory format of
-    its arguments (and which of them are one tensor), and each value of the static ones.  The function is then not run again: what it
-    prints, it prints while it is traced, and a tensor that it captures is a constant of the graph
-    (changing one raises TraceError at the next call).  A number that it reads out of a captured
-    tensor, as with `.item()`, stays what it was.  Results carry no autograd history.
+    its arguments (and which of them are one tensor), and each value of the static ones.  The
+    function is then not run again: what it prints, it prints while it is traced, and a tensor that
+    it captures is a constant of the graph (changing one raises TraceError at the next call).  A
+    number that it reads out of a captured tensor, as with `.item()`, stays what it was.  Results
+    carry no autograd history.
 
     Args:
         function: takes and gives trees of tensors (None is allowed, as structure).

@@ -3,9 +3,7 @@
 A pattern is the shell's: `stage1.*` is all below `stage1`, `*.weight` every weight, `*` everything.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -19,7 +17,8 @@ def mask(params: Any, *patterns: str) -> Any:
 
     Raises ValueError for a pattern that matches no leaf.
     """
-    chosen = set().union(*(_matching(tree.names(params), pattern) for pattern in patterns))
+    names = tree.names(params)
+    chosen = {name for pattern in patterns for name in _matching(names, pattern)}
     return tree.map_named(lambda name, leaf: name in chosen, params)
 
 
@@ -79,8 +78,8 @@ def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     def update(grads: Any, opt_state: dict[str, Any], params: Any) -> tuple[Any, dict[str, Any]]:
         if opt_state.keys() != optimizers.keys():
             raise ValueError(
-                f"opt_state has parts {_listed(list(opt_state))}; expected "
-                f"{_listed(list(optimizers))}: pass what this optimizer's own init gave"
+                f"opt_state has parts {tree.listed(list(opt_state))}; expected "
+                f"{tree.listed(list(optimizers))}: pass what this optimizer's own init gave"
             )
         updates: dict[str, Any] = {}
         states: dict[str, Any] = {}
@@ -114,26 +113,10 @@ def _divide(names: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str
             )
     if left:
         raise ValueError(
-            f"no pattern matches {_listed(left)}: add one, such as `*` at the end for all the rest"
+            f"no pattern matches {tree.listed(left)}: add one, such as `*` at the end for the rest"
         )
     return parts
 
 
-def _matching(names: Sequence[str], pattern: str) -> set[str]:
-    found = {name for name in names if fnmatchcase(name, pattern)}
-    if not found:
-        raise ValueError(f"the pattern `{pattern}` matches no parameter; {_near(names, pattern)}")
-    return found
-
-
-def _near(names: Sequence[str], pattern: str) -> str:
-    """What is called nearly like that, of the names and of the parts above them."""
-    parts = {name[:end]: None for name in names for end, mark in enumerate(name) if mark == "."}
-    candidates = [*(f"{part}.*" for part in parts), *names]
-    near = difflib.get_close_matches(pattern, candidates, n=3)
-    return f"near it: {_listed(near)}" if near else f"there are {_listed(names)}"
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(f"`{name}`" for name in names[:most]) + more
+def _matching(names: Sequence[str], pattern: str) -> list[str]:
+    return tree.matching(names, pattern, "parameter")

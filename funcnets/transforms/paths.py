@@ -1,9 +1,8 @@
 """The parts of a network by dotted path: which there are, and which a pattern means."""
 
-import difflib
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
 
+from funcnets import tree
 from funcnets.core import Layer
 
 
@@ -19,15 +18,10 @@ def _below(layer: Layer, prefix: str) -> Iterator[str]:
 
 
 def match(net: Layer, patterns: Iterable[str]) -> list[str]:
-    """The paths of `net` that match one of `patterns`, such as `stage1.*`, in its order.
+    """The paths of `net` that match one of `patterns`, as `tree.matching` does, in its order.
 
-    A pattern is that of `fnmatch`, whose `*` goes through dots as well.
-    Raises ValueError for a pattern that no path matches, and names the nearest path.
+    Raises ValueError for a pattern that no path matches, and names the nearest.
     """
-    known, patterns = paths(net), list(patterns)
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in known):
-            close = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
-            hint = f"did you mean {close[0]!r}?" if close else "it has no named parts"
-            raise ValueError(f"no part of the network is called {pattern!r}: {hint}")
-    return [path for path in known if any(fnmatchcase(path, pattern) for pattern in patterns)]
+    known = paths(net)
+    found = {path for pattern in patterns for path in tree.matching(known, pattern, "part")}
+    return [path for path in known if path in found]
