@@ -2,7 +2,8 @@
 
 Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) takes
 only adds, xors and rotates, which int32 tensors do with wrap-around: so a key gives the same
-numbers on every device, eager, compiled, traced or under a transform.
+numbers on every device, eager, compiled, traced or under a transform.  (16-bit numbers under `vmap`
+need a torch newer than 2.11, which can't reinterpret bits there.)
 """
 
 import math

@@ -230,8 +230,18 @@ def test_permutation_is_uniform():
     assert ((counts - 1000) ** 2 / 1000).sum() < 49.7
 
 
+def vmaps_a_change_of_type() -> bool:
+    try:
+        torch.func.vmap(lambda x: x.view(torch.int32))(torch.ones(2))
+    except RuntimeError:
+        return False
+    return True
+
+
 @each_draw
-def test_vmap_over_keys_equals_one_key_at_a_time(draw):
+def test_vmap_over_keys_equals_one_key_at_a_time(draw, request):
+    if "float16" in request.node.name and not vmaps_a_change_of_type():
+        pytest.skip("this version of torch has no batching rule for what 16-bit draws do")
     keys = random.split(KEY, 3)
     assert_same(torch.func.vmap(draw)(keys), torch.stack([draw(key) for key in keys]))
 
@@ -276,9 +286,12 @@ def test_compiled_draws_are_the_same(draw):
 
 
 def test_draws_compiled_by_inductor_are_the_same():
+    # Each is a hundred operations to compile: the kinds of arithmetic, not all of the shapes.
+    names = ("bits", "uniform_range", "uniform_float64", "normal_bfloat16", "permutation")
+
     def draw_all(key: Tensor, step: Tensor) -> list[Tensor]:
         child = random.fold_in(key, step)
-        return [draw(child) for draw in DRAWS.values()]
+        return [DRAWS[name](child) for name in names]
 
     step = torch.tensor(3)
     compiled = torch.compile(draw_all, fullgraph=True)(KEY, step)

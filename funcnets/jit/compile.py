@@ -47,4 +47,5 @@ def _guard_first_call(compiled: Executable, backend: Backend) -> Executable:
 
 
 def _first_line(error: Exception) -> str:
+    error = getattr(error, "inner_exception", error)  # what the compiler wraps
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
