@@ -2,9 +2,10 @@
 
     python examples/grad_cam.py --picture grad_cam.png
 
-The maps of a convolution are weighted by the mean gradient of the class's logit with respect to
-them, and what is left above zero says which places speak for the class.  Selvaraju et al.,
-Grad-CAM: visual explanations from deep networks via gradient-based localization, 2017.
+The maps of a stage of a small ResNet are weighted by the mean gradient of the class's logit with
+respect to them, and what is above zero in their sum says which places speak for the class.
+The maps are 7×7, so each place stands for several pixels.  Selvaraju et al., Grad-CAM: visual
+explanations from deep networks via gradient-based localization, 2017.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch.nn.functional import interpolate
 import funcnets
 from funcnets import data, metrics, optim, random, train, tree
 from funcnets.core import Layer, Params, State
+from funcnets.models.resnet import resnet
 from funcnets.transforms import capture
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat")
@@ -53,7 +55,8 @@ def draw(images: Tensor, heat: Tensor, titles: list[str], path: str) -> None:
         for axis in axes[:, column]:
             axis.imshow(images[column, 0].numpy(), cmap="gray_r")
             axis.set_axis_off()
-        axes[1, column].imshow(large[column].numpy(), cmap="inferno", alpha=0.65, vmin=0, vmax=1)
+        shown = large[column].numpy()
+        axes[1, column].imshow(shown, cmap="autumn_r", alpha=0.8 * shown, vmin=0, vmax=1)
         axes[0, column].set_title(title, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -63,15 +66,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--limit-train", type=int, default=3000)
-    parser.add_argument("--layer", default="sigmoid2", help="path of the maps to look at")
+    parser.add_argument("--layer", default="stage1", help="path of the maps to look at")
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--backend", default="graph")
     parser.add_argument("--picture", default="grad_cam.png")
     options = parser.parse_args(argv)
     dataset = data.limit(data.load(options.data), options.limit_train)
-    net, prepare = funcnets.models.lenet_bn(), partial(data.prepare, side=28)
+    net = resnet((2,), channels=(32,))
+    prepare = partial(data.prepare, side=28)
     steps = options.epochs * math.ceil(len(dataset.train_labels) / 64)
-    optimizer = optim.sgd(optim.linear(1.0, steps))
+    optimizer = optim.sgd(optim.linear(0.1, steps))
     step = train.make_train_step(net, optimizer, prepare=prepare)
     step = funcnets.jit(step, donate_argnums=0, backend=options.backend)
     train_state = train.create(net, optimizer, random.key(0), prepare(dataset.train_images[:1]))
