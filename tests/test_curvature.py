@@ -98,7 +98,7 @@ def test_jacobian_products_are_those_of_the_dense_jacobian() -> None:
 
 
 @given(drawn=strategies.architectures(), seed=strategies.seeds)
-@settings(max_examples=15, phases=[Phase.generate])
+@settings(max_examples=10, phases=[Phase.generate])
 def test_products_on_random_networks(drawn: tuple[Parts, tuple[int, ...]], seed: int) -> None:
     parts, shape = drawn
     net = functional(parts)
@@ -121,7 +121,7 @@ def test_products_on_random_networks(drawn: tuple[Parts, tuple[int, ...]], seed:
 
 def test_largest_eigenvalue_with_all_products_is_exact() -> None:
     count = tree.count(PARAMS)
-    value, vector = curvature.largest_eigenvalue(product, PARAMS, KEY, iterations=2 * count)
+    value, vector = curvature.largest_eigenvalue(product, PARAMS, KEY, iterations=count + 9)
     exact = torch.linalg.eigvalsh(HESSIAN)[-1]
     assert float(value) == pytest.approx(float(exact), rel=1e-9)
     assert float(flat(vector).norm()) == pytest.approx(1, rel=1e-9)
@@ -132,13 +132,18 @@ def test_largest_eigenvalue_with_all_products_is_exact() -> None:
 def test_a_few_products_come_near_from_below_and_jit() -> None:
     exact = float(torch.linalg.eigvalsh(HESSIAN)[-1])
 
-    def sharpness(params: Any, key: Tensor) -> Tensor:
+    def quadratic(params: Any) -> Tensor:
+        """Of the same Hessian as the loss, and quicker to trace eight times."""
+        return flat(params) @ HESSIAN @ flat(params) / 2
+
+    def sharpness(loss: Callable[[Any], Tensor], params: Any, key: Tensor) -> Tensor:
         along = partial(curvature.hessian_product, loss, params)
         return curvature.largest_eigenvalue(along, params, key, iterations=8).value
 
-    near = float(sharpness(PARAMS, KEY))
+    near = float(sharpness(loss, PARAMS, KEY))
     assert 0.9 * exact < near <= exact * (1 + 1e-9)
-    assert float(funcnets.jit(sharpness, backend="graph")(PARAMS, KEY)) == pytest.approx(near)
+    jitted = funcnets.jit(partial(sharpness, quadratic), backend="graph")
+    assert float(jitted(PARAMS, KEY)) == pytest.approx(near, rel=1e-9)
 
 
 def test_a_matrix_that_kills_the_rest_of_the_space() -> None:
