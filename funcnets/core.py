@@ -75,6 +75,7 @@ class Layer:
         stochastic: whether it needs a key in training.
         rebuild: `rebuild(parts)`, the same layer made of other parts; None without parts.
         track: how a batch norm follows its batches; None for any other layer.
+        recomputed: whether derivatives compute its inside again (`transforms.remat`).
     """
 
     kind: str
@@ -84,6 +85,7 @@ class Layer:
     stochastic: bool = field(default=False, kw_only=True)
     rebuild: "Callable[[Parts], Layer] | None" = field(default=None, kw_only=True)
     track: Track | None = field(default=None, kw_only=True)
+    recomputed: bool = field(default=False, kw_only=True)
 
     @property
     def children(self) -> dict[str, "Layer"]:
@@ -187,7 +189,9 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
     )
 
 
-def wrap(layer: Layer, around: Callable[[Apply], Apply]) -> Layer:
+def wrap(
+    layer: Layer, around: Callable[[Apply], Apply], *, recomputed: bool | None = None
+) -> Layer:
     """The same layer with `around(apply)` in place of its `apply`.
 
     The same parameters fit, and what is wrapped stays so when `rewrite` changes its parts.
@@ -196,7 +200,8 @@ def wrap(layer: Layer, around: Callable[[Apply], Apply]) -> Layer:
     return replace(
         layer,
         apply=around(layer.apply),
-        rebuild=rebuild and (lambda parts: wrap(rebuild(parts), around)),
+        rebuild=rebuild and (lambda parts: wrap(rebuild(parts), around, recomputed=recomputed)),
+        recomputed=layer.recomputed if recomputed is None else recomputed,
     )
 
 

@@ -14,7 +14,7 @@ from funcnets.core import LayerError
 
 
 @given(drawn=strategies.classifiers(), size=st.integers(1, 5), seed=strategies.seeds)
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_accumulated_is_the_whole_batch(drawn, size, seed):
     given = problem(*drawn, seed)
     assert_close(gradients(transforms.accumulate(size), given), whole(given))
@@ -52,7 +52,7 @@ def test_steps_under_jit_are_those_of_the_whole_batch():
 
 
 @given(drawn=strategies.classifiers(), size=st.integers(1, 3), seed=strategies.seeds)
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_its_derivatives_are_those_of_the_whole_batch(drawn, size, seed):
     """jvp of the gradients (a Hessian product), which goes through the statistics as well."""
     given = problem(*drawn, seed)

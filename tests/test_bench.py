@@ -205,11 +205,11 @@ def test_every_column_steps(column, monkeypatch, tiny):
 
 
 def test_memory_is_that_of_a_process_of_its_own():
-    cost = fresh.cost(LENET._replace(batch_size=2000), "eager", "float32")
+    cost = fresh.cost(LENET._replace(batch_size=1000), "eager", "float32")
     assert cost.first_step > 0
     assert 10**7 < cost.idle < cost.compiling
-    # The first convolution alone gives 2000 · 6 · 24 · 24 numbers, and they are kept.
-    assert cost.stepping - cost.idle > 4 * 2000 * 6 * 24 * 24
+    # The first convolution alone gives 1000 · 6 · 24 · 24 numbers, and they are kept.
+    assert cost.stepping - cost.idle > 4 * 1000 * 6 * 24 * 24
 
 
 def test_a_process_that_fails_says_what_failed():

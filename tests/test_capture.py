@@ -152,6 +152,11 @@ def test_a_path_that_is_not_there_is_an_error_that_names_the_nearest(asked: Any)
         capture_net(X, **{"paths": [], **asked})
 
 
+def test_a_string_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"paths is the string 'body'; .*\['body'\]"):
+        capture_net(X, paths="body")
+
+
 def test_a_shift_of_another_shape_is_an_error_that_names_the_part() -> None:
     with pytest.raises(LayerError, match=r"body\.bn: .*shape \(3,\), expected \(4, 3, 3, 3\)"):
         capture_net(X, paths=[], shifts={"body.bn": torch.ones(3)})

@@ -92,19 +92,19 @@ def test_grad_cam_draws_what_the_network_looks_at(tmp_path, capsys):
 
 
 def test_sharpness_prints_the_curvature_along_training(tmp_path, capsys):
-    arguments = "--steps 1 --every 1 --iterations 2 --samples 2 --limit-train 32"
+    arguments = "--rates 0.5 --steps 1 --every 1 --iterations 2 --samples 2 --limit-train 32"
     out = printed(load("sharpness"), arguments, tmp_path / "a.png", capsys)
     assert len(re.findall(r"largest eigenvalue -?[\d.]+, trace -?[\d.]+ ± [\d.]+", out)) == 2
 
 
 def test_laplace_prints_the_calibration_of_each_prediction(tmp_path, capsys):
-    arguments = "--epochs 1 --limit-train 50 --limit-test 50"
+    arguments = "--epochs 1 --limit-train 50 --held-out 20 --limit-test 50"
     out = printed(load("laplace"), arguments, tmp_path / "a.png", capsys)
     assert len(re.findall(r"\| [\d.]+ \| [\d.]+ \| [\d.]+ \|", out)) == 5
 
 
 def test_fine_tune_leaves_the_frozen_part_as_it_was(capsys):
-    arguments = "--few 20 --limit-train 64 --epochs 1 --steps 2 --data bundled"
+    arguments = "--few 10 --limit-train 64 --epochs 1 --steps 2 --seeds 2"
     load("fine_tune").main(arguments.split())
     out = capsys.readouterr().out
     assert "new: fc3.weight, fc3.bias" in out
@@ -120,27 +120,13 @@ def test_remat_memory_shows_a_saving(capsys):
 
 
 def test_ensemble_speed_compares_vmap_and_the_loop(capsys):
-    load("ensemble_speed").main(
-        [
-            "resnet18",
-            "--width",
-            "2",
-            "--members",
-            "2",
-            "--batch-size",
-            "4",
-            "--rounds",
-            "1",
-            "--backend",
-            "graph",
-        ]
-    )
+    example = load("ensemble_speed")
+    assert "stage4" in example.build("resnet18", 2).children
+    arguments = "lenet_bn --members 2 --batch-size 4 --rounds 1 --backend graph"
+    example.main(arguments.split())
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[3].strip() for line in lines[3:]] == [
-        "vmap, split",
-        "vmap",
-        "loop of steps",
-    ]
+    names = [line.split("|")[3].strip() for line in lines[3:]]
+    assert names == ["vmap, split", "vmap", "loop of steps"]
     assert lines[-1].endswith("| 1.00 |")
 
 

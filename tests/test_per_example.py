@@ -63,14 +63,14 @@ def fast(problem, statistics, params=None, **options):
 
 @each_meaning
 @given(drawn=strategies.classifiers(), seed=strategies.seeds, chunk_size=st.sampled_from([None, 2]))
-@settings(max_examples=12)
+@settings(max_examples=7)
 def test_vmap_of_grad_is_a_loop_over_the_examples(statistics, drawn, seed, chunk_size):
     given = problem(*drawn, seed)
     assert_close(fast(given, statistics, chunk_size=chunk_size), slow(given, statistics))
 
 
 @given(drawn=strategies.classifiers(), seed=strategies.seeds)
-@settings(max_examples=12)
+@settings(max_examples=7)
 def test_through_the_statistics_their_mean_is_the_gradient_of_the_mean(drawn, seed):
     net, params, state, batch, key = given = problem(*drawn, seed)
     each = transforms.per_example_gradients(net, params, state, batch, key=key, statistics="batch")
@@ -83,7 +83,7 @@ def test_through_the_statistics_their_mean_is_the_gradient_of_the_mean(drawn, se
 
 @each_smooth_meaning
 @given(drawn=strategies.classifiers(), seed=strategies.seeds)
-@settings(max_examples=5)
+@settings(max_examples=4)
 def test_jvp_of_grad_is_that_of_the_loop(statistics, drawn, seed):
     given = problem(*drawn, seed)
     tangent = random_like(given.params, seed)
@@ -96,7 +96,7 @@ def test_jvp_of_grad_is_that_of_the_loop(statistics, drawn, seed):
 
 @each_smooth_meaning
 @given(drawn=strategies.classifiers(), seed=strategies.seeds)
-@settings(max_examples=5)
+@settings(max_examples=4)
 def test_grad_of_vmap_of_grad_is_that_of_the_loop(statistics, drawn, seed):
     """The gradient of the variance of the gradients, as a penalty has it."""
     given = problem(*drawn, seed)
@@ -197,6 +197,16 @@ def test_vmap_over_members_with_one_image_each_is_no_per_example_vmap():
     for i, (params, state) in enumerate(members):
         expected = net.apply(params, state, x, train=True)[0]
         assert_close({"y": actual[i]}, {"y": expected})
+
+
+def test_an_optimizer_that_does_not_join_them_is_refused():
+    optimizer, given = optim.sgd(0.1), problem()
+    step = train.make_train_step(NET, optimizer, gradient=transforms.per_example("frozen"))
+    message = (
+        r"^conv1.weight: .*\(5, 3, 1, 3, 3\), the parameter \(3, 1, 3, 3\): .*clip_per_example"
+    )
+    with pytest.raises(ValueError, match=message):
+        step(train.create(NET, optimizer, random.key(0), given.batch[0]), given.batch)
 
 
 def test_a_loss_of_ones_own():

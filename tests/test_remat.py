@@ -8,6 +8,7 @@ import pytest
 import strategies
 import torch
 from architectures import Parts, functional
+from classifiers import gradients, problem
 from comparison import assert_close, init
 from hypothesis import Phase, given, settings
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.func import grad, jacrev, jvp, vjp, vmap
 
 import funcnets
-from funcnets import optim, random, train, tree
-from funcnets.core import Layer, rewrite, sequential
+from funcnets import optim, random, train, transforms, tree
+from funcnets.core import Layer, LayerError, rewrite, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, sigmoid
 from funcnets.transforms import remat
 
@@ -39,7 +40,7 @@ def everywhere(net: Layer) -> Layer:
     return rewrite(net, lambda name, part: remat(part))
 
 
-# Of what is traced as well: a graph of all would take a minute, and hold little that is new.
+# Those that are traced as well: a graph of all would take a minute, and hold little that is new.
 TRACED = ("statistics", "grad", "vmap of jvp of grad")
 
 
@@ -97,13 +98,15 @@ def test_random_networks_have_the_same_derivatives(
     assert_close(actual, results(net, params, state, x, True))
 
 
-@pytest.mark.parametrize(("rewritten", "train"), [(in_block, True), (everywhere, False)])
-def test_derivatives_eager_and_traced(rewritten: Any, train: bool) -> None:
+@pytest.mark.parametrize(
+    ("rewritten", "train", "names"), [(in_block, True, TRACED), (everywhere, False, TRACED[:2])]
+)
+def test_derivatives_eager_and_traced(rewritten: Any, train: bool, names: Any) -> None:
     expected = results(NET, PARAMS, STATE, X, train)
     net = rewritten(NET)
     assert_close(results(net, PARAMS, STATE, X, train), expected)
-    traced = funcnets.jit(lambda *values: results(net, *values, train, TRACED), backend="graph")
-    assert_close(traced(PARAMS, STATE, X), results(NET, PARAMS, STATE, X, train, TRACED))
+    traced = funcnets.jit(lambda *values: results(net, *values, train, names), backend="graph")
+    assert_close(traced(PARAMS, STATE, X), results(NET, PARAMS, STATE, X, train, names))
 
 
 def test_plain_autograd_twice() -> None:
@@ -131,6 +134,37 @@ def test_training_steps_update_statistics_once() -> None:
 
     jit = partial(funcnets.jit, backend="graph")
     assert_close(two_steps(in_block(NET), jit), two_steps(NET, lambda step: step))
+
+
+def classified(net: Layer, gradient: Any) -> dict[str, Tensor]:
+    return gradients(gradient, problem(NET)._replace(net=net))
+
+
+def test_accumulation_of_the_whole_statistics_refuses_a_batch_norm_inside_and_says_where() -> None:
+    with pytest.raises(LayerError, match=r"^block: remat: a batch norm inside .*by itself"):
+        classified(in_block(NET), transforms.accumulate(2))
+    again = rewrite(in_block(NET), lambda name, part: part)  # which makes the block anew
+    with pytest.raises(LayerError, match=r"^block: remat:"):
+        classified(again, transforms.accumulate(2))
+
+
+def test_accumulation_takes_other_parts_and_other_statistics() -> None:
+    parts = {"conv", "block.bn", "block.drop", "fc"}
+    net = rewrite(NET, lambda name, part: remat(part) if name in parts else part)
+    assert_close(classified(net, transforms.accumulate(2)), classified(NET, train.batch_gradient))
+    cheap = transforms.accumulate(2, statistics="micro_batch")
+    assert_close(classified(in_block(NET), cheap), classified(NET, cheap))
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+def test_gradients_of_each_example(statistics: Any) -> None:
+    gradient = transforms.per_example(statistics)
+    assert_close(classified(in_block(NET), gradient), classified(NET, gradient))
+
+
+def test_what_is_no_layer_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"remat: got .*expected a Layer"):
+        remat(conv2d)  # type: ignore[arg-type]
 
 
 def shapes(graph: Any, operation: str) -> list[Any]:

@@ -2,18 +2,14 @@
 
 import csv
 import json
-import os
 import signal
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from funcnets import checkpoint, cli
+from funcnets import checkpoint, cli, sweep, tree
 
 SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--data", "bundled"]
 SMALLEST = ["lenet_bn", *SMALL, "--epochs", "1", "--run", "sweep"]
@@ -127,22 +123,17 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, message):
     assert not Path("runs").exists()
 
 
-def test_a_signal_saves_the_sweep_and_leaves_130():
-    command = [sys.executable, "-c", "from funcnets.cli import main; main()", "sweep", "lenet_bn"]
-    options = ["--seeds", "2", "--epochs", "200", "--run", "stopped", *SMALL]
-    process = subprocess.Popen(
-        [*command, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    while not Path("stopped/metrics.jsonl").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, err) == (130, b"")
-    assert "interrupted by SIGINT" in out.decode()
-    saved, _ = checkpoint.load(checkpoint.latest("stopped/checkpoints"))
+def test_a_signal_saves_the_sweep_and_leaves_130(run, monkeypatch):
+    evaluate = sweep.MemberEvaluation.__call__
+
+    def evaluate_and_stop(self, train_state):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(self, train_state)
+
+    monkeypatch.setattr(sweep.MemberEvaluation, "__call__", evaluate_and_stop)
+    code, out, err = run("sweep", *SMALLEST, "--seeds", 2, "--epochs", 200)
+    assert (code, err) == (130, "")
+    assert "interrupted by SIGINT" in out
+    saved, _ = checkpoint.load(checkpoint.latest("sweep/checkpoints"))
     assert len(saved["step"]) == 2
-    assert all(leaf.isfinite().all() for leaf in torch.utils._pytree.tree_leaves(saved["params"]))
+    assert all(leaf.isfinite().all() for leaf in tree.leaves(saved["params"]))

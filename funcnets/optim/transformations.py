@@ -50,8 +50,21 @@ class AdamState(NamedTuple):
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-    """`params + updates`, leaf by leaf, in the dtype of the parameter."""
-    return tree.map(lambda param, update: (param + update).to(param.dtype), params, updates)
+    """`params + updates`, leaf by leaf, in the dtype of the parameter.
+
+    Raises ValueError for an update of another shape than its parameter.
+    """
+
+    def apply(name: str, param: Tensor, update: Tensor) -> Tensor:
+        if update.shape != param.shape:
+            raise ValueError(
+                f"{name}: the update has shape {tuple(update.shape)}, the parameter "
+                f"{tuple(param.shape)}: gradients of each example need an optimizer that begins "
+                "with what joins them, such as optim.clip_per_example"
+            )
+        return (param + update).to(param.dtype)
+
+    return tree.map_named(apply, params, updates)
 
 
 def chain(*optimizers: Optimizer) -> Optimizer:

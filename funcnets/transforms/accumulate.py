@@ -42,9 +42,10 @@ def accumulate(micro_batch_size: int, *, statistics: Source = "batch") -> Gradie
 
     Without batch norm both are the same, one pass.  The loss must be a mean over the examples.
 
-    Raises ValueError for a size below 1, or other statistics.
+    Raises ValueError for a size below 1, or other statistics, and LayerError, from a call, for a
+    batch norm inside a layer under `remat` whose statistics are to be the whole batch's.
     """
-    if micro_batch_size < 1:
+    if not isinstance(micro_batch_size, int) or micro_batch_size < 1:
         raise ValueError(f"micro_batch_size is {micro_batch_size}; expected 1 or more examples")
     if statistics not in get_args(Source):
         expected = " or ".join(get_args(Source))

@@ -130,7 +130,7 @@ def make_ensemble_step(step: Step, *, shared_batch: bool = True) -> Step:
         step: `step(train_state, batch)` of one member, as `train.make_train_step` makes it.
         shared_batch: whether members see one batch; else its parts have a first axis more, (M, …).
 
-    Raises ValueError, from a call, for a state that isn't stacked.
+    Raises ValueError, from a call, for a state that isn't stacked, or batches that aren't.
     """
     mapped = torch.func.vmap(step, in_dims=(0, None if shared_batch else 0))
 
@@ -139,6 +139,12 @@ def make_ensemble_step(step: Step, *, shared_batch: bool = True) -> Step:
             raise ValueError(
                 f"the state's step has shape {tuple(members.step.shape)}, expected (members,): "
                 "make the state of all members by ensemble.create or ensemble.stack"
+            )
+        count, given = len(members.step), len(batch[1])
+        if not shared_batch and given != count:
+            raise ValueError(
+                f"the batch's first axis has length {given}, expected {count}, one batch for each "
+                "member: stack them by ensemble.stack, or leave shared_batch=True"
             )
         return mapped(members, batch)
 

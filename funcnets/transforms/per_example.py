@@ -65,7 +65,8 @@ def per_example_gradients(
         loss: (logits (N, K), labels (N,)) -> 0-d, the mean over the examples.
         chunk_size: how many gradients are computed at once, which bounds the memory; None: all.
 
-    Raises ValueError where batch norm is there and no meaning is given.
+    Raises ValueError where batch norm is there and no meaning is given, LayerError for
+    `batch_constant` where one is inside a layer under `remat`.
     """
     if statistics is None and count_batch_norms(net) == 0:
         statistics = "frozen"

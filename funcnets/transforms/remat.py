@@ -25,9 +25,12 @@ def remat(layer: Layer) -> Layer:
 
         rewrite(net, lambda name, layer: remat(layer) if name in {"stage1", "stage2"} else layer)
 
+    Raises TypeError for what is no layer.
     Chen et al., Training deep nets with sublinear memory cost, 2016.
     """
-    return wrap(layer, _recomputed)
+    if not isinstance(layer, Layer):
+        raise TypeError(f"remat: got {layer!r}, expected a Layer (call its constructor)")
+    return wrap(layer, _recomputed, recomputed=True)
 
 
 def _recomputed(inner: Apply) -> Apply:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from funcnets import layers
-from funcnets.core import Apply, Layer, Params, State, rewrite, wrap
+from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, wrap
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel, (C,) each."""
@@ -61,6 +61,17 @@ def count_batch_norms(net: Layer) -> int:
     return (net.track is not None) + sum(count_batch_norms(part) for _, part in net.parts)
 
 
+def _check_not_recomputed(layer: Layer, path: tuple[str, ...]) -> None:
+    if layer.parts and layer.recomputed and count_batch_norms(layer):
+        raise LayerError(
+            "remat: a batch norm inside can't share the statistics of the whole batch: recompute "
+            "parts without batch norm, or the batch norm by itself, or choose other `statistics`",
+            path,
+        )
+    for name, part in layer.parts:
+        _check_not_recomputed(part, path if name is None else (*path, name))
+
+
 def frozen_statistics(net: Layer) -> Layer:
     """The same network, whose batch norms use running statistics in training, and leave them so.
 
@@ -70,7 +81,12 @@ def frozen_statistics(net: Layer) -> Layer:
 
 
 def measured(net: Layer, into: Statistics) -> Layer:
-    """The same network, whose batch norms in training note the moments of their input in `into`."""
+    """The same network, whose batch norms in training note the moments of their input in `into`.
+
+    Raises LayerError for a batch norm inside a layer under `remat`, which noted values can't leave
+    with their derivatives.
+    """
+    _check_not_recomputed(net, ())
 
     def training(
         number: int, layer: Layer, params: Params, state: State, x: Tensor
