@@ -153,7 +153,7 @@ def test_a_path_that_is_not_there_is_an_error_that_names_the_nearest(asked: Any)
 
 
 def test_a_string_in_place_of_a_list_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"paths is the string 'body'; .*\['body'\]"):
+    with pytest.raises(TypeError, match=r"paths is the string 'body'; .*paths=\['body'\]"):
         capture_net(X, paths="body")
 
 

@@ -53,9 +53,11 @@ def capture(
         paths: dotted paths of parts, or `fnmatch` patterns such as `stage*.block1`.
         shifts: by path, what is added to the output of the part, and of its shape.
 
-    Raises ValueError for a path that isn't there, and names the nearest, LayerError for a shift
-    of another shape than the activation.
+    Raises ValueError for a path that isn't there, and names the nearest, TypeError for a single
+    string as `paths`, LayerError for a shift of another shape than the activation.
     """
+    if isinstance(paths, str):
+        raise TypeError(f"paths is the string {paths!r}; expected a list, as in paths=[{paths!r}]")
     wanted, shifts = match(net, paths), dict(shifts or {})
     observed = {*wanted, *match(net, shifts)}
     watched = rewrite(net, lambda name, part: wrap(part, _watched) if name in observed else part)

@@ -20,11 +20,8 @@ def _below(layer: Layer, prefix: str) -> Iterator[str]:
 def match(net: Layer, patterns: Iterable[str]) -> list[str]:
     """The paths of `net` that match one of `patterns`, as `tree.matching` does, in its order.
 
-    Raises ValueError for a pattern that no path matches, and names the nearest, TypeError for a
-    single string.
+    Raises ValueError for a pattern that no path matches, and names the nearest.
     """
-    if isinstance(patterns, str):
-        raise TypeError(f"paths is the string {patterns!r}; expected a list, as [{patterns!r}]")
     known = paths(net)
     found = {path for pattern in patterns for path in tree.matching(known, pattern, "part")}
     return [path for path in known if path in found]

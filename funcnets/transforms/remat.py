@@ -25,6 +25,9 @@ def remat(layer: Layer) -> Layer:
 
         rewrite(net, lambda name, layer: remat(layer) if name in {"stage1", "stage2"} else layer)
 
+    A block with a batch norm inside is refused by `accumulate` and `per_example_gradients` where
+    they pass it the statistics of the whole batch (`batch` and `batch_constant`, in this order).
+
     Raises TypeError for what is no layer.
     Chen et al., Training deep nets with sublinear memory cost, 2016.
     """
