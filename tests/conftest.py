@@ -1,9 +1,13 @@
-"""What all tests share: hypothesis profiles, and a single thread."""
+"""What all tests share: hypothesis profiles, a single thread, and the command line in a process."""
 
 import os
+import sys
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from funcnets import cli
 
 # How long an example takes says nothing on a busy machine.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -15,3 +19,24 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # The tests' tensors are tiny: on a busy machine a second thread is waited for 30 times as long as
 # the arithmetic takes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_directory(tmp_path, monkeypatch):
+    """The working directory of this test alone, with the bundled images in the place of others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUNCNETS_DATA", "bundled")
+
+
+@pytest.fixture
+def run(own_directory, monkeypatch, capsys):
+    """`run("train", "--epochs", 2)`: what the command exits with and prints, in a new directory."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["funcnets", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run

@@ -1,7 +1,6 @@
 """Precision: what stays float32, how near bfloat16 is, what `auto` chooses, what a run keeps."""
 
 import json
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from comparison import random_like
 
 import funcnets
-from funcnets import cli, core, models, optim, precision, random, timing, train, tree
+from funcnets import core, models, optim, precision, random, timing, train, tree
 from funcnets.precision import POLICIES, Policy
 
 X = random.uniform(random.key(1), (32, 1, 28, 28))
@@ -181,20 +180,6 @@ def test_turns_end_with_the_seconds_but_not_before_the_first_round():
 
 
 SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--data", "bundled"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["funcnets", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
 
 
 def recorded(name):

@@ -4,33 +4,17 @@ import csv
 import json
 import signal
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
 
-from funcnets import checkpoint, cli, sweep, tree
+from funcnets import checkpoint, sweep, tree
 
 SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--data", "bundled"]
 SMALLEST = ["lenet_bn", *SMALL, "--epochs", "1", "--run", "sweep"]
 
 
-@pytest.fixture(autouse=True)
-def own_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FUNCNETS_DATA", "bundled")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["funcnets", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
+pytestmark = pytest.mark.usefixtures("own_directory")
 
 
 def rows(directory):
