@@ -21,7 +21,8 @@ def cases(draw):
     """Input, weight, bias, stride and padding of a convolution on a tiny map."""
     kernel, stride = draw(st.tuples(st.integers(1, 5), st.integers(1, 5))), draw(pairs)
     padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    batch, inputs, outputs = (draw(st.integers(1, 4)) for _ in range(3))
+    inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    batch = draw(st.sampled_from([1, 2, 3, convolution.LARGE_BATCH]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     shape = (batch, inputs, *draw(sides))
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -72,18 +73,35 @@ def test_scatter_is_the_adjoint_of_gather(case):
         (2, 2, ([1, 1], [2, 2], [2, 2], False, [0, 0], 1)),
         (2, 3, ([1, 1], [1, 1], [1, 1], True, [0, 0], 1)),
         (2, 3, ([1, 1], [2, 2], [1, 1], False, [0, 0], 1)),
+        (2, 3, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
     ],
-    ids=["1×1 kernel", "9 pixels", "groups", "dilation", "transposed", "16 output pixels"],
+    ids=[
+        "1×1 kernel",
+        "9 pixels",
+        "groups",
+        "dilation",
+        "transposed",
+        "16 output pixels",
+        "small batch",
+    ],
 )
 def test_the_rule_says_no(side, kernel, how):
     assert not is_tiny(torch.zeros(2, 4, side, side), torch.zeros(4, 4, kernel, kernel), *how)
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "stride"), [(2, 1, 1), (2, 2, 2), (convolution.LARGE_BATCH, 2, 1)]
+)
+def test_the_rule_says_yes(batch, side, stride):
+    x, weight = torch.zeros(batch, 4, side, side), torch.zeros(4, 4, 3, 3)
+    assert is_tiny(x, weight, [stride, stride], [1, 1], *REST)
 
 
 def network():
     net = funcnets.sequential(
         conv=layers.conv2d(3, 3, padding=1), tanh=layers.tanh(), pool=layers.global_avg_pool()
     )
-    x = random.normal(random.key(1), (2, 3, 2, 2), torch.float64)
+    x = random.normal(random.key(1), (2, 3, 1, 1), torch.float64)
     return net, net.init(random.key(0), x)[0], x
 
 
