@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch._C import _functorch
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from funcnets import tree
@@ -118,6 +119,8 @@ def trace(
     _check_pure(graph)
     # Derivatives compute, on their way, what nobody reads, such as gradients of what is frozen.
     graph.graph.eliminate_dead_code()
+    # Lowerings prepare weights and activations, each for itself, in the same way.
+    graph.graph = fx_graph_cse(graph.graph)
     graph.recompile()
     return Trace(graph, structures[-1], recorder.fired, _constants(graph))
 

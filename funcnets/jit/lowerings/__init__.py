@@ -1,10 +1,11 @@
 """Lowerings: rewrites of operations that a target runs badly, applied while a graph is traced.
 
 A lowering is a pure function in place of one ATen operation, with a rule, by shape, dtype and
-device, for when it applies.  A rewrite may call the operation itself, as long as its rule then
-says no.
+device, for when it applies.  A rewrite may call the operation itself: that call is left to the
+other lowerings.
 """
 
+from funcnets.jit.lowerings import layout
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
 from funcnets.jit.lowerings.recorder import Lowering, Recorder
@@ -14,6 +15,10 @@ DEFAULT: tuple[Lowering, ...] = (
     TINY_BACKWARD,
     SPLIT_FORWARD,
     SPLIT_BACKWARD,
+    layout.FORWARD,
+    layout.BACKWARD,
+    layout.POOL_FORWARD,
+    layout.POOL_BACKWARD,
 )
 
 __all__ = ["DEFAULT", "Lowering", "Recorder"]

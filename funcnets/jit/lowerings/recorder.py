@@ -30,6 +30,7 @@ class Recorder:
 
     def __init__(self, lowerings: Iterable[Lowering]) -> None:
         self.fired: dict[str, int] = {}
+        self._under_way: set[str] = set()
         by_operation: dict[OpOverload, list[Lowering]] = defaultdict(list)
         for lowering in lowerings:
             by_operation[lowering.operation].append(lowering)
@@ -40,9 +41,16 @@ class Recorder:
     def _dispatch(self, candidates: list[Lowering]) -> Callable[..., Any]:
         def rewrite(*args: Any, **kwargs: Any) -> Any:
             for lowering in candidates:
-                if lowering.applies(*args, **kwargs):
-                    self.fired[lowering.name] = self.fired.get(lowering.name, 0) + 1
-                    return lowering.rewrite(*args, **kwargs)
+                if lowering.name not in self._under_way and lowering.applies(*args, **kwargs):
+                    return self._rewrite(lowering, args, kwargs)
             return NotImplemented
 
         return rewrite
+
+    def _rewrite(self, lowering: Lowering, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.fired[lowering.name] = self.fired.get(lowering.name, 0) + 1
+        self._under_way.add(lowering.name)
+        try:
+            return lowering.rewrite(*args, **kwargs)
+        finally:
+            self._under_way.discard(lowering.name)
