@@ -96,7 +96,8 @@ def test_averages_are_over_the_epoch_and_count_the_short_batch_by_its_size():
 def test_a_state_that_is_donated_trains_to_the_same_bits():
     step, train_state = start()
     eager = [*fit(step, train_state)][-1]
-    donated = funcnets.jit(step, donate_argnums=0, backend="graph")
+    # Lowerings round otherwise than the operations that they replace.
+    donated = funcnets.jit(step, donate_argnums=0, backend="graph", lowerings=None)
     last = [*fit(donated, tree.map(torch.clone, train_state))][-1]
     assert last.running == eager.running
     assert same(last.train_state, eager.train_state)
