@@ -286,8 +286,8 @@ def test_compiled_draws_are_the_same(draw):
 
 
 def test_draws_compiled_by_inductor_are_the_same():
-    # Each is a hundred operations to compile: the kinds of arithmetic, not all of the shapes.
-    names = ("bits", "uniform_range", "uniform_float64", "normal_bfloat16", "permutation")
+    # Each is a hundred operations, which take the compiler half a minute.
+    names = ("uniform_range", "permutation")
 
     def draw_all(key: Tensor, step: Tensor) -> list[Tensor]:
         child = random.fold_in(key, step)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch._C import _functorch
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from funcnets import tree
@@ -119,8 +118,7 @@ def trace(
     _check_pure(graph)
     # Derivatives compute, on their way, what nobody reads, such as gradients of what is frozen.
     graph.graph.eliminate_dead_code()
-    # Lowerings prepare weights and activations, each for itself, in the same way.
-    graph.graph = fx_graph_cse(graph.graph)
+    _share_conversions(graph.graph)
     graph.recompile()
     return Trace(graph, structures[-1], recorder.fired, _constants(graph))
 
@@ -176,6 +174,22 @@ def _check_pure(graph: fx.GraphModule) -> None:
             )
 
 
+def _share_conversions(graph: fx.Graph) -> None:
+    """Convert a tensor to a memory format once, where lowerings do it each for itself.
+
+    No other operation that stands twice is joined: recomputation would be undone by that.
+    """
+    written = {storage(value) for node in graph.nodes for value in _written(node)}
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if "memory_format" not in node.kwargs or storage(node) in written:
+            continue
+        first = known.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
 def _needs_value(node: fx.Node) -> bool:
     """Whether the operation gives a number, or a tensor whose shape depends on values."""
     symbols = torch.SymInt | torch.SymFloat | torch.SymBool
@@ -188,7 +202,8 @@ def _needs_value(node: fx.Node) -> bool:
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
     """The values that the operation writes to."""
-    assert isinstance(node.target, torch._ops.OpOverload)
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
     by_position = zip(node.target._schema.arguments, node.args, strict=False)
     by_name = ((a, node.kwargs.get(a.name)) for a in node.target._schema.arguments)
     for argument, value in (*by_position, *by_name):
