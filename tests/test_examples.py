@@ -152,3 +152,23 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     error = load("ensemble").calibration_error
     assert error(logits, torch.tensor([0] * 9 + [1])) == pytest.approx(0, abs=1e-6)
     assert error(logits, torch.tensor([0] * 5 + [1] * 5)) == pytest.approx(0.4, abs=1e-6)
+
+
+def test_averaging_evaluates_both(capsys):
+    arguments = "--epochs 2 --limit-train 256 --batch-size 64 --decay 0.5 --rate 0.1"
+    load("averaging").main(arguments.split())
+    *_, first, second = capsys.readouterr().out.splitlines()
+    rows = [[float(cell) for cell in row.strip("| ").split("|")] for row in (first, second)]
+    assert [row[0] for row in rows] == [1, 2]
+    assert rows[0][1] > rows[1][1]
+    assert all(0 < accuracy < 1 for row in rows for accuracy in row[2:])
+
+
+def test_accumulation_is_exact_in_the_exact_form_alone(capsys):
+    load("accumulation").main(["--batch-size", "24", "--micro-batch-size", "8", "--rounds", "1"])
+    *_, whole, exact, cheap = capsys.readouterr().out.splitlines()
+    gradients = [float(row.split("|")[2]) for row in (whole, exact, cheap)]
+    statistics = [float(row.split("|")[3]) for row in (whole, exact, cheap)]
+    assert gradients[0] == statistics[0] == 0
+    assert max(gradients[1], statistics[1]) < 1e-9
+    assert min(gradients[2], statistics[2]) > 1e-3

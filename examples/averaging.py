@@ -1,0 +1,63 @@
+"""Train LeNet at a constant rate, and evaluate it beside a moving average of itself.
+
+    python examples/averaging.py --epochs 10
+
+At a constant rate of 1 the test accuracy swings from epoch to epoch; that of the exponential moving
+average of parameters and statistics does not.
+"""
+
+import argparse
+
+import torch
+
+import funcnets
+from funcnets import data, optim, random, train, transforms
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--decay", type=float, default=0.99)
+    parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--limit-train", type=int)
+    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
+    parser.add_argument("--backend", default="graph")
+    options = parser.parse_args(argv)
+    dataset = data.load(options.data)
+    if options.limit_train:
+        dataset = data.limit(dataset, options.limit_train)
+    images, tested = (
+        data.prepare(part, side=28) for part in (dataset.train_images, dataset.test_images)
+    )
+    net, optimizer = funcnets.models.lenet_bn(), optim.sgd(options.rate)
+    average = optim.exponential_moving_average(options.decay, debias=True)
+    step = funcnets.jit(
+        transforms.averaged(train.make_train_step(net, optimizer), average),
+        donate_argnums=0,
+        backend=options.backend,
+    )
+    eval_step = funcnets.jit(train.make_eval_step(net), backend=options.backend)
+    example = torch.empty(1, 1, 28, 28, device="meta")
+    created = train.create(net, optimizer, random.key(0), example)
+    print("| epoch | train loss | test accuracy | of the average |\n|---|---|---|---|")
+    for progress in train.fit(
+        step,
+        transforms.with_average(created, average),
+        (images, dataset.train_labels),
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+    ):
+        if progress.batch < progress.batches:
+            continue
+        now = progress.train_state
+        last, averaged = (
+            train.evaluate(eval_step, params, state, (tested, dataset.test_labels)).accuracy
+            for params, state in ((now.params, now.state), transforms.averages(now))
+        )
+        loss = progress.running.loss
+        print(f"| {progress.epoch + 1} | {loss:.3f} | {last:.4f} | {averaged:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
