@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import funcnets
@@ -18,18 +18,22 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 @st.composite
 def cases(draw):
-    """Input, weight, bias, stride and padding of a convolution on a tiny map."""
-    kernel, stride = draw(st.tuples(st.integers(1, 5), st.integers(1, 5))), draw(pairs)
-    padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    """Input, weight, bias, stride and padding of a convolution on a tiny map.
+
+    Where the rule says no, the rewrite is slower and as right.
+    """
+    side, padding = draw(sides), draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    kernel = [
+        draw(st.integers(1, min(5, extent + 2 * p)))
+        for extent, p in zip(side, padding, strict=True)
+    ]
     inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     batch = draw(st.sampled_from([1, 2, 3, convolution.LARGE_BATCH]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    shape = (batch, inputs, *draw(sides))
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = torch.randn(batch, inputs, *side, generator=generator, dtype=torch.float64)
     weight = torch.randn(outputs, inputs, *kernel, generator=generator, dtype=torch.float64)
     bias = torch.randn(outputs, generator=generator, dtype=torch.float64)
-    assume(is_tiny(x, weight, stride, padding, *REST))
-    return x, weight, bias, list(stride), list(padding)
+    return x, weight, bias, list(draw(pairs)), list(padding)
 
 
 @given(cases(), st.booleans())
