@@ -42,16 +42,16 @@ def medians(taken: Mapping[Name, list[float]]) -> dict[Name, float]:
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def repeat(step: Callable[..., Any], train_state: Any, batch: Any) -> Callable[[], None]:
-    """A function that trains one more step on `batch` at each call, and waits for its loss.
+def repeat(step: Callable[..., Any], train_state: Any, batch: Any) -> Callable[[], float]:
+    """A function that trains one more step on `batch` at each call, and gives its loss.
 
     It begins at a copy of `train_state`, so `step` may be donated it.
     """
     train_state = tree.map(lambda leaf: leaf.clone(), train_state)
 
-    def run() -> None:
+    def run() -> float:
         nonlocal train_state
         train_state, measured = step(train_state, batch)
-        float(measured["loss"])
+        return float(measured["loss"])
 
     return run

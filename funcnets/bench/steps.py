@@ -37,13 +37,13 @@ def module_step(
     forward = torch.compile(module, dynamic=False) if compiled else module
     device_type = torch.device(case.device).type
 
-    def run() -> None:
+    def run() -> float:
         with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = F.cross_entropy(forward(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        float(loss.detach())
+        return float(loss.detach())
 
     return run
 

@@ -79,7 +79,7 @@ def scatter_taps(matrix: Tensor, weight: Tensor, shape: Geometry) -> Tensor:
     return rearrange(torch.stack(sums, -1), "o c (h w) -> o c h w", h=shape.kernel[0])
 
 
-def is_tiny(
+def is_plain_convolution(
     x: Tensor,
     weight: Tensor,
     stride: Sequence[int],
@@ -89,8 +89,16 @@ def is_tiny(
     output_padding: Sequence[int],
     groups: int,
 ) -> bool:
+    """Whether it is a convolution of images, on the CPU, without groups or dilation."""
+    usual = groups == 1 and not transposed and set(dilation) == {1}
+    return usual and x.ndim == 4 and x.device.type == "cpu" and x.numel() > 0
+
+
+def is_tiny(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], *rest: Any
+) -> bool:
     """Whether a convolution of these arguments is done faster as one matrix product."""
-    if x.ndim != 4 or x.device.type != "cpu" or groups != 1 or transposed or set(dilation) != {1}:
+    if not is_plain_convolution(x, weight, stride, padding, *rest):
         return False
     shape = geometry(x, weight, stride, padding)
     return (

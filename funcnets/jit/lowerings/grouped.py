@@ -19,23 +19,15 @@ MOST_GROUPS = 64  # each is an operation of its own in the graph
 aten = torch.ops.aten
 
 
-def is_faster_split(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> bool:
-    """Whether a convolution of these arguments is done faster as `groups` convolutions.
+def is_faster_split(x: Tensor, weight: Tensor, *how: Any) -> bool:
+    """Whether a convolution of these arguments is done faster as one convolution a group.
 
     Not with one input channel a group (depthwise), for which oneDNN has kernels of its own.
     """
+    *alone, groups = how
     if weight.shape[1] == 1 or not 1 < groups <= MOST_GROUPS:
         return False
-    return is_tiny(x, weight, stride, padding, dilation, transposed, output_padding, 1)
+    return is_tiny(x, weight, *alone, 1)
 
 
 def split_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:

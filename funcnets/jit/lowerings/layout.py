@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from funcnets.jit.lowerings.convolution import is_plain_convolution
 from funcnets.jit.lowerings.recorder import Lowering
 
 LARGEST_COLUMN_MAP = 16  # output pixels, up to which a weight's gradient is a matrix product
@@ -36,21 +37,6 @@ aten = torch.ops.aten
 def channels_last(x: Tensor) -> Tensor:
     """The same numbers with the channels of a pixel side by side, even where there is one."""
     return x.to(memory_format=torch.channels_last)
-
-
-def is_plain_convolution(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> bool:
-    """Whether it is a convolution of images, on the CPU, without groups or dilation."""
-    usual = groups == 1 and not transposed and set(dilation) == {1}
-    return usual and x.ndim == 4 and x.device.type == "cpu" and x.numel() > 0
 
 
 def suited(weight: Tensor, *tensors: Tensor) -> list[Tensor]:
