@@ -173,7 +173,7 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
     def fail(*leaves):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr("torch.compile", lambda graph, **options: fail)
+    monkeypatch.setattr("torch._inductor.standalone_compile", lambda *_, **options: fail)
     options = [option for option in SMALL if option not in ("--backend", "graph")]
     code, out, err = run("train", "--epochs", 1, *options)
     assert code == 0

@@ -16,34 +16,44 @@ class CompileError(RuntimeError):
 
 
 def compile_graph(graph: fx.GraphModule, backend: Backend) -> Executable:
-    """The graph as a function of its leaves: as it is (`graph`), or through `torch.compile`.
+    """The graph as a function of its leaves: as it is (`graph`), or compiled by PyTorch.
 
     The first call compiles, and raises CompileError if that fails.
     """
     if backend == "graph":
         return torch.no_grad()(graph.forward)
-    compiled = torch.compile(graph, backend=backend, fullgraph=True, dynamic=False)
-    return _guard_first_call(torch.no_grad()(compiled), backend)
+    return torch.no_grad()(_compile_at_first_call(graph, backend))
 
 
-def _guard_first_call(compiled: Executable, backend: Backend) -> Executable:
-    called = False
+def _compile_at_first_call(graph: fx.GraphModule, backend: Backend) -> Executable:
+    compiled: Executable | None = None
 
     def call(*leaves: Tensor) -> Any:
-        nonlocal called
-        if called:
+        nonlocal compiled
+        if compiled is not None:
             return compiled(*leaves)
         try:
-            result = compiled(*leaves)
+            executable = _compile(graph, backend, leaves)
+            result = executable(*leaves)
         except Exception as error:
             raise CompileError(
                 f"jit: {backend} can't compile this function ({_first_line(error)}): is a C++ "
                 'compiler installed?  backend="graph" runs the traced graph without one'
             ) from error
-        called = True
+        compiled = executable
         return result
 
     return call
+
+
+def _compile(graph: fx.GraphModule, backend: Backend, leaves: Sequence[Tensor]) -> Executable:
+    if backend == "inductor":
+        # Not by torch.compile, which would trace the graph again from its Python code, at each
+        # start, and check at each call what `jit` knows already.
+        return torch._inductor.standalone_compile(
+            graph, list(leaves), dynamic_shapes="from_example_inputs"
+        )
+    return torch.compile(graph, backend=backend, fullgraph=True, dynamic=False)
 
 
 def _first_line(error: Exception) -> str:
