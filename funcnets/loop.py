@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from funcnets import checkpoint, data, precision, timing, train, tree
-from funcnets.jit import CompileError
+from funcnets.jit import CompileError, jit
 from funcnets.metrics import Running
 from funcnets.precision import POLICIES
 from funcnets.run import Row
@@ -39,14 +39,14 @@ class Work(NamedTuple):
     """What the loop does: it trains one network, or (see `sweep`) all members of an ensemble.
 
     Attributes:
-        transform: what is made of a network's training step.
+        jit: how a network's training step is compiled: as `jit` does it, or for all members.
         evaluation: what measures a train state after an epoch.
         fit: `fit(step, train_state, batch, batch_size=..., epochs=..., **more)`, yields progress.
         rows: `rows(session, progress, tested, examples a second, seconds)`, those of an epoch.
         save: `save(session, train_state, running)` writes a checkpoint.
     """
 
-    transform: Callable[[Any], Any]
+    jit: Callable[..., Any]
     evaluation: type[Evaluation]
     fit: Callable[..., Iterator[Any]]
     rows: Callable[[Session, Any, Any, float | None, float], Sequence[Any]]
@@ -139,12 +139,13 @@ def _train_step(
     )
     return Step(
         f"the {config.precision} training step",
-        work.transform(function),
+        function,
         min(config.batch_size, len(session.dataset.train_labels)),
         None if check else config.backend,
         reporter,
         interrupt,
         donate_argnums=(0,),
+        jit=work.jit,
     )
 
 
@@ -211,7 +212,7 @@ def save(session: Session, step: int, train_state: TrainState, metadata: dict[st
         raise TrainingError(str(error)) from error
 
 
-TRAINING = Work(lambda step: step, Evaluation, train.fit, _rows, _save)
+TRAINING = Work(jit, Evaluation, train.fit, _rows, _save)
 
 
 def evaluate(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:

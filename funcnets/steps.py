@@ -75,6 +75,7 @@ class Step:
         reporter: Reporter,
         interrupt: Interrupt,
         donate_argnums: tuple[int, ...] = (),
+        jit: Callable[..., Any] = jit,
     ) -> None:
         self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
         self._compiles = backend not in ("graph", None)

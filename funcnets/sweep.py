@@ -191,4 +191,4 @@ def _save(session: Session, train_state: TrainState, running: Any) -> None:
     save(session, step, train_state, {"epoch": epoch, "batch": batch})
 
 
-SWEEP = Work(ensemble.make_ensemble_step, MemberEvaluation, ensemble.fit, _rows, _save)
+SWEEP = Work(ensemble.jit_step, MemberEvaluation, ensemble.fit, _rows, _save)

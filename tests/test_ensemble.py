@@ -64,18 +64,77 @@ def classifier(parts, x):
     return funcnets.sequential(body=body, **flat, head=layers.linear(3))
 
 
-@given(drawn=architectures(), seed=seeds, shared=st.booleans(), traced=st.booleans())
-@settings(max_examples=6)
-def test_random_members_train_as_they_do_alone(drawn, seed, shared, traced):
+@pytest.mark.parametrize("by", [None, "vmap", "loop"])
+@given(drawn=architectures(), seed=seeds, shared=st.booleans())
+@settings(max_examples=3)
+def test_random_members_train_as_they_do_alone(by, drawn, seed, shared):
     parts, shape = drawn
     x = random.normal(random.key(seed), (3, max(shape[0], 4), *shape[1:]), torch.float64)
     step, members = start(classifier(parts, x[0]), x=x[0])
     mapped = ensemble.make_ensemble_step(step, shared_batch=shared)
-    if traced:
-        mapped = funcnets.jit(mapped, donate_argnums=0, backend="graph")
+    if by:
+        how = {"by": by, "shared_batch": shared, "donate_argnums": 0, "backend": "graph"}
+        mapped = ensemble.jit_step(step, **how)
     each = [(images, LABELS[: len(images)]) for images in x]
     batches = [each[0]] * 3 if shared else each
     assert_steps_alike(step, mapped, members, each[0] if shared else ensemble.stack(each), batches)
+
+
+@pytest.mark.parametrize("donated", [True, False])
+def test_a_loop_writes_into_the_stacked_state_if_it_is_donated(donated):
+    step, members = start()
+    donate_argnums = 0 if donated else ()
+    jitted = ensemble.jit_step(step, by="loop", donate_argnums=donate_argnums, backend="graph")
+    before = tree.map(torch.clone, members)
+    places = [leaf.data_ptr() for leaf in tree.leaves(members)]
+    after, measured = jitted(members, BATCH)
+    assert ([leaf.data_ptr() for leaf in tree.leaves(after)] == places) is donated
+    if not donated:
+        assert_same(members, before)
+    assert_same((after, measured), ensemble.make_ensemble_step(step)(before, BATCH))
+
+
+def choice(net, members, images, shared=True):
+    """The way that is chosen for so many members of a named network, and so many images each."""
+    net, _ = funcnets.models.get(net)
+    optimizer = optim.sgd(0.1)
+    x = torch.empty(images, 1, 28, 28)
+    batch = (x, torch.zeros(images, dtype=torch.int64))
+    keys = random.split(KEYS[0], members)
+    state = ensemble.create(net, optimizer, keys, x.to("meta"))
+    batch = batch if shared else ensemble.stack([batch] * members)
+    step = train.make_train_step(net, optimizer)
+    return ensemble.faster(step, state, batch, shared_batch=shared)
+
+
+def test_large_grouped_convolutions_are_looped_over():
+    assert choice("lenet_bn", 2, 16) == "vmap"
+    assert choice("lenet_bn", 2, 256) == "loop"
+    assert choice("lenet_bn", 2, 96) == "vmap"
+    assert choice("lenet_bn", 2, 96, shared=False) == "loop"  # the first layer is grouped as well
+
+
+def test_the_chosen_way_is_taken_for_each_shape(monkeypatch):
+    step, members = start()
+    asked = []
+
+    def faster(step, members, batch, **options):
+        asked.append(len(batch[1]))
+        return "loop" if len(batch[1]) == 7 else "vmap"
+
+    monkeypatch.setattr(ensemble, "faster", faster)
+    seen = []
+
+    def noted(train_state, batch):
+        seen.append(torch._C._functorch.maybe_current_level() is not None)
+        return step(train_state, batch)
+
+    jitted = ensemble.jit_step(noted, backend="graph")
+    for count in (7, 5, 7):
+        batch = (IMAGES[:count], LABELS[:count])
+        expected = ensemble.make_ensemble_step(step)(members, batch)
+        assert_same(jitted(members, batch), expected)
+    assert (asked, seen) == ([7, 5], [False, True])
 
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["momentum", "adam and a schedule"])
@@ -211,6 +270,13 @@ def test_misuse_gets_the_cure():
         ensemble.make_ensemble_step(step)(ensemble.unstack(members)[0], BATCH)
     with pytest.raises(ValueError, match=r"first axis has length 7, expected 3, .*shared_batch"):
         ensemble.make_ensemble_step(step, shared_batch=False)(members, BATCH)
+    with pytest.raises(ValueError, match="by is 'pmap'; expected auto, vmap or loop"):
+        ensemble.jit_step(step, by="pmap")
+    with pytest.raises(ValueError, match=r"donate_argnums is \(0, 1\); expected 0"):
+        ensemble.jit_step(step, donate_argnums=(0, 1))
+    for by in ("auto", "vmap", "loop"):
+        with pytest.raises(ValueError, match=r"ensemble.create or ensemble.stack"):
+            ensemble.jit_step(step, by=by, backend="graph")(ensemble.unstack(members)[0], BATCH)
 
 
 def test_members_of_another_network_are_named_by_leaf():
