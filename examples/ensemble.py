@@ -59,8 +59,8 @@ def run(dataset: Dataset, options: argparse.Namespace) -> list[Row]:
     rates = torch.tensor(options.rates, dtype=torch.float64).repeat_interleave(options.seeds)
     prepare = partial(data.prepare, side=recipe.side)
     members = ensemble.create(net, optimizer, keys, prepare(dataset.train_images[:1]), rates)
-    step = ensemble.make_ensemble_step(train.make_train_step(net, optimizer, prepare=prepare))
-    step = funcnets.jit(step, donate_argnums=0, backend=options.backend)
+    step = train.make_train_step(net, optimizer, prepare=prepare)
+    step = ensemble.jit_step(step, donate_argnums=0, backend=options.backend)
     batch = (dataset.train_images, dataset.train_labels)
     for progress in ensemble.fit(
         step, members, batch, batch_size=recipe.batch_size, epochs=options.epochs
