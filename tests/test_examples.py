@@ -111,6 +111,27 @@ def test_fine_tune_leaves_the_frozen_part_as_it_was(capsys):
     assert "frozen leaves unchanged: True" in out
 
 
+def test_fine_tune_torchvision_trains_a_head_on_its_weights(capsys, tmp_path):
+    torchvision = pytest.importorskip("torchvision")
+    module = torchvision.models.resnet18(weights=None)
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    arguments = f"--weights {tmp_path / 'weights.pth'} --few 1 --side 32 --steps 3 --limit-test 10"
+    load("fine_tune_torchvision").main(arguments.split())
+    out = capsys.readouterr().out
+    (difference,) = re.findall(r"as torchvision's, up to ([\d.e+-]+)", out)
+    assert float(difference) < 1e-4
+    assert "taken from torchvision: 100 leaves; new: fc.weight, fc.bias" in out
+    assert "frozen leaves unchanged: True" in out
+    accuracies = [float(row.split("|")[2]) for row in out.splitlines()[-2:]]
+    assert accuracies[0] < accuracies[1]
+
+
+def test_fine_tune_torchvision_says_where_it_has_no_weights(capsys):
+    pytest.importorskip("torchvision")
+    load("fine_tune_torchvision").take(None, torch.zeros(1, 3, 32, 32))
+    assert "trained on nothing" in capsys.readouterr().out
+
+
 def test_remat_memory_shows_a_saving(capsys):
     arguments = "--blocks 4 --channels 8 --batch-size 8 --rounds 1"
     load("remat_memory").main(arguments.split())
