@@ -104,6 +104,12 @@ Run = Callable[[int, Tensor], Tensor]
 Wire = Callable[[Run, Tensor], Tensor]
 
 
+def check_layer(value: Any, what: str) -> None:
+    """Raise TypeError unless `value`, which is called `what`, is a Layer."""
+    if not isinstance(value, Layer):
+        raise TypeError(f"{what}: got {value!r}, expected a Layer (call its constructor)")
+
+
 def meta(values: Any) -> Any:
     """The same tree with shapes and dtypes alone, without memory or arithmetic."""
     return tree.map(lambda leaf: torch.empty_like(leaf, device="meta"), values)
@@ -210,7 +216,10 @@ def rewrite(net: Layer, function: Callable[[str | None, Layer], Layer]) -> Layer
 
     `name` is dotted, as in the parameter tree: empty for the network itself, and None for a part
     without a name of its own.  Parts keep their places and keys, so the same parameters fit.
+
+    Raises TypeError for what is no layer.
     """
+    check_layer(net, "the network")
     return function("", _rewrite_parts(net, "", function))
 
 
@@ -230,10 +239,7 @@ def _rewrite_parts(
 def _gather(layers: Sequence[Layer], named: Mapping[str, Layer]) -> Parts:
     parts: Parts = [*((None, layer) for layer in layers), *named.items()]
     for name, part in parts:
-        if not isinstance(part, Layer):
-            raise TypeError(
-                f"{name or 'a part'}: got {part!r}, expected a Layer (call its constructor)"
-            )
+        check_layer(part, name or "a part")
         if name is not None and "." in name:
             raise ValueError(f"{name}: a part's name has no dot in it; dots join names to paths")
     return parts

@@ -1,5 +1,7 @@
 """Losses: pure functions from a network's output and the labels to a tensor."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +21,8 @@ def cross_entropy(
     With `label_smoothing` s the target is 1 - s at the label, and s / K more at every class
     (Szegedy et al., "Rethinking the Inception architecture", 2016, section 7).
 
-    Raises ValueError for another rank, dtype, batch size, reduction or smoothing.
+    Raises ValueError for another rank, dtype, batch size, reduction or smoothing, and, outside of
+    `jit`, for a label out of range.
     """
     check_logits_and_labels(logits, labels)
     if reduction not in REDUCTIONS:
@@ -27,7 +30,14 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; expected a number in [0, 1]")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
+    try:
+        return F.cross_entropy(logits, labels, **options)
+    except IndexError as error:
+        raise ValueError(
+            f"a label is out of range ({error}); expected 0 to {logits.shape[1] - 1} for logits of "
+            f"shape {tuple(logits.shape)}: give the network as many classes as there are labels"
+        ) from None
 
 
 def check_logits_and_labels(logits: Tensor, labels: Tensor) -> None:

@@ -4,6 +4,7 @@ The loop keeps nothing to itself: what it does between two steps is in the funct
 and what it knows is in the `Progress` that it yields.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from funcnets import data, losses, metrics, optim, precision, random
-from funcnets.core import Layer, Params, State
+from funcnets.core import Layer, Params, State, check_layer
 from funcnets.optim import Optimizer
 from funcnets.precision import Policy
 
@@ -56,7 +57,12 @@ class NonFiniteLoss(ArithmeticError):
 
 
 def create(net: Layer, optimizer: Optimizer, key: Tensor, x: Tensor) -> TrainState:
-    """The state before the first step, on the key's device, for inputs like `x`."""
+    """The state before the first step, on the key's device, for inputs like `x`.
+
+    Raises TypeError for what is no network or no optimizer.
+    """
+    check_layer(net, "the network")
+    _check_optimizer(optimizer)
     init_key, train_key = random.split(key)
     params, state = net.init(init_key, x)
     step = torch.zeros((), dtype=torch.int64, device=key.device)
@@ -66,6 +72,34 @@ def create(net: Layer, optimizer: Optimizer, key: Tensor, x: Tensor) -> TrainSta
 def shuffle_key(train_state: TrainState) -> Tensor:
     """The key that orders the examples of every epoch, as `data.shuffle` takes it."""
     return random.split(train_state.key)[0]
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise ValueError unless there is a label for each image."""
+    images, labels = batch
+    if labels.ndim != 1 or len(images) != len(labels):
+        raise ValueError(
+            f"the batch has images of shape {tuple(images.shape)} and labels of shape "
+            f"{tuple(labels.shape)}; expected (N, …) and (N,), one label for each image"
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"the optimizer is {optimizer!r}, expected an Optimizer: call what makes it, as in "
+            "optim.sgd(0.1)"
+        )
+
+
+def _check_gradient(gradient: Any) -> None:
+    try:
+        inspect.signature(gradient).bind(None, None, None, None, None, key=None)
+    except TypeError:
+        raise TypeError(
+            f"the gradient is {gradient!r}, which doesn't take (net, loss, params, state, batch, "
+            "key=...): call what makes it, as in gradient=transforms.accumulate(64)"
+        ) from None
 
 
 def batch_gradient(
@@ -102,7 +136,12 @@ def make_train_step(
         prepare: what is done to the images inside the step, such as `data.prepare`.
         policy: the floating types of the network; None leaves those of parameters and images.
         gradient: how the gradients are made, such as `transforms.accumulate(64)`.
+
+    Raises TypeError where one of them is something else, such as `optim.sgd` for `optim.sgd(0.1)`.
     """
+    check_layer(net, "the network")
+    _check_optimizer(optimizer)
+    _check_gradient(gradient)
     net = net if policy is None else precision.cast(net, policy)
 
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:

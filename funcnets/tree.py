@@ -17,6 +17,7 @@ type_spec = _pytree.TreeSpec
 
 __all__ = [
     "count",
+    "difference",
     "flatten",
     "flatten_named",
     "leaves",
@@ -130,6 +131,23 @@ def transpose(trees: Iterable[Any]) -> Any:
     """Trees of one structure stacked into one tree, each leaf with a new first axis."""
     first, *rest = trees
     return map(lambda *leaf: torch.stack(leaf), first, *rest)
+
+
+def difference(tree: Any, like: Any) -> tuple[str, str, str] | None:
+    """The first leaf in which two trees differ: its name, and what is there in either.
+
+    Compared are names, shapes, dtypes and devices; None where all are the same.
+    """
+    ours, theirs = flatten_named(tree), flatten_named(like)
+    for name in sorted(ours.keys() ^ theirs.keys()) or theirs:
+        here, there = (_described(named.get(name)) for named in (ours, theirs))
+        if here != there:
+            return name, here, there
+    return None
+
+
+def _described(leaf: Tensor | None) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype} {tuple(leaf.shape)} on {leaf.device}"
 
 
 def count(tree: Any) -> int:

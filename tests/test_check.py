@@ -5,7 +5,7 @@ import torch
 from comparison import random_like
 
 from funcnets import random
-from funcnets.core import residual, sequential
+from funcnets.core import LayerError, residual, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, relu
 from funcnets.transforms import NonFiniteError, checked
 
@@ -58,3 +58,15 @@ def test_an_output_that_overflows_under_grad() -> None:
 
     with pytest.raises(NonFiniteError, match=r"^fc: gives an output of shape \(1, 1\)"):
         torch.func.grad(loss)({"fc": {"weight": torch.full((1, 4), 1e30)}})
+
+
+def test_vmap_over_it_is_refused_by_name() -> None:
+    def output(x: torch.Tensor) -> torch.Tensor:
+        return checked(NET).apply(PARAMS, STATE, x[None])[0]
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda x: output(x).sum())(x)
+
+    for function in (output, gradient):
+        with pytest.raises(LayerError, match=r"^stage: checked: reads values.*at a time"):
+            torch.func.vmap(function)(X)

@@ -176,9 +176,60 @@ def test_signs_are_ones_of_both_kinds_and_differ_between_leaves() -> None:
     assert not torch.equal(signs["a"], signs["b"])
 
 
+FEWER = {name: part for name, part in PARAMS.items() if name != "bn"}
+NARROW = {**PARAMS, "fc": tree.map(lambda leaf: leaf[:2], PARAMS["fc"])}
+ROUGH = tree.map(torch.Tensor.float, VECTOR)
+
+
+PRODUCTS = {
+    "forward": product,
+    "reverse": partial(product, mode="reverse_over_reverse"),
+    "gauss_newton": partial(curvature.gauss_newton_product, logits, cross_entropy, PARAMS),
+}
+
+
+@pytest.mark.parametrize("multiply", PRODUCTS.values(), ids=PRODUCTS)
+@pytest.mark.parametrize(
+    ("vector", "message"),
+    [
+        (FEWER, r"`bn.bias` is missing in the vector, expected torch.float64 \(2,\) on cpu"),
+        (NARROW, r"`fc.weight` is .* \(2, 18\) .* expected .* \(3, 18\) .*rademacher_like"),
+        (ROUGH, r"`conv.weight` is torch.float32 .* in the vector, expected torch.float64"),
+    ],
+)
+def test_a_vector_unlike_the_parameters_is_named_by_leaf(
+    multiply: Any, vector: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        multiply(vector)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: product({}), "missing in the vector"),
+        (lambda: curvature.hessian_product(loss, {}, {}), "parameters is empty, expected one leaf"),
+        (lambda: curvature.trace(dict, {}, KEY), "parameters is empty"),
+        (lambda: curvature.largest_eigenvalue(dict, {}, KEY), "parameters is empty"),
+        (lambda: curvature.dot({}, {}), "parameters is empty"),
+        (
+            lambda: curvature.trace(lambda vector: FEWER, PARAMS, KEY),
+            "`bn.bias` is missing in the second tree",
+        ),
+        (
+            lambda: curvature.largest_eigenvalue(lambda vector: FEWER, PARAMS, KEY),
+            "`bn.bias` is missing in the product",
+        ),
+        (
+            lambda: curvature.hessian_product(logits, PARAMS, VECTOR),
+            r"the loss has shape \(4, 3\), expected a number .* mean or its sum",
+        ),
+        (
+            lambda: curvature.gauss_newton_product(
+                logits, partial(cross_entropy, reduction="none"), PARAMS, VECTOR
+            ),
+            r"the loss has shape \(4,\)",
+        ),
         (lambda: product(VECTOR, mode="forward"), "no mode 'forward', expected forward_over"),
         (lambda: curvature.trace(product, PARAMS, KEY, samples=1), "got 1 samples"),
         (

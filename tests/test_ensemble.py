@@ -270,6 +270,23 @@ def test_misuse_gets_the_cure():
         ensemble.make_ensemble_step(step)(ensemble.unstack(members)[0], BATCH)
     with pytest.raises(ValueError, match=r"first axis has length 7, expected 3, .*shared_batch"):
         ensemble.make_ensemble_step(step, shared_batch=False)(members, BATCH)
+    with pytest.raises(ValueError, match=r"keys have the type list, .*random.split"):
+        ensemble.create(NET, RATED, [*KEYS], IMAGES)
+    with pytest.raises(TypeError, match=r"rated: got an optimizer, .*optim.sgd"):
+        ensemble.rated(optim.sgd(0.1), 0.1)
+    plain = ensemble.create(NET, optim.sgd(0.1), KEYS, IMAGES)
+    with pytest.raises(ValueError, match=r"is rated and its state is tuple, .*create the members"):
+        ensemble.make_ensemble_step(step)(plain, BATCH)
+    for wrong in (members.params, [members]):
+        with pytest.raises(ValueError, match=r"the state is of type (dict|list), expected a Train"):
+            ensemble.make_ensemble_step(step)(wrong, BATCH)
+    one = ensemble.unstack(members)[0]
+    with pytest.raises(ValueError, match=r"the leaves have other first axes: .* ensemble.stack"):
+        ensemble.member_logits(NET, one.params, one.state, IMAGES)
+    with pytest.raises(
+        ValueError, match=r"logits have shape \(23, 3\), expected \(members, N, K\)"
+    ):
+        ensemble.combine_logits(NET.apply(one.params, one.state, IMAGES)[0])
     with pytest.raises(ValueError, match="by is 'pmap'; expected auto, vmap or loop"):
         ensemble.jit_step(step, by="pmap")
     with pytest.raises(ValueError, match=r"donate_argnums is \(0, 1\); expected 0"):

@@ -142,3 +142,9 @@ def test_misuse() -> None:
     fitted = laplace.fit(last_layer, PARAMS["fc"], BATCHES)
     with pytest.raises(ValueError, match="precision is -1, expected a positive number"):
         laplace.logit_distribution(fitted, last_layer, X, -1)
+    with pytest.raises(ValueError, match="params has no leaves"):
+        laplace.fit(everything, {}, BATCHES)
+    with pytest.raises(ValueError, match=r"got a Tensor for a batch, .* as in \[\(x, labels\)\]"):
+        laplace.fit(everything, PARAMS, BATCHES[0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got 0 samples, expected at least 1"):
+        laplace.monte_carlo(X[:, 0], X, KEY, samples=0)

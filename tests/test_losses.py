@@ -125,6 +125,12 @@ def test_wrong_options_are_refused():
         losses.cross_entropy(logits, labels, label_smoothing=1.5)
 
 
+def test_a_label_out_of_range_is_told_what_is_in_range():
+    logits, labels = batch(0, 2, 3)
+    with pytest.raises(ValueError, match=r"out of range .*expected 0 to 2 for .* as many classes"):
+        losses.cross_entropy(logits, labels + 3)
+
+
 @examples
 @given(st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 300)), min_size=1), st.data())
 def test_running_averages_weigh_by_batch_size_and_survive_json(drawn, data):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnets
-from funcnets import data, layers, losses, metrics, optim, random, train, tree
+from funcnets import data, layers, losses, metrics, optim, random, train, transforms, tree
 
 NET = funcnets.sequential(
     conv=layers.conv2d(2, 3),
@@ -152,6 +152,37 @@ def test_images_can_be_prepared_inside_the_step():
     assert same(
         inside(train_state, (images, labels)), outside(train_state, (prepare(images), labels))
     )
+
+
+@pytest.mark.parametrize("gradient", [transforms.accumulate, transforms.per_example, None])
+def test_a_gradient_that_was_not_called_is_told_to_be(gradient):
+    with pytest.raises(TypeError, match=r"the gradient is .* call what makes it, as in gradient="):
+        train.make_train_step(layers.linear(2), optim.sgd(0.1), gradient=gradient)
+
+
+def test_networks_and_optimizers_that_were_not_called_are_told_to_be():
+    x = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match=r"the network: got <function linear.*call its const"):
+        train.make_train_step(layers.linear, optim.sgd(0.1))
+    with pytest.raises(TypeError, match=r"the network: got <function linear"):
+        train.create(layers.linear, optim.sgd(0.1), random.key(0), x)
+    with pytest.raises(TypeError, match=r"the network: got <function linear"):
+        transforms.checked(layers.linear)
+    for make in (partial(train.make_train_step, layers.linear(2)), create_of(x)):
+        with pytest.raises(TypeError, match=r"the optimizer is <function sgd.*optim.sgd\(0.1\)"):
+            make(optim.sgd)
+
+
+def create_of(x):
+    return lambda optimizer: train.create(layers.linear(2), optimizer, random.key(0), x)
+
+
+@pytest.mark.parametrize("gradient", [transforms.accumulate(2), transforms.per_example("frozen")])
+def test_a_batch_without_a_label_for_each_image_is_refused(gradient):
+    net, optimizer, x = layers.linear(2), optim.sgd(0.1), torch.zeros(4, 3)
+    step = train.make_train_step(net, optimizer, gradient=gradient)
+    with pytest.raises(ValueError, match=r"images of shape \(4, 3\) and labels of shape \(3,\)"):
+        step(train.create(net, optimizer, random.key(0), x), (x, torch.arange(3) % 2))
 
 
 def test_lenet_learns_from_real_images():

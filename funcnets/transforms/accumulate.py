@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcnets import metrics, tree
 from funcnets.core import Layer, Params, State
-from funcnets.train import Batch, Gradient, Loss, Measurements, batch_gradient
+from funcnets.train import Batch, Gradient, Loss, Measurements, batch_gradient, check_batch
 from funcnets.transforms.statistics import (
     Moments,
     Statistics,
@@ -108,6 +108,7 @@ class _Run(NamedTuple):
 
 def _divide(net: Layer, loss: Loss, batch: Batch, size: int, key: Tensor | None) -> list[_Run]:
     """The micro-batches of `size` examples, and what is left as the last one."""
+    check_batch(batch)
     count = len(batch[1])
     everything = (*batch, torch.arange(count, device=batch[1].device))
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, wrap
+from funcnets.layers import _is_vmapped
 
 
 class NonFiniteError(LayerError):
@@ -16,7 +17,7 @@ def checked(net: Layer) -> Layer:
     Each layer without parts looks at its input, its parameters and statistics, and its output, in
     this order.  It reads values: so it works eagerly and under `grad`, not under `jit` or `vmap`.
 
-    Raises NonFiniteError from `apply`.
+    Raises, from `apply`, NonFiniteError, and LayerError under `vmap`.
     """
     return rewrite(net, lambda name, layer: layer if layer.parts else wrap(layer, _checking))
 
@@ -39,6 +40,11 @@ def _checking(inner: Apply) -> Apply:
 def _check(what: str, values: Tensor) -> None:
     if values.is_meta:  # `init` asks for shapes alone
         return
+    if _is_vmapped(values):
+        raise LayerError(
+            "checked: reads values, which vmap doesn't let it: check one example or member at a "
+            "time, as those of ensemble.unstack(members)"
+        )
     values = values.detach()
     bad = ~torch.isfinite(values)
     if not bad.any():

@@ -8,7 +8,7 @@ the function.  A curvature matrix is never built: it is the function that multip
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,10 +35,11 @@ def hessian_product(
     v, takes less memory; `reverse_over_reverse`, the gradient of gradient · v, is for functions
     without a forward derivative.
 
-    Raises ValueError for another mode.
+    Raises ValueError for another mode, a loss that isn't 0-d, or a vector that isn't like params.
     Pearlmutter, Fast exact multiplication by the Hessian, 1994.
     """
-    gradient = torch.func.grad(loss)
+    _check_alike(vector, params, "the vector")
+    gradient = torch.func.grad(_scalar(loss))
     if mode == "forward_over_reverse":
         return torch.func.jvp(gradient, (params,), (vector,))[1]
     if mode == "reverse_over_reverse":
@@ -56,10 +57,13 @@ def gauss_newton_product(
 
     The generalised Gauss-Newton matrix of `loss(model(params))`: positive semi-definite where
     `loss` is convex, as cross-entropy is.
+
+    Raises ValueError for a loss that isn't 0-d, or a vector that isn't like params.
     Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, 2002.
     """
+    _check_alike(vector, params, "the vector")
     outputs, along, *_ = torch.func.jvp(model, (params,), (vector,))
-    curved = torch.func.jvp(torch.func.grad(loss), (outputs,), (along,))[1]
+    curved = torch.func.jvp(torch.func.grad(_scalar(loss)), (outputs,), (along,))[1]
     return torch.func.vjp(model, params)[1](curved)[0]
 
 
@@ -79,7 +83,7 @@ def trace(product: Product, like: Params, key: Tensor, *, samples: int = 16) -> 
         key: draws the signs; sample i takes `fold_in(key, i)`.
         samples: at least 2, one product each.
 
-    Raises ValueError for fewer samples.
+    Raises ValueError for fewer samples, or a product that isn't like its vector.
     Hutchinson, A stochastic estimator of the trace of the influence matrix, 1989.
     """
     if samples < 2:
@@ -113,11 +117,12 @@ def largest_eigenvalue(
         key: draws the first vector.
         iterations: products to take, at least 1; as many vectors are held.
 
-    Raises ValueError for fewer iterations.  Lanczos, An iteration method for the solution of the
-    eigenvalue problem, 1950.
+    Raises ValueError for fewer iterations, or a product that isn't like its vector.
+    Lanczos, An iteration method for the solution of the eigenvalue problem, 1950.
     """
     if iterations < 1:
         raise ValueError(f"got {iterations} iterations, expected at least 1")
+    _check_alike(like, like, "`like`")
     flatten, unflatten = _flattening(like)
     direction = flatten(rademacher_like(key, like))
     scale, rounding = torch.zeros_like(direction[0]), 100 * torch.finfo(direction.dtype).eps
@@ -128,7 +133,9 @@ def largest_eigenvalue(
         # What is left may be rounding alone: then all that the first vector can reach was seen.
         exhausted.append(direction.norm() <= rounding * scale)
         basis.append(torch.where(exhausted[-1], 0, direction / direction.norm()))
-        images.append(flatten(product(unflatten(basis[-1]))))
+        image = product(unflatten(basis[-1]))
+        _check_alike(image, like, "the product")
+        images.append(flatten(image))
         scale = torch.maximum(scale, images[-1].norm())
         direction = _orthogonal(_orthogonal(images[-1], basis), basis)
     small = torch.stack(basis) @ torch.stack(images).T
@@ -139,9 +146,39 @@ def largest_eigenvalue(
 
 
 def dot(first: Params, second: Params) -> Tensor:
-    """The sum of the products of corresponding elements of two trees, 0-d."""
+    """The sum of the products of corresponding elements of two trees, 0-d.
+
+    Raises ValueError for trees that differ in names, shapes, dtypes or devices, or are empty.
+    """
+    _check_alike(second, first, "the second tree")
     products = tree.map(lambda a, b: (a * b).sum(), first, second)
     return reduce(torch.add, tree.leaves(products))
+
+
+def _check_alike(values: Any, like: Any, what: str) -> None:
+    if not tree.leaves(like):
+        raise ValueError(
+            "the tree of parameters is empty, expected one leaf or more, as net.init gives them"
+        )
+    if found := tree.difference(values, like):
+        name, ours, theirs = found
+        raise ValueError(
+            f"`{name}` is {ours} in {what}, expected {theirs}: give a tree like the parameters, "
+            "as curvature.rademacher_like(key, params) does"
+        )
+
+
+def _scalar(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    def checked(values: Any) -> Tensor:
+        value = loss(values)
+        if value.ndim:
+            raise ValueError(
+                f"the loss has shape {tuple(value.shape)}, expected a number without dimensions: "
+                "take its mean or its sum"
+            )
+        return value
+
+    return checked
 
 
 def rademacher_like(key: Tensor, like: Params) -> Params:

@@ -34,7 +34,14 @@ def rated(make: Callable[[Any], Optimizer], rate: float | Tensor) -> Optimizer:
 
     So members of an ensemble can have a rate each.  `rated(optim.sgd, 0.1)`, or with a schedule
     `rated(lambda rate: optim.sgd(optim.linear(rate, 1000)), 0.1)`.
+
+    Raises TypeError for an optimizer that is made already.
     """
+    if isinstance(make, Optimizer):
+        raise TypeError(
+            "rated: got an optimizer, expected what makes one of a rate: "
+            "optim.sgd, or lambda rate: optim.sgd(rate, momentum=0.9)"
+        )
 
     def init(params: Any) -> RateState:
         inner = make(rate).init(params)
@@ -42,6 +49,11 @@ def rated(make: Callable[[Any], Optimizer], rate: float | Tensor) -> Optimizer:
         return RateState(torch.as_tensor(rate, dtype=torch.float64, device=device), inner)
 
     def update(grads: Any, state: RateState, params: Any) -> tuple[Any, RateState]:
+        if not isinstance(state, RateState):
+            raise ValueError(
+                f"the optimizer is rated and its state is {type(state).__name__}, expected "
+                "RateState: create the members with the optimizer that trains them"
+            )
         updates, inner = make(state.rate).update(grads, state.inner, params)
         return updates, RateState(state.rate, inner)
 
@@ -64,9 +76,11 @@ def create(
 
     Raises ValueError for another shape of `keys` or `rates`, or rates without `rated`.
     """
-    if keys.ndim != 2:
+    if not isinstance(keys, Tensor) or keys.ndim != 2:
+        kind = type(keys).__name__
+        given = f"shape {tuple(keys.shape)}" if isinstance(keys, Tensor) else f"the type {kind}"
         raise ValueError(
-            f"keys have shape {tuple(keys.shape)}, expected (members, 2): "
+            f"keys have {given}, expected a tensor of shape (members, 2): "
             "give a key for each member, as funcnets.random.split(key, members)"
         )
     members = stack([train.create(net, optimizer, key, x) for key in keys])
@@ -75,6 +89,7 @@ def create(
 
 def _with_rates(members: TrainState, rates: Tensor) -> TrainState:
     count = len(members.step)
+    rates = torch.as_tensor(rates)
     if rates.shape != (count,) or not rates.is_floating_point():
         raise ValueError(
             f"rates are {rates.dtype} of shape {tuple(rates.shape)}, expected floating of shape "
@@ -98,21 +113,14 @@ def stack(members: Sequence[Any]) -> Any:
     """
     if not members:
         raise ValueError("no members to stack: give at least one")
-    first = tree.flatten_named(members[0])
     for index, member in enumerate(members):
-        leaves = tree.flatten_named(member)
-        for name in sorted(first.keys() ^ leaves.keys()) or first:
-            ours, theirs = (_described(named.get(name)) for named in (leaves, first))
-            if ours != theirs:
-                raise ValueError(
-                    f"{name}: {ours} in member {index}, and {theirs} in member 0: "
-                    "members of an ensemble are of one network, dtype and device"
-                )
+        if found := tree.difference(member, members[0]):
+            name, ours, theirs = found
+            raise ValueError(
+                f"{name}: {ours} in member {index}, and {theirs} in member 0: "
+                "members of an ensemble are of one network, dtype and device"
+            )
     return tree.transpose(members)
-
-
-def _described(leaf: Tensor | None) -> str:
-    return "missing" if leaf is None else f"{leaf.dtype} {tuple(leaf.shape)} on {leaf.device}"
 
 
 def unstack(members: Any) -> list[Any]:
@@ -145,15 +153,18 @@ def make_ensemble_step(step: Step, *, shared_batch: bool = True) -> Step:
 
 
 def _check_stacked(members: TrainState, batch: Batch, shared_batch: bool) -> None:
-    if members.step.ndim != 1:
+    if not isinstance(members, TrainState) or members.step.ndim != 1:
+        given = f"of type {type(members).__name__}"
+        if isinstance(members, TrainState):
+            given = f"one whose step has shape {tuple(members.step.shape)}"
         raise ValueError(
-            f"the state's step has shape {tuple(members.step.shape)}, expected (members,): "
+            f"the state is {given}, expected a TrainState whose step has shape (members,): "
             "make the state of all members by ensemble.create or ensemble.stack"
         )
-    count, given = len(members.step), len(batch[1])
-    if not shared_batch and given != count:
+    count, length = len(members.step), len(batch[1])
+    if not shared_batch and length != count:
         raise ValueError(
-            f"the batch's first axis has length {given}, expected {count}, one batch for each "
+            f"the batch's first axis has length {length}, expected {count}, one batch for each "
             "member: stack them by ensemble.stack, or leave shared_batch=True"
         )
 
@@ -245,7 +256,20 @@ def _loop(step: Step, shared_batch: bool) -> Step:
 
 
 def member_logits(net: Layer, params: Params, state: State, x: Tensor) -> Tensor:
-    """What each member says of the same batch, in evaluation: (N, …) -> (M, N, K)."""
+    """What each member says of the same batch, in evaluation: (N, …) -> (M, N, K).
+
+    Raises ValueError, by the leaf's name, where the leaves aren't stacked, a row for each member.
+    """
+    rows = {
+        name: leaf.shape[0] if leaf.ndim else None
+        for name, leaf in tree.flatten_named((params, state)).items()
+    }
+    if len({*rows.values()}) > 1 or None in rows.values():
+        given = tree.listed([f"{name[2:]} {count}" for name, count in rows.items()], 3)
+        raise ValueError(
+            f"the leaves have other first axes: {given}; expected one of the same length, a row "
+            "for each member: stack members by ensemble.stack, or call net.apply for one"
+        )
     return torch.func.vmap(lambda params, state: net.apply(params, state, x)[0])(params, state)
 
 
@@ -255,7 +279,14 @@ def combine_logits(logits: Tensor) -> Tensor:
     Its softmax is that mean, so that losses and metrics take it as they take any logits.
     Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep
     Ensembles, 2017, section 2.4.
+
+    Raises ValueError for another rank.
     """
+    if logits.ndim != 3:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, expected (members, N, K): what "
+            "ensemble.member_logits gives"
+        )
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 

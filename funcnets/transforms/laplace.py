@@ -10,7 +10,7 @@ Laplace redux, 2021.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,15 +47,26 @@ def fit(
         batches: inputs and labels (N,); N·K·P numbers are held at a time.
         structure: `diagonal` or `full`.
 
-    Raises ValueError for another structure, or no batches.
+    Raises ValueError for another structure, no parameters, no batches, or what are none.
     """
     if structure not in ("diagonal", "full"):
         raise ValueError(f"no structure {structure!r}, expected diagonal or full")
-    parts = [observe(model, params, x, labels, structure) for x, labels in batches]
+    if not tree.leaves(params):
+        raise ValueError("laplace.fit: params has no leaves, expected at least one parameter")
+    parts = [observe(model, params, *_pair(batch), structure) for batch in batches]
     if not parts:
         raise ValueError("laplace.fit: got no batches, expected the training examples")
     curvature, log_likelihood = (sum(column[1:], column[0]) for column in zip(*parts, strict=True))
     return Laplace(params, curvature, log_likelihood)
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"laplace.fit: got a {type(batch).__name__} for a batch, expected (inputs, labels): "
+            "give a list of batches, as in [(x, labels)]"
+        )
+    return batch[0], batch[1]
 
 
 def observe(
@@ -119,7 +130,12 @@ def probit(mean: Tensor, covariance: Tensor) -> Tensor:
 
 
 def monte_carlo(mean: Tensor, covariance: Tensor, key: Tensor, *, samples: int = 100) -> Tensor:
-    """Class probabilities (N, K): the mean softmax of `samples` draws from N(mean, covariance)."""
+    """Class probabilities (N, K): the mean softmax of `samples` draws from N(mean, covariance).
+
+    Raises ValueError for less than one sample.
+    """
+    if samples < 1:
+        raise ValueError(f"got {samples} samples, expected at least 1")
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt()[:, None, :]
     noise = random.normal(key, (samples, *mean.shape), mean.dtype)

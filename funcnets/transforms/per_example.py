@@ -8,7 +8,7 @@ from torch.func import vmap
 
 from funcnets import losses, metrics
 from funcnets.core import Layer, Params, State
-from funcnets.train import Batch, Gradient, Loss, Measurements
+from funcnets.train import Batch, Gradient, Loss, Measurements, check_batch
 from funcnets.transforms.statistics import (
     Statistics,
     count_batch_norms,
@@ -65,9 +65,10 @@ def per_example_gradients(
         loss: (logits (N, K), labels (N,)) -> 0-d, the mean over the examples.
         chunk_size: how many gradients are computed at once, which bounds the memory; None: all.
 
-    Raises ValueError where batch norm is there and no meaning is given, LayerError for
-    `batch_constant` where one is inside a layer under `remat`.
+    Raises ValueError where batch norm is there and no meaning is given, or labels don't fit the
+    images; LayerError for `batch_constant` where one is inside a layer under `remat`.
     """
+    check_batch(batch)
     if statistics is None and count_batch_norms(net) == 0:
         statistics = "frozen"
     if statistics == "batch":

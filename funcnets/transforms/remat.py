@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from funcnets import tree
-from funcnets.core import Apply, Layer, Params, State, wrap
+from funcnets.core import Apply, Layer, Params, State, check_layer, wrap
 
 Flat = Callable[..., tuple[Tensor, ...]]
 
@@ -31,8 +31,7 @@ def remat(layer: Layer) -> Layer:
     Raises TypeError for what is no layer.
     Chen et al., Training deep nets with sublinear memory cost, 2016.
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(f"remat: got {layer!r}, expected a Layer (call its constructor)")
+    check_layer(layer, "remat")
     return wrap(layer, _recomputed, recomputed=True)
 
 
