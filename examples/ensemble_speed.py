@@ -55,7 +55,8 @@ def measure(
     for _ in range(2):  # the first compiles
         for run in steps.values():
             run()
-    return timing.interleave(steps, rounds), ensemble.faster(step, members, batch)
+    chosen = ensemble.faster(step, members, batch, backend=backend)
+    return timing.interleave(steps, rounds), chosen
 
 
 def main(argv: list[str] | None = None) -> None:

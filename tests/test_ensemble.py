@@ -94,7 +94,7 @@ def test_a_loop_writes_into_the_stacked_state_if_it_is_donated(donated):
     assert_same((after, measured), ensemble.make_ensemble_step(step)(before, BATCH))
 
 
-def choice(net, members, images, shared=True):
+def choice(net, members, images, shared=True, backend="graph"):
     """The way that is chosen for so many members of a named network, and so many images each."""
     net, _ = funcnets.models.get(net)
     optimizer = optim.sgd(0.1)
@@ -104,12 +104,13 @@ def choice(net, members, images, shared=True):
     state = ensemble.create(net, optimizer, keys, x.to("meta"))
     batch = batch if shared else ensemble.stack([batch] * members)
     step = train.make_train_step(net, optimizer)
-    return ensemble.faster(step, state, batch, shared_batch=shared)
+    return ensemble.faster(step, state, batch, shared_batch=shared, backend=backend)
 
 
 def test_large_grouped_convolutions_are_looped_over():
     assert choice("lenet_bn", 2, 16) == "vmap"
     assert choice("lenet_bn", 2, 256) == "loop"
+    assert choice("lenet_bn", 2, 256, backend="inductor") == "vmap"
     assert choice("lenet_bn", 2, 96) == "vmap"
     assert choice("lenet_bn", 2, 96, shared=False) == "loop"  # the first layer is grouped as well
 

@@ -171,14 +171,23 @@ def _check_stacked(members: TrainState, batch: Batch, shared_batch: bool) -> Non
 
 Way = Literal["vmap", "loop"]
 
-# Multiply-adds of a member in grouped convolutions, an operation of the step, from which `loop` is
-# faster.  The speed of vmap, as times the loop's, 4 members, oneDNN with AVX2: a LeNet with batch
-# norm 1.35, 1.00, 0.81 and 0.72 at batch 16, 64, 128 and 256, which is 2,300, 9,200, 18,400 and
-# 36,900 of them; residual networks 1.27 at 8,200, 1.24 at 16,300, 1.00 at 18,300, 0.97 at 65,200.
-MOST_GROUPED_WORK = 17_000
+# Multiply-adds of a member in grouped convolutions, an operation of the step, above which `loop` is
+# faster.  Measured as the speed of vmap, in times the loop's: 4 members, one thread, oneDNN with
+# AVX2.  As a graph, a LeNet with batch norm 1.35, 1.00, 0.81 and 0.72 at 2,300, 9,200, 18,400 and
+# 36,900 of them (batch 16, 64, 128 and 256), residual networks 1.24 at 16,300 and 0.97 at 65,200.
+# Compiled, where other operations cost less and a call costs more, the LeNet 1.31, 1.13 and 1.06 at
+# 18,400, 36,900 and 73,700.
+MOST_GROUPED_WORK = {"graph": 17_000, "inductor": 100_000, "aot_eager": 17_000}
 
 
-def faster(step: Step, members: TrainState, batch: Batch, *, shared_batch: bool = True) -> Way:
+def faster(
+    step: Step,
+    members: TrainState,
+    batch: Batch,
+    *,
+    shared_batch: bool = True,
+    backend: Backend = "inductor",
+) -> Way:
     """The way in which `jit_step` should be faster for these shapes, by a rule: no clock is read.
 
     `vmap` does each operation once for all members, which wins while operations are small; it
@@ -187,7 +196,7 @@ def faster(step: Step, members: TrainState, batch: Batch, *, shared_batch: bool 
     """
     mapped = make_ensemble_step(step, shared_batch=shared_batch)
     operations, multiply_adds = grouped.work(mapped, members, batch)
-    limit = MOST_GROUPED_WORK * operations * len(members.step)
+    limit = MOST_GROUPED_WORK[backend] * operations * len(members.step)
     return "loop" if multiply_adds > limit else "vmap"
 
 
@@ -233,7 +242,9 @@ def jit_step(
             return ways[by](members, batch)
         shapes = (members.step.shape, *(part.shape for part in batch))
         if shapes not in chosen:
-            chosen[shapes] = faster(step, members, batch, shared_batch=shared_batch)
+            chosen[shapes] = faster(
+                step, members, batch, shared_batch=shared_batch, backend=backend
+            )
         return ways[chosen[shapes]](members, batch)
 
     return ensemble_step
