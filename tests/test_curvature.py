@@ -129,12 +129,13 @@ def test_largest_eigenvalue_with_all_products_is_exact() -> None:
     assert residual.norm() < 1e-6 * value
 
 
+def quadratic(params: Any) -> Tensor:
+    """Of the same Hessian as the loss, and quicker to trace again and again."""
+    return flat(params) @ HESSIAN @ flat(params) / 2
+
+
 def test_a_few_products_come_near_from_below_and_jit() -> None:
     exact = float(torch.linalg.eigvalsh(HESSIAN)[-1])
-
-    def quadratic(params: Any) -> Tensor:
-        """Of the same Hessian as the loss, and quicker to trace again and again."""
-        return flat(params) @ HESSIAN @ flat(params) / 2
 
     def sharpness(params: Any, key: Tensor, loss: Any, iterations: int) -> Tensor:
         along = partial(curvature.hessian_product, loss, params)
@@ -154,6 +155,20 @@ def test_a_matrix_that_kills_the_rest_of_the_space() -> None:
     )
     assert float(value) == pytest.approx(3)
     assert vector["a"].isfinite().all()
+
+
+def test_the_trace_is_the_mean_of_forms_with_the_dense_hessian_also_under_jit() -> None:
+    signs = [flat(curvature.rademacher_like(random.fold_in(KEY, i), PARAMS)) for i in range(3)]
+    forms = torch.stack([sign @ HESSIAN @ sign for sign in signs])
+
+    def estimate(params: Any, key: Tensor, loss: Any = quadratic) -> Any:
+        along = partial(curvature.hessian_product, loss, params)
+        return curvature.trace(along, params, key, samples=3)
+
+    for run in (partial(estimate, loss=loss), funcnets.jit(estimate, backend="graph")):
+        value, error = run(PARAMS, KEY)
+        assert float(value) == pytest.approx(float(forms.mean()), rel=1e-9)
+        assert float(error) == pytest.approx(float(forms.std() / 3**0.5), rel=1e-9)
 
 
 def test_the_trace_lies_within_its_error() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import funcnets
 from funcnets import optim, random, tree
 
 seeds = st.integers(0, 2**31)
@@ -49,6 +50,19 @@ def test_the_mean_of_clipped_gradients_is_a_loop(seed, count, max_norm):
         found = torch.cat([leaf.flatten() for leaf in tree.leaves(actual)])
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
         assert found.norm() <= max_norm * count / (divisor or count) * (1 + 1e-12)
+
+
+def test_clipped_and_noised_under_jit_is_what_it_is_eagerly():
+    optimizer, grads = optim.private(1.0, 1.1, 4, random.key(1)), per_example(0, 4)
+    params = row(grads, 0)
+    state = optimizer.init(params)
+    jitted = funcnets.jit(optimizer.update, backend="graph")
+    for actual, expected in zip(
+        tree.leaves(jitted(grads, state, params)),
+        tree.leaves(optimizer.update(grads, state, params)),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_gradient_of_zero_stays_zero():
