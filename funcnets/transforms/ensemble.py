@@ -172,12 +172,13 @@ def _check_stacked(members: TrainState, batch: Batch, shared_batch: bool) -> Non
 Way = Literal["vmap", "loop"]
 
 # Multiply-adds of a member in grouped convolutions, an operation of the step, above which `loop` is
-# faster.  Measured as the speed of vmap, in times the loop's: 4 members, one thread, oneDNN with
-# AVX2.  As a graph, a LeNet with batch norm 1.35, 1.00, 0.81 and 0.72 at 2,300, 9,200, 18,400 and
-# 36,900 of them (batch 16, 64, 128 and 256), residual networks 1.24 at 16,300 and 0.97 at 65,200.
-# Compiled, where other operations cost less and a call costs more, the LeNet 1.31, 1.13 and 1.06 at
-# 18,400, 36,900 and 73,700.
-MOST_GROUPED_WORK = {"graph": 17_000, "inductor": 100_000, "aot_eager": 17_000}
+# faster.  Measured as the speed of vmap, in times the loop's, one thread, oneDNN with AVX2:
+# - as a graph, 4 members: a LeNet with batch norm 1.35, 1.00, 0.81 and 0.72 at 2,300, 9,200, 18,400
+#   and 36,900 of them (batch 16, 64, 128 and 256), residual networks 1.27, 1.24 and 0.97 at 8,200,
+#   16,300 and 65,200;
+# - compiled, where larger tensors cost less: the LeNet 1.31, 1.13 and 1.06 at 18,400, 36,900 and
+#   73,700, a residual network of 2 members 0.90 at 65,200.
+MOST_GROUPED_WORK: dict[Backend, int] = {"graph": 17_000, "aot_eager": 17_000, "inductor": 50_000}
 
 
 def faster(
