@@ -281,6 +281,15 @@ def test_misuse_gets_the_cure():
     for wrong in (members.params, [members]):
         with pytest.raises(ValueError, match=r"the state is of type (dict|list), expected a Train"):
             ensemble.make_ensemble_step(step)(wrong, BATCH)
+        with pytest.raises(ValueError, match=r"the state is of type (dict|list), expected a Train"):
+            ensemble.jit_step(step, backend="graph")(wrong, BATCH)
+    expanded = members._replace(
+        params=tree.map(lambda leaf: leaf[:1].expand_as(leaf), members.params)
+    )
+    with pytest.raises(
+        ValueError, match=r"share the memory of params\.\w+\.\w+, .*, which is donated"
+    ):
+        ensemble.jit_step(step, by="loop", donate_argnums=0, backend="graph")(expanded, BATCH)
     one = ensemble.unstack(members)[0]
     with pytest.raises(ValueError, match=r"the leaves have other first axes: .* ensemble.stack"):
         ensemble.member_logits(NET, one.params, one.state, IMAGES)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from funcnets import metrics, train, tree
 from funcnets.core import Layer, Params, State
-from funcnets.jit import jit
+from funcnets.jit import Jitted, jit
 from funcnets.jit.compile import Backend
 from funcnets.optim import Optimizer
 from funcnets.train import Batch, Measurements, NonFiniteLoss, TrainState
@@ -241,6 +241,7 @@ def jit_step(
     def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         if by != "auto":
             return ways[by](members, batch)
+        _check_stacked(members, batch, shared_batch)
         shapes = (members.step.shape, *(part.shape for part in batch))
         if shapes not in chosen:
             chosen[shapes] = faster(
@@ -251,11 +252,13 @@ def jit_step(
     return ensemble_step
 
 
-def _loop(step: Step, shared_batch: bool) -> Step:
+def _loop(step: Jitted, shared_batch: bool) -> Step:
     """The step of all members, by a jitted step of one."""
 
     def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         _check_stacked(members, batch, shared_batch)
+        if step.donate_argnums:
+            _check_apart(members)
         each = unstack(members)
         batches = [batch] * len(each) if shared_batch else unstack(batch)
         results = [step(*arguments) for arguments in zip(each, batches, strict=True)]
@@ -265,6 +268,15 @@ def _loop(step: Step, shared_batch: bool) -> Step:
         return members if in_place else tree.transpose(after), tree.transpose(measured)
 
     return ensemble_step
+
+
+def _check_apart(members: TrainState) -> None:
+    if any(leaf.stride(0) == 0 and len(leaf) > 1 for leaf in tree.leaves(members)):
+        shared = [n for n, leaf in tree.flatten_named(members).items() if leaf.stride(0) == 0]
+        raise ValueError(
+            f"the members share the memory of {tree.listed(shared)}, which is donated: "
+            "clone what was expanded, or don't donate"
+        )
 
 
 def member_logits(net: Layer, params: Params, state: State, x: Tensor) -> Tensor:
