@@ -12,7 +12,7 @@ from strategies import architectures, seeds
 
 import funcnets
 from funcnets import core, data, layers, losses, metrics, optim, random, train, tree
-from funcnets.transforms import ensemble
+from funcnets.transforms import ensemble, grouped
 
 NET = funcnets.sequential(
     conv=layers.conv2d(3, 3, bias=False),  # before batch norm its gradient is rounding alone
@@ -105,6 +105,18 @@ def choice(net, members, images, shared=True, backend="graph"):
     batch = batch if shared else ensemble.stack([batch] * members)
     step = train.make_train_step(net, optimizer)
     return ensemble.faster(step, state, batch, shared_batch=shared, backend=backend)
+
+
+@pytest.mark.parametrize(("side", "counted"), [(5, 2 * 4 * 9 * 6 * 27), (1, 0)])
+def test_grouped_work_is_what_no_lowering_takes_apart(side, counted):
+    """Members, images, pixels, channels out, and channels in times taps; tiny maps are split."""
+    x, weight = torch.zeros(2, 4, 3, side, side), torch.zeros(2, 6, 3, 3, 3)
+    convolve = partial(torch.nn.functional.conv2d, padding=1 if side == 1 else 0)
+    found = grouped.work(torch.func.vmap(convolve), x, weight)
+    alone = grouped.work(convolve, x[0], weight[0])
+    assert found.multiply_adds == counted
+    assert alone == (1, 0)
+    assert found.operations > 1
 
 
 def test_large_grouped_convolutions_are_looped_over():

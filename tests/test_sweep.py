@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from funcnets import checkpoint, sweep, tree
+from funcnets.transforms import ensemble
 
 SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--data", "bundled"]
 SMALLEST = ["lenet_bn", *SMALL, "--epochs", "1", "--run", "sweep"]
@@ -51,7 +52,9 @@ def test_a_sweep_leaves_a_record_and_a_table(run):
     assert saved["opt_state"]["rate"].tolist() == [0.1, 0.1, 1e39, 1e39]
 
 
-def test_the_first_member_is_what_train_trains(run):
+@pytest.mark.parametrize("way", ["vmap", "loop"])
+def test_the_first_member_is_what_train_trains(run, monkeypatch, way):
+    monkeypatch.setattr(ensemble, "faster", lambda *arguments, **options: way)
     run("sweep", *SMALLEST, "--seeds", 2, "--recipe", "reference", "--lr", 0.5)
     alone = ("--recipe", "reference", "--lr", 0.5, "--run", "alone")
     run("train", *SMALLEST, *alone)
