@@ -12,6 +12,7 @@ from strategies import architectures, seeds
 
 import funcnets
 from funcnets import core, data, layers, losses, metrics, optim, random, train, tree
+from funcnets.jit import TraceError
 from funcnets.transforms import ensemble, grouped
 
 NET = funcnets.sequential(
@@ -316,6 +317,17 @@ def test_misuse_gets_the_cure():
     for by in ("auto", "vmap", "loop"):
         with pytest.raises(ValueError, match=r"ensemble.create or ensemble.stack"):
             ensemble.jit_step(step, by=by, backend="graph")(ensemble.unstack(members)[0], BATCH)
+
+
+@pytest.mark.parametrize("by", ["auto", "vmap", "loop"])
+def test_a_step_that_branches_on_a_value_is_refused(by):
+    def loss(logits, labels):
+        value = losses.cross_entropy(logits, labels)
+        return value if value > 1 else 2 * value
+
+    step = train.make_train_step(NET, RATED, loss=loss)
+    with pytest.raises(TraceError, match=r"return value if value > 1 .*torch.where"):
+        ensemble.jit_step(step, by=by, backend="graph")(start()[1], BATCH)
 
 
 def test_members_of_another_network_are_named_by_leaf():

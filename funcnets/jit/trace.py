@@ -4,6 +4,7 @@
 and the optimizer are all in the graph; lowerings replace operations while it is recorded.
 """
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,27 +101,33 @@ def trace(
         return outputs
 
     recorder = Recorder(lowerings)
-    depth = _functorch.get_dynamic_layer_stack_depth()
-    try:
-        with torch.no_grad():
-            graph = make_fx(
-                flat,
-                decomposition_table={_ZEROS_LIKE: _plain_zeros, **recorder.table},
-                tracing_mode="fake",
-                _allow_non_fake_inputs=True,
-            )(*leaves)
-    except Exception as error:
-        # An exception can leave transforms on torch.func's stack, and break all that follows.
-        _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
-        if _is_data_dependent(error):
-            raise TraceError(_explain(_place(error))) from error
-        raise
+    with torch.no_grad(), explained():
+        graph = make_fx(
+            flat,
+            decomposition_table={_ZEROS_LIKE: _plain_zeros, **recorder.table},
+            tracing_mode="fake",
+            _allow_non_fake_inputs=True,
+        )(*leaves)
     _check_pure(graph)
     # Derivatives compute, on their way, what nobody reads, such as gradients of what is frozen.
     graph.graph.eliminate_dead_code()
     _share_conversions(graph.graph)
     graph.recompile()
     return Trace(graph, structures[-1], recorder.fired, _constants(graph))
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Around a function that runs on shapes alone: where it needs a value, this is a TraceError."""
+    depth = _functorch.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    except Exception as error:
+        # An exception can leave transforms on torch.func's stack, and break all that follows.
+        _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        if _is_data_dependent(error):
+            raise TraceError(_explain(_place(error))) from error
+        raise
 
 
 _ZEROS_LIKE = torch.ops.aten._new_zeros_with_same_feature_meta.default

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from funcnets import tree
 from funcnets.jit.lowerings.grouped import is_faster_split
+from funcnets.jit.trace import explained
 
 
 class Work(NamedTuple):
@@ -41,12 +42,13 @@ def work(function: Callable[..., Any], *arguments: Any) -> Work:
     """What `function` does for arguments of these shapes; nothing is computed.
 
     Convolutions that a lowering takes apart, group by group, don't count as grouped.
+    Raises TraceError where the function branches on a tensor's value.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     shapes = tree.map(
         lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, arguments
     )
     counter = _Counter()
-    with mode, counter:
+    with explained(), mode, counter:
         function(*shapes)
     return Work(counter.operations, counter.multiply_adds)
