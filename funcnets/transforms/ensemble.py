@@ -177,7 +177,7 @@ Way = Literal["vmap", "loop"]
 #   and 36,900 of them (batch 16, 64, 128 and 256), residual networks 1.27, 1.24 and 0.97 at 8,200,
 #   16,300 and 65,200;
 # - compiled, where larger tensors cost less: the LeNet 1.31, 1.13 and 1.06 at 18,400, 36,900 and
-#   73,700, a residual network of 2 members 0.90 at 65,200.
+#   73,700, residual networks of 2 members 1.15 and 0.90 at 8,200 and 65,200.
 MOST_GROUPED_WORK: dict[Backend, int] = {"graph": 17_000, "aot_eager": 17_000, "inductor": 50_000}
 
 
