@@ -277,7 +277,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_not_split(kind: str, x: Tensor, weight: Tensor) -> None:
     """Refuse single examples of a batch that `vmap` has taken apart, each with its statistics."""
-    if x.shape[0] == 1 and _is_vmapped(x) and not _is_vmapped(weight):
+    if x.shape[0] == 1 and is_vmapped(x) and not is_vmapped(weight):
         raise LayerError(
             f"{kind}: in training under vmap over examples, each would be normalised by its own "
             "statistics: use funcnets.transforms.per_example_gradients(..., statistics=...), or "
@@ -285,7 +285,8 @@ def _check_not_split(kind: str, x: Tensor, weight: Tensor) -> None:
         )
 
 
-def _is_vmapped(x: Tensor) -> bool:
+def is_vmapped(x: Tensor) -> bool:
+    """Whether `x` is one of many that `torch.func.vmap` runs at once."""
     while _functorch.is_functorch_wrapped_tensor(x):
         if _functorch.is_batchedtensor(x):
             return True

@@ -113,6 +113,16 @@ def test_donated_memory_takes_the_new_values():
     assert total == 3
 
 
+def test_donated_memory_keeps_its_strides():
+    jitted = jit(lambda a: a.T + 1, donate_argnums=0, backend="graph")
+    a = torch.arange(4.0).view(2, 2)
+    expected = (a.T + 1).T + 1
+    once = jitted(a)
+    assert jitted(once) is a
+    assert len(jitted._executables) == 1
+    torch.testing.assert_close(a, expected)
+
+
 def test_donated_arguments_can_change_places():
     jitted = jit(lambda a, b: (b, a), donate_argnums=(0, 1), backend="graph")
     a, b = torch.zeros(3), torch.ones(3)

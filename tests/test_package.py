@@ -26,7 +26,8 @@ def test_every_public_name_exists_and_is_documented():
 
 
 def test_the_code_in_the_readme_runs(monkeypatch):
-    monkeypatch.setattr(funcnets, "jit", partial(funcnets.jit, backend="graph"))
+    for module, name in ((funcnets, "jit"), (funcnets.transforms.ensemble, "jit_step")):
+        monkeypatch.setattr(module, name, partial(getattr(module, name), backend="graph"))
     text = (Path(__file__).parent.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 2

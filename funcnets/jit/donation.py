@@ -13,9 +13,10 @@ Aliases = dict[int, int]  # position among the outputs -> position among the inp
 def donate(graph: fx.GraphModule, donated: Sequence[int]) -> Aliases:
     """Let `graph` write outputs into the donated inputs, and tell which output went where.
 
-    Outputs take donated inputs of their shape, type and strides in order, so a state that goes in
-    and comes out in one order is updated in place.  An output that was written so is no output of
-    the graph any more.  Changes `graph`, which must have come from `trace`.
+    Outputs take donated inputs of their shape and type in order, so a state that goes in and comes
+    out in one order is updated in place, and keeps its strides whatever those of the new value are:
+    the next call finds the same graph.  An output that was written so is no output of the graph any
+    more.  Changes `graph`, which must have come from `trace`.
     """
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     (end,) = graph.graph.find_nodes(op="output")
@@ -49,16 +50,16 @@ def _match(
 ) -> Aliases:
     free: dict[Any, deque[int]] = defaultdict(deque)
     for position in donated:
-        free[_layout(inputs[position])].append(position)
+        free[_kind(inputs[position])].append(position)
     return {
-        position: free[_layout(node)].popleft()
+        position: free[_kind(node)].popleft()
         for position, node in enumerate(outputs)
-        if free[_layout(node)]
+        if free[_kind(node)]
     }
 
 
-def _layout(node: fx.Node) -> Any:
+def _kind(node: fx.Node) -> Any:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return node.name
-    return (value.shape, value.dtype, value.device, value.stride())
+    return (value.shape, value.dtype, value.device)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, wrap
-from funcnets.layers import _is_vmapped
+from funcnets.layers import is_vmapped
 
 
 class NonFiniteError(LayerError):
@@ -40,7 +40,7 @@ def _checking(inner: Apply) -> Apply:
 def _check(what: str, values: Tensor) -> None:
     if values.is_meta:  # `init` asks for shapes alone
         return
-    if _is_vmapped(values):
+    if is_vmapped(values):
         raise LayerError(
             "checked: reads values, which vmap doesn't let it: check one example or member at a "
             "time, as those of ensemble.unstack(members)"
