@@ -12,6 +12,8 @@ against channels_last:
   but 21 against 3.7 for the first layer's one channel (7×7, stride 2, batch 64).  On maps of up to
   16 pixels a matrix product over im2col's columns takes less than both: 79 and 110 against 11
   (512→512, 1×1), 21 and 26 against 3.8 (256→512, 2×2, stride 2);
+- what follows a convolution to 6 channels (24×24, batch 256) is slower in channels_last, whose
+  pixels don't fill a vector then: mean and variance 2.4 against 5.9;
 - 1×1 kernels, for which the columns are the input itself, as matrix products: as fast on large
   maps, and up to 1.6 times faster on small ones.
 """
@@ -30,6 +32,7 @@ from funcnets.jit.lowerings.recorder import Lowering
 
 LARGEST_COLUMN_MAP = 16  # output pixels, up to which a weight's gradient is a matrix product
 WIDEST_KERNEL = 9  # taps, up to which channels_last is faster
+FEWEST_CHANNELS = 8  # of the output, from which channels_last is faster: they fill a vector
 
 aten = torch.ops.aten
 
@@ -41,8 +44,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 def suited(weight: Tensor, *tensors: Tensor) -> list[Tensor]:
     """`tensors` in the format in which a convolution with this weight is fastest."""
-    taps = math.prod(weight.shape[2:])
-    if taps > WIDEST_KERNEL and weight.shape[1] > 1:
+    taps, (outputs, inputs) = math.prod(weight.shape[2:]), weight.shape[:2]
+    if outputs < FEWEST_CHANNELS or (taps > WIDEST_KERNEL and inputs > 1):
         return [tensor.contiguous() for tensor in tensors]
     return [channels_last(tensor) for tensor in tensors]
 
