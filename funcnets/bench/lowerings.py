@@ -44,7 +44,7 @@ def measure(
         functions = {"operation": operation} | {
             column: jit(rewrite, backend=BACKENDS[column], lowerings=None)
             for column in columns
-            if column in BACKENDS
+            if column in BACKENDS and (lowering.compiled or BACKENDS[column] == "graph")
         }
         turns = {name: _called(function, tensors) for name, function in functions.items()}
         for turn in turns.values():
@@ -95,9 +95,11 @@ def _calls(
     for node in graph.graph.nodes:
         for lowering in lowerings:
             if node.target is lowering.operation:
-                arguments = fx.node.map_arg(node.args, lambda argument: argument.meta["val"])
-                if lowering.applies(*arguments):
-                    yield lowering, arguments
+                args, kwargs = fx.node.map_arg(
+                    (node.args, node.kwargs), lambda argument: argument.meta["val"]
+                )
+                if lowering.applies(*args, **kwargs):
+                    yield lowering, (args, kwargs)
                     break
 
 
@@ -117,7 +119,8 @@ def _on_tensors(function: Callable[..., Any], leaves: list[Any], spec: Any) -> C
     def call(*tensors: Tensor) -> Any:
         given = iter(tensors)
         filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return function(*tree.unflatten(filled, spec))
+        args, kwargs = tree.unflatten(filled, spec)
+        return function(*args, **kwargs)
 
     return call
 

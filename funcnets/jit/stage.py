@@ -12,7 +12,9 @@ from torch._C import _functorch
 from funcnets import tree
 from funcnets.jit.compile import BACKENDS, Backend, Executable, compile_graph
 from funcnets.jit.donation import Aliases, donate
+from funcnets.jit.fusion import fuse
 from funcnets.jit.lowerings import DEFAULT, Lowering
+from funcnets.jit.reuse import reuse_memory
 from funcnets.jit.trace import Trace, TraceError, take_apart, trace
 
 
@@ -68,13 +70,22 @@ class Jitted:
 
     def trace(self, *args: Any, **kwargs: Any) -> Trace:
         """The graph for arguments like these, lowered but not compiled; nothing is computed."""
-        call = self._take_apart(args, kwargs)
-        return trace(call.rebuild, call.tensors, self.lowerings)
+        return self._trace(self._take_apart(args, kwargs))
 
     def _build(self, call: _Call) -> _Executable:
-        traced = trace(call.rebuild, call.tensors, self.lowerings)
+        traced = self._trace(call)
         aliases = donate(traced.graph, call.donated)
+        if self.backend == "graph":
+            reuse_memory(traced.graph)
         return _Executable(traced, compile_graph(traced.graph, self.backend), aliases)
+
+    def _trace(self, call: _Call) -> Trace:
+        as_it_is = self.backend == "graph"
+        used = [lowering for lowering in self.lowerings if lowering.compiled or as_it_is]
+        traced = trace(call.rebuild, call.tensors, used)
+        if used and as_it_is:
+            traced.fired.update(fuse(traced.graph))
+        return traced
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         static = {i: args[i] for i in self.static_argnums if i < len(args)}

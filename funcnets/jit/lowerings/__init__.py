@@ -8,6 +8,7 @@ other lowerings.
 from funcnets.jit.lowerings import layout
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
+from funcnets.jit.lowerings.moments import MOMENTS
 from funcnets.jit.lowerings.recorder import Lowering, Recorder
 
 DEFAULT: tuple[Lowering, ...] = (
@@ -19,6 +20,7 @@ DEFAULT: tuple[Lowering, ...] = (
     layout.BACKWARD,
     layout.POOL_FORWARD,
     layout.POOL_BACKWARD,
+    MOMENTS,
 )
 
 __all__ = ["DEFAULT", "Lowering", "Recorder"]

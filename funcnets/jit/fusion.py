@@ -1,0 +1,169 @@
+"""Fusion where nothing is compiled: fewer passes over a map, by operations that ATen has.
+
+The derivative of batch normalisation, as `grad` leaves it, makes eleven passes over a map: with
+the layer's input x, the gradient g of its output, and a number a channel for the rest, it is
+g·a + (k·(x - m) + c/n), beside the sums of g·x and g.  The rules make three passes of that.
+They hold wherever they match, so what a network does otherwise is left as it stands.
+"""
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by which node
+
+
+def fuse(graph: fx.GraphModule) -> dict[str, int]:
+    """Apply the rules to `graph`, which must have come from `trace`, and tell how often each."""
+    fired: Counter[str] = Counter()
+    for node in list(graph.graph.nodes):
+        for rule in RULES.get(node.target, ()):
+            with graph.graph.inserting_before(node):
+                replacements = rule(node)
+            for old, new in replacements.items():
+                old.replace_all_uses_with(new)
+            if replacements:
+                fired[f"fusion.{rule.__name__}"] += 1
+                break
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return dict(fired)
+
+
+def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node of `graph`, which knows what it gives for fake tensors."""
+    node = graph.call_function(target, args, kwargs)
+    given = fx.node.map_arg((args, kwargs), lambda argument: argument.meta["val"])
+    node.meta["val"] = target(*given[0], **given[1])
+    return node
+
+
+def times_one(node: fx.Node) -> Replacements:
+    """x·1 is x, unless the caller is given it."""
+    x, factor = _args(node)
+    given = any(user.op == "output" for user in node.users)
+    return {node: x} if factor == 1 and _value(x).dtype == _value(node).dtype and not given else {}
+
+
+def channel_sums(node: fx.Node) -> Replacements:
+    """The sums over all but the channels of g·x and of g, by one pass over both."""
+    g, x = _args(node)
+    if not _are_maps(g, x):
+        return {}
+    product_sum, g_sum = (_channel_sum(value, node) for value in (node, g))
+    if len(node.users) > 1 or product_sum is None or g_sum is None:
+        return {}
+    graph, channels = node.graph, [_value(x).shape[1]]
+    mean, scale = (
+        emit(graph, make, x, channels) for make in (aten.new_zeros.default, aten.new_ones.default)
+    )
+    how = (None, None, None, mean, scale, True, 0.0, [False, True, True])
+    sums = emit(graph, aten.native_batch_norm_backward.default, g, x, *how)
+    return {
+        old: emit(
+            graph, aten.view.default, emit(graph, operator.getitem, sums, i), _value(old).shape
+        )
+        for i, old in ((1, product_sum), (2, g_sum))
+    }
+
+
+def deviation(node: fx.Node) -> Replacements:
+    """k·(x - m) + c/n is (c/n - k·m) + k·x, in one pass; the derivative of mean and variance."""
+    product, quotient = _args(node)
+    if not (_is_once(product, aten.mul.Tensor) and _is_once(quotient, aten.div.Scalar)):
+        return {}
+    (factor, difference), (expanded, count) = _args(product), _args(quotient)
+    if not (_is_once(difference, aten.sub.Tensor) and _is(expanded, aten.expand.default)):
+        return {}
+    (x, mean), constant = _args(difference), _args(expanded)[0]
+    if _is(mean, aten.mean.dim):
+        mean = _known_mean(mean) or mean
+    graph = node.graph
+    shift = emit(graph, aten.div.Scalar, constant, count)
+    shift = emit(graph, aten.sub.Tensor, shift, emit(graph, aten.mul.Tensor, factor, mean))
+    return {node: emit(graph, aten.addcmul.default, shift, x, factor)}
+
+
+def multiply_add(node: fx.Node) -> Replacements:
+    """y + u·v in one pass, where nothing else reads the product; v may be a number."""
+    operands = () if node.kwargs else _args(node)
+    for product, y in permutations(operands):
+        if not _is_once(product, aten.mul.Tensor) or not isinstance(y, fx.Node):
+            continue
+        u, v = _args(product)
+        alike = {_value(n).dtype for n in (y, u, v, node) if isinstance(n, fx.Node)}
+        whole = _value(product).shape == _value(node).shape
+        if len(alike) == 1 and whole and _value(node).is_floating_point():
+            if isinstance(v, fx.Node):
+                return {node: emit(node.graph, aten.addcmul.default, y, u, v)}
+            return {node: emit(node.graph, aten.add.Tensor, y, u, alpha=v)}
+    return {}
+
+
+RULES: dict[Any, tuple[Callable[[fx.Node], Replacements], ...]] = {
+    aten.mul.Scalar: (times_one,),
+    aten.mul.Tensor: (channel_sums,),
+    aten.add.Tensor: (deviation, multiply_add),
+}
+
+
+def _is(value: Any, target: Any) -> bool:
+    return isinstance(value, fx.Node) and value.target is target
+
+
+def _is_once(value: Any, target: Any) -> bool:
+    return _is(value, target) and len(value.users) == 1
+
+
+def _args(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta["val"]
+
+
+def _are_maps(*nodes: Any) -> bool:
+    """Whether they are floats on the CPU, with channels, of one shape and memory format."""
+    if not all(isinstance(node, fx.Node) for node in nodes):
+        return False
+    values = [_value(node) for node in nodes]
+    if len({(x.shape, x.dtype) for x in values}) > 1 or values[0].ndim not in (2, 4):
+        return False
+    usual = values[0].is_floating_point() and values[0].device.type == "cpu"
+    formats = [torch.contiguous_format, torch.channels_last][: values[0].ndim // 2]
+    return usual and any(
+        all(x.is_contiguous(memory_format=memory_format) for x in values)
+        for memory_format in formats
+    )
+
+
+def _is_all_but_channels(dims: Sequence[int], x: Tensor) -> bool:
+    """Whether they are the batch and the sides of `x`; those of length 1 may be left out."""
+    return 1 not in dims and all(n == 1 or d in dims for d, n in enumerate(x.shape) if d != 1)
+
+
+def _channel_sum(value: fx.Node, after: fx.Node) -> fx.Node | None:
+    """The sum over all but the channels, if the graph has it, and no earlier than `after`."""
+    for user in value.users:
+        is_sum = user.target is aten.sum.dim_IntList and not user.kwargs and user >= after
+        if is_sum and _is_all_but_channels(_args(user)[1], _value(value)):
+            return user
+    return None
+
+
+def _known_mean(mean: fx.Node) -> fx.Node | None:
+    """The mean over all but the channels from the operation that gave the variance too."""
+    x, dims, *_ = _args(mean)
+    for statistics in x.users:
+        if statistics.target is aten.batch_norm_update_stats.default:
+            for value in statistics.users:
+                if value.args[1] == 0 and _is_all_but_channels(dims, _value(x)):
+                    return emit(mean.graph, aten.view.default, value, _value(mean).shape)
+    return None

@@ -1,0 +1,142 @@
+"""Fewer passes over a map give the same numbers, where the rules match and where they don't."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import funcnets
+from funcnets import layers, models, random, tree
+from funcnets.jit import DEFAULT
+from funcnets.jit.lowerings.moments import is_over_channels, moments
+
+aten = torch.ops.aten
+formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
+
+
+@st.composite
+def maps(draw):
+    """A map (N, C, H, W) in any format, or rows (N, C), far from a mean of 0."""
+    shape = [draw(st.integers(2, 4)), draw(st.integers(1, 9))]
+    if images := draw(st.booleans()):
+        shape += [draw(st.integers(1, 5)), draw(st.integers(1, 5))]
+    x = 3 + random.normal(random.key(draw(st.integers(0, 999))), tuple(shape), torch.float64)
+    return x.to(memory_format=draw(formats)) if images else x
+
+
+def traced(function, *arguments):
+    """What a function gives as it is and as a graph, and how often each rule took part."""
+    jitted = funcnets.jit(function, backend="graph")
+    before = [argument.clone() for argument in arguments]
+    actual, expected = jitted(*arguments), function(*arguments)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
+    fired = jitted.trace(*arguments).fired
+    return {name.removeprefix("fusion."): times for name, times in fired.items()}
+
+
+@given(maps())
+def test_moments(x):
+    dims = [0, *range(2, x.ndim)]
+    assert is_over_channels(x, dims, correction=0)
+    expected = aten.var_mean.correction(x, dims, correction=0)
+    torch.testing.assert_close(moments(x, dims, correction=0), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "dims", "options"),
+    [
+        (torch.zeros(2, 3, 4, 4), [0, 2, 3], {"correction": 1}),
+        (torch.zeros(2, 3, 4, 4), [0, 2, 3], {"correction": 0, "keepdim": True}),
+        (torch.zeros(2, 3, 4, 4), [2, 3], {"correction": 0}),
+        (torch.zeros(2, 3, 4, 4)[:, :2], [0, 2, 3], {"correction": 0}),
+        (torch.zeros(2, 3, 4, 4).bfloat16(), [0, 2, 3], {"correction": 0}),
+        (torch.zeros(2, 3, 4), [0, 2], {"correction": 0}),
+        (torch.zeros(2, 3, 4, 4, device="meta"), [0, 2, 3], {"correction": 0}),
+    ],
+    ids=["unbiased", "kept", "pixels", "gaps", "bfloat16", "rank", "device"],
+)
+def test_other_moments_stay(x, dims, options):
+    assert not is_over_channels(x, dims, **options)
+
+
+@settings(max_examples=25)
+@given(maps())
+def test_batch_norm_and_its_derivative(x):
+    net = layers.batch_norm()
+    params, state = net.init(random.key(0), x)
+    cotangent = torch.cos(9 * x)  # any numbers, in the format of x
+
+    def gradient(weight, bias, x):
+        def loss(weight, bias, x):
+            params = {"weight": weight, "bias": bias}
+            result, new = net.apply(params, state, x, train=True)
+            return (result.sin() * cotangent).sum(), new
+
+        return torch.func.grad(loss, argnums=(0, 1, 2), has_aux=True)(weight, bias, x)
+
+    fired = traced(gradient, params["weight"] + 0.5, params["bias"] + 0.5, x)
+    assert {"moments", "channel_sums", "deviation", "multiply_add"} <= set(fired)
+
+
+def test_each_batch_norm_of_a_network_is_fused():
+    net = models.densenet(layers=[2, 2], growth=3, stem_channels=4)
+    x = random.normal(random.key(1), (3, 1, 16, 16), torch.float64)
+    params, state = net.init(random.key(0), x)
+
+    def loss(params, x):
+        return net.apply(params, state, x, train=True)[0].square().sum()
+
+    gradient = torch.func.grad(loss)
+    jitted = funcnets.jit(gradient, backend="graph")
+    fired = jitted.trace(params, x).fired
+    torch.testing.assert_close(jitted(params, x), gradient(params, x), rtol=1e-9, atol=1e-9)
+    norms = sum("running_mean" in name for name in tree.flatten_named(state))
+    assert fired["moments"] == fired["fusion.channel_sums"] == fired["fusion.deviation"] == norms
+
+
+def expanded(c, x):
+    return c.expand(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x, y, c: x + x * y, {"multiply_add": 1}),
+        (lambda x, y, c: x * y + c, {"multiply_add": 1}),
+        (lambda x, y, c: x + y * 0.5, {"multiply_add": 1}),
+        (lambda x, y, c: x + c * c, {}),
+        (lambda x, y, c: (x * y + c, x * y), {"multiply_add": 1}),
+        (lambda x, y, c: (p := x * y) + c + p, {}),
+        (lambda x, y, c: torch.add(x, x * y, alpha=2), {}),
+        (lambda x, y, c: x + (x * y).float().double(), {}),
+        (lambda x, y, c: x.long() + x.long() * y.long(), {}),
+        (lambda x, y, c: aten.mul.Scalar(x, 1), {}),
+        (lambda x, y, c: aten.mul.Scalar(x, 1).exp(), {"times_one": 1}),
+        (lambda x, y, c: aten.mul.Scalar(x.long(), 1.0).exp(), {}),
+        (lambda x, y, c: aten.mul.Scalar(x, 2).exp(), {}),
+        (lambda x, y, c: ((x * y).sum((0, 2, 3)), x.sum((0, 2, 3))), {"channel_sums": 1}),
+        (lambda x, y, c: (x.sum((0, 2, 3)), (x * y).sum((0, 2, 3))), {}),
+        (lambda x, y, c: ((x * y).sum((0, 2, 3)), x.sum((0, 2))), {}),
+        (lambda x, y, c: ((x * y).sum((0, 2)), x.sum((0, 2))), {}),
+        (lambda x, y, c: ((p := x * y).sum((0, 2, 3)), x.sum((0, 2, 3)), p), {}),
+        (lambda x, y, c: ((x * c).sum((0, 2, 3)), x.sum((0, 2, 3))), {}),
+        (lambda x, y, c: c * (x - c) + aten.div.Scalar(expanded(c, x), 3), {"deviation": 1}),
+        (lambda x, y, c: c * (x - c) + aten.div.Scalar(x, 3), {"multiply_add": 1}),
+        (lambda x, y, c: x * (x - c) + aten.div.Scalar(expanded(c, x), 3), {"deviation": 1}),
+    ],
+)
+def test_rules_one_by_one(function, expected):
+    shape = (2, 3, 4, 4)
+    x, y = (random.normal(random.key(seed), shape, torch.float64) for seed in (1, 2))
+    assert traced(function, x, y, torch.arange(3.0, dtype=torch.float64)[:, None, None]) == expected
+
+
+def test_nothing_is_fused_for_a_compiler_or_without_lowerings():
+    net = layers.batch_norm()
+    x = random.normal(random.key(1), (4, 3), torch.float64)
+    params, state = net.init(random.key(0), x)
+    gradient = torch.func.grad(lambda p: net.apply(p, state, x, train=True)[0].square().sum())
+    for options in ({"backend": "inductor"}, {"backend": "graph", "lowerings": None}):
+        assert funcnets.jit(gradient, **options).trace(params).fired == {}
+    assert funcnets.jit(gradient, backend="graph", lowerings=DEFAULT).trace(params).fired
