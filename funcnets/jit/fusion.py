@@ -93,7 +93,7 @@ def deviation(node: fx.Node) -> Replacements:
 def multiply_add(node: fx.Node) -> Replacements:
     """y + u·v in one pass, where nothing else reads the product; v may be a number."""
     operands = () if node.kwargs else _args(node)
-    for product, y in permutations(operands):
+    for product, y in permutations(operands, 2):
         if not _is_once(product, aten.mul.Tensor) or not isinstance(y, fx.Node):
             continue
         u, v = _args(product)
