@@ -76,6 +76,7 @@ def test_a_function_that_writes_to_its_argument_is_refused(function):
 def test_a_function_that_writes_to_what_it_captured_is_refused():
     total = torch.zeros(3)
     assert_refused(lambda x: total.add_(x), "captured: return the new value")
+    assert_refused(lambda x: total.view(-1)[:1].add_(x.sum()), "captured: return the new value")
 
 
 def test_a_function_may_write_to_what_it_made():

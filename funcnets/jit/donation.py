@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from funcnets.jit.memory import memory_owners
+
 Aliases = dict[int, int]  # position among the outputs -> position among the inputs
 
 
@@ -22,12 +24,13 @@ def donate(graph: fx.GraphModule, donated: Sequence[int]) -> Aliases:
     (end,) = graph.graph.find_nodes(op="output")
     outputs: list[fx.Node] = list(end.args[0])
     aliases = _match(inputs, outputs, donated)
-    given = {storage(inputs[position]) for position in donated}
+    owners = memory_owners(graph.graph)
+    given = {inputs[position] for position in donated}
     values = list(outputs)
     with graph.graph.inserting_before(end):
         for position, node in enumerate(outputs):
             stays = position in aliases and node is inputs[aliases[position]]
-            if storage(node) in given and not stays:
+            if owners[node] in given and not stays:
                 # A donated argument, or a view of one, is read before any of them is written.
                 values[position] = graph.graph.call_function(torch.ops.aten.clone.default, (node,))
         for position, target in aliases.items():
@@ -37,12 +40,6 @@ def donate(graph: fx.GraphModule, donated: Sequence[int]) -> Aliases:
     end.args = ([value for i, value in enumerate(values) if i not in aliases],)
     graph.recompile()
     return aliases
-
-
-def storage(node: Any) -> int | None:
-    """What tells whether two nodes of a traced graph share memory; None for a node without."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 
 
 def _match(

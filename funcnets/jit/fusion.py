@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from funcnets.jit.memory import viewed
+
 aten = torch.ops.aten
 Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by which node
 
@@ -26,9 +28,9 @@ def fuse(graph: fx.GraphModule) -> dict[str, int]:
         for rule in RULES.get(node.target, ()):
             with graph.graph.inserting_before(node):
                 replacements = rule(node)
-            for old, new in replacements.items():
-                old.replace_all_uses_with(new)
-            if replacements:
+            if replacements and all(map(_is_alike, replacements, replacements.values())):
+                for old, new in replacements.items():
+                    old.replace_all_uses_with(new)
                 fired[f"fusion.{rule.__name__}"] += 1
                 break
     graph.graph.eliminate_dead_code()
@@ -45,10 +47,10 @@ def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
 
 
 def times_one(node: fx.Node) -> Replacements:
-    """x·1 is x, unless the caller is given it."""
+    """x·1 is x, unless the caller is given it, or a view of it, as new memory."""
     x, factor = _args(node)
-    given = any(user.op == "output" for user in node.users)
-    return {node: x} if factor == 1 and _value(x).dtype == _value(node).dtype and not given else {}
+    given = any(user.op == "output" or viewed(user) is node for user in node.users)
+    return {node: x} if factor == 1 and not given else {}
 
 
 def channel_sums(node: fx.Node) -> Replacements:
@@ -111,6 +113,12 @@ RULES: dict[Any, tuple[Callable[[fx.Node], Replacements], ...]] = {
     aten.mul.Tensor: (channel_sums,),
     aten.add.Tensor: (deviation, multiply_add),
 }
+
+
+def _is_alike(old: fx.Node, new: fx.Node) -> bool:
+    """Whether one can stand for the other, also where its strides matter, as to a view of it."""
+    before, after = ((x.shape, x.dtype, x.stride()) for x in map(_value, (old, new)))
+    return before == after
 
 
 def _is(value: Any, target: Any) -> bool:

@@ -4,17 +4,14 @@ Fresh memory is dear, as the system clears it page by page when it is first touc
 64×64×48×48 takes 22 ms into fresh memory and 5 in place, batch norm's scale and shift 28 and 9.
 """
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from funcnets.jit.donation import storage
+from funcnets.jit.memory import is_given, memory_owners
 
 aten = torch.ops.aten
-Last = dict[int | None, float]  # memory -> where in the graph it is read last
 
 # Operations element by element, with the form that is told where to write, and by which keyword.
 WRITING: dict[Any, tuple[Any, str]] = {
@@ -44,22 +41,49 @@ def reuse_memory(graph: fx.GraphModule) -> None:
     it write to: a new value is computed in its place, if the old one isn't read after that.
     """
     nodes: list[fx.Node] = list(graph.graph.nodes)
-    last: Last = {storage(read): place for place, node in enumerate(nodes) for read in _read(node)}
+    reads = _Reads(graph.graph)
     for place, node in enumerate(nodes):
         copies = [user for user in node.users if user.target is aten.copy_.default]
         if node.target in WRITING and len(copies) == len(node.users) == 1:
             target: Any = copies[0].args[0]
-            if target.op == "placeholder" and _fits(target, node, place, last):
+            if target.op == "placeholder" and reads.end_at(target, node, place):
                 _write(node, target)
                 graph.graph.erase_node(copies[0])
-    last |= {storage(node): math.inf for node in nodes if node.op in ("placeholder", "get_attr")}
     for place, node in enumerate(nodes):
-        if node.target in WRITING:
-            if (target := _dying(node, node.all_input_nodes, place, last)) is not None:
-                _write(node, target)
-        elif node.target in IN_PLACE and _dying(node, node.all_input_nodes[:1], place, last):
+        if node.target not in WRITING and node.target not in IN_PLACE:
+            continue
+        operands = [
+            operand
+            for operand in node.all_input_nodes
+            if not is_given(reads.owners[operand]) and reads.end_at(operand, node, place)
+        ]
+        if operands and node.target in WRITING:
+            _write(node, operands[0])
+        elif operands:
             node.target = IN_PLACE[node.target]
     graph.recompile()
+
+
+class _Reads:
+    """Where in a graph the memory of each value is read last."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.owners = memory_owners(graph)
+        self.last = {
+            self.owners[operand]: place
+            for place, node in enumerate(graph.nodes)
+            for operand in _read(node)
+        }
+
+    def end_at(self, target: fx.Node, node: fx.Node, place: int) -> bool:
+        """Whether the result of `node`, which is at `place`, can be written where `target` is."""
+        owner = self.owners[target]
+        others = (operand for operand in node.all_input_nodes if operand is not target)
+        return (
+            self.last.get(owner, -1) <= place
+            and _layout(target) == _layout(node)
+            and owner not in map(self.owners.get, others)
+        )
 
 
 def _read(node: fx.Node) -> list[fx.Node]:
@@ -69,28 +93,11 @@ def _read(node: fx.Node) -> list[fx.Node]:
     return inputs[1:] if overwrites else inputs
 
 
-def _dying(node: fx.Node, operands: Iterable[fx.Node], place: int, last: Last) -> fx.Node | None:
-    """The operand whose memory can hold the result of `node`, if there is one."""
-    return next((operand for operand in operands if _fits(operand, node, place, last)), None)
-
-
-def _fits(target: fx.Node, node: fx.Node, place: int, last: Last) -> bool:
-    """Whether the result of `node`, at `place`, can be written where `target` is."""
-    memory = storage(target)
-    others = (operand for operand in node.all_input_nodes if operand is not target)
-    return (
-        memory is not None
-        and last.get(memory, -1) <= place
-        and _layout(target) == _layout(node)
-        and memory not in map(storage, others)
-    )
-
-
 def _write(node: fx.Node, target: fx.Node) -> None:
     node.target, keyword = WRITING[node.target]
     node.kwargs = {**node.kwargs, keyword: target}
 
 
 def _layout(node: fx.Node) -> Any:
-    value = node.meta["val"]
+    value = node.meta.get("val")
     return isinstance(value, Tensor) and (value.shape, value.dtype, value.device, value.stride())

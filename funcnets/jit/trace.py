@@ -17,8 +17,8 @@ from torch._C import _functorch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from funcnets import tree
-from funcnets.jit.donation import storage
 from funcnets.jit.lowerings import Lowering, Recorder
+from funcnets.jit.memory import is_given, memory_owners, written
 
 _LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tree.__file__))
 
@@ -162,8 +162,7 @@ def _explain(place: str) -> str:
 
 
 def _check_pure(graph: fx.GraphModule) -> None:
-    sources = [node for node in graph.graph.nodes if node.op in ("placeholder", "get_attr")]
-    given = {storage(node) for node in sources} - {None}
+    owners = memory_owners(graph.graph)
     for node in graph.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -174,7 +173,7 @@ def _check_pure(graph: fx.GraphModule) -> None:
                 f"jit: {node.target} draws from torch's hidden generator: "
                 "take a key and draw with funcnets.random"
             )
-        if any(storage(value) in given for value in _written(node)):
+        if any(is_given(owners[value]) for value in written(node)):
             raise TraceError(
                 f"jit: {node.target} writes to an argument of the function, or to a tensor that it "
                 "captured: return the new value instead (donate_argnums reuses the memory)"
@@ -186,10 +185,11 @@ def _share_conversions(graph: fx.Graph) -> None:
 
     No other operation that stands twice is joined: recomputation would be undone by that.
     """
-    written = {storage(value) for node in graph.nodes for value in _written(node)}
+    owners = memory_owners(graph)
+    changed = {owners[value] for node in graph.nodes for value in written(node)}
     known: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if "memory_format" not in node.kwargs or storage(node) in written:
+        if "memory_format" not in node.kwargs or owners[node] in changed:
             continue
         first = known.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
         if first is not node:
@@ -205,18 +205,6 @@ def _needs_value(node: fx.Node) -> bool:
         for value in tree.leaves(node.meta.get("val"))
         for size in (value.shape if isinstance(value, Tensor) else [value])
     )
-
-
-def _written(node: fx.Node) -> Iterator[fx.Node]:
-    """The values that the operation writes to."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return
-    by_position = zip(node.target._schema.arguments, node.args, strict=False)
-    by_name = ((a, node.kwargs.get(a.name)) for a in node.target._schema.arguments)
-    for argument, value in (*by_position, *by_name):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            values = value if isinstance(value, list | tuple) else [value]
-            yield from (value for value in values if isinstance(value, fx.Node))
 
 
 def _version(constant: Tensor) -> int:
