@@ -53,6 +53,11 @@ def map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
     Raises ValueError where a tree of `rest` has another structure.
     """
+    structure = _pytree.tree_structure(tree)
+    for other in rest:
+        for leaf in structure.flatten_up_to(other):
+            if not _pytree.tree_structure(leaf).is_leaf():
+                raise ValueError(f"Node {leaf!r} stands where the first tree has a leaf")
     return _pytree.tree_map(function, tree, *rest)
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -51,6 +51,7 @@ def test_map_goes_leaf_by_leaf(values: Any) -> None:
 
 
 @given(trees, trees)
+@example({"a": 0}, {"a": {"b": 0}})
 def test_map_refuses_another_structure(values: Any, others: Any) -> None:
     if walked(values).keys() == walked(others).keys():
         return
