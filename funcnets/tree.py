@@ -53,12 +53,12 @@ def map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
     Raises ValueError where a tree of `rest` has another structure.
     """
-    structure = _pytree.tree_structure(tree)
-    for other in rest:
-        for leaf in structure.flatten_up_to(other):
-            if not _pytree.tree_structure(leaf).is_leaf():
-                raise ValueError(f"Node {leaf!r} stands where the first tree has a leaf")
-    return _pytree.tree_map(function, tree, *rest)
+    first, structure = flatten(tree)
+    columns = [first, *(structure.flatten_up_to(other) for other in rest)]
+    for leaf in (leaf for column in columns[1:] for leaf in column):
+        if not _pytree.tree_structure(leaf).is_leaf():
+            raise ValueError(f"Node of type {type(leaf).__name__} where the first tree has a leaf")
+    return unflatten((function(*leaf) for leaf in zip(*columns, strict=True)), structure)
 
 
 def _name(path: tuple[Any, ...]) -> str:
