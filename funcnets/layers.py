@@ -357,14 +357,18 @@ def avg_pool(
 def adaptive_avg_pool(size: Size) -> Layer:
     """Mean over windows chosen so that the output is `size`, as `torch.nn.AdaptiveAvgPool2d`."""
     kind = _kind("adaptive_avg_pool", size)
+    if size in (1, (1, 1)):  # torch writes strides in this one's place, for which vmap has no rule
+        return _function(kind, _mean_over_image, ranks=(4,))
     return _function(kind, lambda x: F.adaptive_avg_pool2d(x, size), ranks=(4,))
 
 
 def global_avg_pool() -> Layer:
     """Mean over the image, (N, C, H, W) -> (N, C, 1, 1)."""
-    return _function(
-        "global_avg_pool()", lambda x: reduce(x, "n c h w -> n c 1 1", "mean"), ranks=(4,)
-    )
+    return _function("global_avg_pool()", _mean_over_image, ranks=(4,))
+
+
+def _mean_over_image(x: Tensor) -> Tensor:
+    return reduce(x, "n c h w -> n c 1 1", "mean")
 
 
 def flatten() -> Layer:

@@ -97,6 +97,7 @@ LAYERS = {
     "avg_pool": Entry(layers.avg_pool(2), IMAGES),
     "avg_pool_options": Entry(layers.avg_pool((3, 2), 2, 1, ceil_mode=True), IMAGES),
     "adaptive_avg_pool": Entry(layers.adaptive_avg_pool((2, 3)), IMAGES),
+    "adaptive_avg_pool_to_one": Entry(layers.adaptive_avg_pool(1), IMAGES),
     "global_avg_pool": Entry(layers.global_avg_pool(), IMAGES),
     "flatten": Entry(layers.flatten(), IMAGES),
     "relu": Entry(layers.relu(), IMAGES, any_rank=True),

@@ -198,6 +198,21 @@ def test_channels_last_in_and_out(entry: Entry, train: bool) -> None:
         assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_vmap_over_images_in_channels_last(entry: Entry) -> None:
+    """Also: torch has a batching rule for all that a layer does; where it has none, it warns."""
+    params, state = leaves(entry)
+    x = torch.stack([example(entry, seed=seed) for seed in range(2)])
+    if x.ndim == 5:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+
+    def apply(x: Tensor) -> Any:
+        return entry.layer.apply(params, state, x, train=True, key=KEY)
+
+    mapped = torch.func.vmap(apply, randomness="same")(x)
+    alone = tree.map(lambda *each: torch.stack(each), *map(apply, x))
+    assert_close(tree.flatten_named(mapped), tree.flatten_named(alone))
+
+
 def test_meta_input_gives_the_same_parameters(entry: Entry) -> None:
     x = example(entry)
     assert_same_bits(entry.layer.init(KEY, core.meta(x)), entry.layer.init(KEY, x))
