@@ -40,11 +40,10 @@ def measure(
         leaves, spec = tree.flatten(arguments)
         tensors = [_filled(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         operation = _on_tensors(lowering.operation, leaves, spec)
-        rewrite = _on_tensors(lowering.rewrite, leaves, spec)
         functions = {"operation": operation} | {
-            column: jit(rewrite, backend=BACKENDS[column], lowerings=None)
+            column: jit(operation, backend=BACKENDS[column], lowerings=[lowering])
             for column in columns
-            if column in BACKENDS and (lowering.compiled or BACKENDS[column] == "graph")
+            if column in BACKENDS
         }
         turns = {name: _called(function, tensors) for name, function in functions.items()}
         for turn in turns.values():

@@ -1,4 +1,4 @@
-"""Fusion where nothing is compiled: fewer passes over a map, by operations that ATen has.
+"""Fusion: fewer passes over a map, by operations that ATen has.
 
 The derivative of batch normalisation, as `grad` leaves it, makes eleven passes over a map: with
 the layer's input x, the gradient g of its output, and a number a channel for the rest, it is

@@ -13,6 +13,7 @@ from funcnets import tree
 from funcnets.jit.compile import BACKENDS, Backend, Executable, compile_graph
 from funcnets.jit.donation import Aliases, donate
 from funcnets.jit.fusion import fuse
+from funcnets.jit.inductor import make_opaque, spell_out_factors
 from funcnets.jit.lowerings import DEFAULT, Lowering
 from funcnets.jit.reuse import reuse_memory
 from funcnets.jit.trace import Trace, TraceError, take_apart, trace
@@ -77,13 +78,15 @@ class Jitted:
         aliases = donate(traced.graph, call.donated)
         if self.backend == "graph":
             reuse_memory(traced.graph)
+        if self.backend == "inductor":
+            spell_out_factors(traced.graph)
+            if self.lowerings:
+                make_opaque(traced.graph)
         return _Executable(traced, compile_graph(traced.graph, self.backend), aliases)
 
     def _trace(self, call: _Call) -> Trace:
-        as_it_is = self.backend == "graph"
-        used = [lowering for lowering in self.lowerings if lowering.compiled or as_it_is]
-        traced = trace(call.rebuild, call.tensors, used)
-        if used and as_it_is:
+        traced = trace(call.rebuild, call.tensors, self.lowerings)
+        if self.lowerings:
             traced.fired.update(fuse(traced.graph))
         return traced
 

@@ -17,14 +17,12 @@ class Lowering:
         operation: the ATen operation that it replaces.
         applies: whether it does for these arguments; looks at shapes, dtypes and devices alone.
         rewrite: the replacement; takes the operation's arguments and gives its results.
-        compiled: whether it pays where the graph is compiled too, and not only run as it is.
     """
 
     name: str
     operation: OpOverload
     applies: Callable[..., bool]
     rewrite: Callable[..., Any]
-    compiled: bool = True
 
 
 class Recorder:
