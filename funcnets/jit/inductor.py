@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from funcnets.jit.operators import define
+
 aten = torch.ops.aten
 _OPERATIONS = (
     aten.convolution.default,
@@ -22,29 +24,22 @@ _OPERATIONS = (
     aten.batch_norm_update_stats.default,
     aten.native_batch_norm_backward.default,
 )
-_LIBRARY = torch.library.Library("funcnets", "DEF")
 
 
-def _define(operation: Any) -> Any:
+def _renamed(operation: Any) -> Any:
     """The same operation by the name `funcnets::<its name>`."""
-    name, signature = str(operation._schema).removeprefix("aten::").split("(", 1)
-    _LIBRARY.define(f"{name}({signature}", tags=(torch.Tag.needs_exact_strides,))
-    _LIBRARY.impl(name, operation, "CPU")
 
     def fake(*arguments: Any) -> Any:
         results = operation(*arguments)
         if operation is not aten.native_batch_norm_backward.default:
             return results
-        # What isn't wanted is None on real tensors only.
-        return tuple(
-            x if wanted else None for x, wanted in zip(results, arguments[-1], strict=True)
-        )
+        wanted = arguments[-1]  # on fake tensors ATen gives the others too
+        return tuple(x if given else None for x, given in zip(results, wanted, strict=True))
 
-    torch.library.register_fake(f"funcnets::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.funcnets, name).default
+    return define(str(operation._schema).removeprefix("aten::"), operation, fake)
 
 
-OPAQUE = {operation: _define(operation) for operation in _OPERATIONS}
+OPAQUE = {operation: _renamed(operation) for operation in _OPERATIONS}
 
 
 def make_opaque(graph: fx.GraphModule) -> None:

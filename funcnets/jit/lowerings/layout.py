@@ -101,10 +101,15 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> Tenso
         to_format = channels_last if one_channel else Tensor.contiguous
         operands = [to_format(tensor) for tensor in (grad, x, weight)]
         result = aten.convolution_backward(*operands, None, *how, [False, True, False])[1]
+    return in_format_of(weight, result)
+
+
+def in_format_of(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of a weight in the memory format of the weight."""
     if not weight.is_contiguous():
-        return channels_last(result)
+        return channels_last(gradient)
     # Through one dimension, as strides along sides of 1 are arbitrary otherwise.
-    return result.flatten().view(weight.shape)
+    return gradient.flatten().view(weight.shape)
 
 
 def as_rows(x: Tensor) -> Tensor:
