@@ -10,8 +10,9 @@ against channels_last:
   3 times on maps of a few pixels; with wider kernels 0.6 to 0.8;
 - gradient of the weight: 138 against 306 (64→128, 112×112), and 3 to 9 % slower on smaller maps,
   but 21 against 3.7 for the first layer's one channel (7×7, stride 2, batch 64).  On maps of up to
-  16 pixels a matrix product over im2col's columns takes less than both: 79 and 110 against 11
-  (512→512, 1×1), 21 and 26 against 3.8 (256→512, 2×2, stride 2);
+  36 pixels a matrix product over im2col's columns takes less than both: 79 and 110 against 11
+  (512→512, 1×1), 21 and 26 against 3.8 (256→512, 2×2, stride 2), 0.74 and 0.75 against 0.57
+  (32→128, 6×6, batch 16), but at 12×12 3.3 and 3.4 against 4.8 (32→96);
 - what follows a convolution to 6 channels (24×24, batch 256) is slower in channels_last, whose
   pixels don't fill a vector then: mean and variance 2.4 against 5.9;
 - 1×1 kernels, for which the columns are the input itself, as matrix products: as fast on large
@@ -30,7 +31,7 @@ from torch import Tensor
 from funcnets.jit.lowerings.convolution import is_plain_convolution
 from funcnets.jit.lowerings.recorder import Lowering
 
-LARGEST_COLUMN_MAP = 16  # output pixels, up to which a weight's gradient is a matrix product
+LARGEST_COLUMN_MAP = 36  # output pixels, up to which a weight's gradient is a matrix product
 WIDEST_KERNEL = 9  # taps, up to which channels_last is faster
 FEWEST_CHANNELS = 8  # of the output, from which channels_last is faster: they fill a vector
 
@@ -93,7 +94,7 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> Tenso
     """The gradient of a convolution's weight, in its memory format, by what is fastest."""
     stride, padding, *_ = how
     one_channel, small = weight.shape[1] == 1, math.prod(grad.shape[2:]) <= LARGEST_COLUMN_MAP
-    if small or is_pointwise(weight, padding) or (one_channel and min(stride) > 1):
+    if small or is_pointwise(weight, padding):
         product = as_rows(grad).T @ columns(x, weight.shape[2:], stride, padding)
         height, width = weight.shape[2:]
         result = rearrange(product, "o (h w c) -> o c h w", h=height, w=width)
