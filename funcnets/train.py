@@ -92,6 +92,14 @@ def _check_optimizer(optimizer: Any) -> None:
         )
 
 
+def _check_loss(loss: Any) -> None:
+    if not callable(loss):
+        raise TypeError(
+            f"the loss is {loss!r}, expected a function of logits and labels, such as "
+            "losses.cross_entropy"
+        )
+
+
 def _check_gradient(gradient: Any) -> None:
     try:
         inspect.signature(gradient).bind(None, None, None, None, None, key=None)
@@ -141,6 +149,7 @@ def make_train_step(
     """
     check_layer(net, "the network")
     _check_optimizer(optimizer)
+    _check_loss(loss)
     _check_gradient(gradient)
     net = net if policy is None else precision.cast(net, policy)
 
@@ -170,8 +179,10 @@ def make_eval_step(
 ) -> Callable[[Params, State, Batch], Measurements]:
     """The pure function `step(params, state, (images, labels)) -> measurements`, in evaluation.
 
-    The arguments are those of `make_train_step`.
+    The arguments are those of `make_train_step`, and so are the errors.
     """
+    check_layer(net, "the network")
+    _check_loss(loss)
     net = net if policy is None else precision.cast(net, policy)
 
     def step(params: Params, state: State, batch: Batch) -> Measurements:

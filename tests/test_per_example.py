@@ -172,6 +172,15 @@ def test_batch_norm_without_a_meaning_is_refused(statistics):
         fast(problem(), statistics)
 
 
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_a_chunk_of_none_is_refused(chunk_size):
+    net, params, state, batch, key = problem()
+    with pytest.raises(ValueError, match=f"chunk_size is {chunk_size}, expected 1 or more"):
+        transforms.per_example_gradients(
+            net, params, state, batch, key=key, statistics="frozen", chunk_size=chunk_size
+        )
+
+
 @pytest.mark.parametrize(("part", "shape"), [("conv1", (5, 1, 5, 4)), ("flatten", (5, 1, 2, 2))])
 def test_vmap_over_examples_in_training_is_refused_by_name(part, shape):
     net = funcnets.sequential(

@@ -160,6 +160,14 @@ def test_a_gradient_that_was_not_called_is_told_to_be(gradient):
         train.make_train_step(layers.linear(2), optim.sgd(0.1), gradient=gradient)
 
 
+@pytest.mark.parametrize(
+    "make", [partial(train.make_train_step, optimizer=optim.sgd(0.1)), train.make_eval_step]
+)
+def test_a_loss_that_is_no_function_is_refused(make):
+    with pytest.raises(TypeError, match=r"the loss is 'cross_entropy', expected a function"):
+        make(layers.linear(2), loss="cross_entropy")
+
+
 def test_networks_and_optimizers_that_were_not_called_are_told_to_be():
     x = torch.zeros(2, 3)
     with pytest.raises(TypeError, match=r"the network: got <function linear.*call its const"):

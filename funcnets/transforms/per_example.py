@@ -65,10 +65,13 @@ def per_example_gradients(
         loss: (logits (N, K), labels (N,)) -> 0-d, the mean over the examples.
         chunk_size: how many gradients are computed at once, which bounds the memory; None: all.
 
-    Raises ValueError where batch norm is there and no meaning is given, or labels don't fit the
-    images; LayerError for `batch_constant` where one is inside a layer under `remat`.
+    Raises ValueError where batch norm is there and no meaning is given, where labels don't fit the
+    images, or for a chunk of none; LayerError for `batch_constant` where one is inside a layer
+    under `remat`.
     """
     check_batch(batch)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}, expected 1 or more, or None for all at once")
     if statistics is None and count_batch_norms(net) == 0:
         statistics = "frozen"
     if statistics == "batch":
