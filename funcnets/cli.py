@@ -362,9 +362,6 @@ def _note(text: str) -> None:
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
-    # Memory in huge pages, unless the user says otherwise: a step's tensors are cleared page by
-    # page when they are first touched.  torch reads this at its first allocation.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # torch warns where a CUDA toolkit stands without a device, which concerns nobody here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:

@@ -218,14 +218,3 @@ def test_check_changes_nothing_else(run):
     assert run("train", "--epochs", 1, "--run", "plain", *SMALL)[0] == 0
     assert run("train", "--epochs", 1, "--run", "checked", "--check", *SMALL)[0] == 0
     assert untimed("plain")[0] == pytest.approx(untimed("checked")[0], rel=1e-4)
-
-
-@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
-def test_memory_is_asked_for_in_huge_pages_unless_the_user_says_otherwise(
-    run, monkeypatch, before, after
-):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before or "")
-    if before is None:
-        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    assert run("list")[0] == 0
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == after
