@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -230,6 +230,7 @@ def test_cosine_is_torchs_and_holds_its_end(rate, total, end):
 def test_one_cycle_is_torchs_and_holds_its_end(
     rate, total, pct_start, div_factor, final_div_factor
 ):
+    assume(pct_start * total != 1)  # torch's own divides by zero there
     options = {
         "pct_start": pct_start,
         "div_factor": div_factor,
@@ -243,7 +244,6 @@ def test_one_cycle_is_torchs_and_holds_its_end(
 
 
 def test_one_cycle_with_its_top_at_the_first_step():
-    # torch's own divides by zero here.
     actual = rates_of(optim.one_cycle(1.0, 10, pct_start=0.1), 10)
     assert actual[0] == 1.0
     assert all(a > b for a, b in itertools.pairwise(actual))
