@@ -104,8 +104,12 @@ def test_operations_are_what_their_fakes_say():
         numbers(2, 4, 6, 7),
     )
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    torch.library.opcheck(winograd.CONVOLVE, (x, weight, bias, [1, 1]), **checks)
-    torch.library.opcheck(winograd.WEIGHT_GRADIENT, (grad, x, 3, [1, 1]), **checks)
+    for operation, arguments in (
+        (winograd.CONVOLVE, (x, weight, bias, [1, 1])),
+        (winograd.WEIGHT_GRADIENT, (grad, x, 3, [1, 1])),
+    ):
+        results = torch.library.opcheck(operation, arguments, **checks)
+        assert set(results.values()) == {"SUCCESS"}
 
 
 def loss(weight, x):

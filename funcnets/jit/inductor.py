@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from funcnets.jit.fusion import emit
 from funcnets.jit.operators import define
 
 aten = torch.ops.aten
@@ -59,7 +60,6 @@ def spell_out_factors(graph: fx.GraphModule) -> None:
         if node.target is aten.add.Tensor and "alpha" in node.kwargs:
             x, y = node.args
             with graph.graph.inserting_before(node):
-                product = graph.graph.call_function(aten.mul.Scalar, (y, node.kwargs["alpha"]))
-            product.meta["val"] = y.meta["val"]
+                product = emit(graph.graph, aten.mul.Scalar, y, node.kwargs["alpha"])
             node.args, node.kwargs = (x, product), {}
     graph.recompile()

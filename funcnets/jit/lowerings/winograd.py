@@ -161,6 +161,7 @@ class Tiling(NamedTuple):
         height, width = (OUTPUTS * n + self.side - 1 for n in (rows, self.columns))
         padded = _window(x[block.images], top, left, height, width)
         matrix, tile = transforms(self.side).inputs, self.tile
+        # Not by `both_sides`: tiles overlap, and here what two of them share is computed once.
         half = x.new_empty(tile, len(padded), rows, width, x.shape[3])
         last = OUTPUTS * (rows - 1) + 1
         combine(matrix, [padded[:, i : i + last : OUTPUTS] for i in range(tile)], half.unbind(0))
