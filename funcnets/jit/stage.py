@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import tree
+from funcnets.jit import heap
 from funcnets.jit.compile import BACKENDS, Backend, Executable, compile_graph
 from funcnets.jit.donation import Aliases, donate
 from funcnets.jit.fusion import fuse
@@ -63,7 +64,8 @@ class Jitted:
             self._executables[call.key] = self._build(call)
         traced, run, aliases = self._executables[call.key]
         traced.check_constants()
-        results = iter(run(*call.tensors))
+        with heap.kept():
+            results = iter(run(*call.tensors))
         return traced.structure.fill(
             call.tensors[aliases[i]] if i in aliases else next(results)
             for i in range(len(traced.structure.places))

@@ -1,0 +1,54 @@
+"""Small C++ libraries, compiled where they are used, with all that the processor can do."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+
+
+@functools.cache
+def load(source: str) -> ctypes.CDLL | None:
+    """The library that C++ `source` compiles to, by $CXX or g++; None if there is no compiler.
+
+    It is kept in the user's cache directory, under a name that changes with the source, the
+    compiler and the processor.  It must be plain code: a call lets other threads go on.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        return None
+    try:
+        command = [compiler, *FLAGS, "-x", "c++"]
+        # The macros tell the compiler's version and the processor's instructions.
+        macros = _output([*command, "-dM", "-E", os.devnull])
+        name = hashlib.sha256("\0".join([source, macros, *command]).encode()).hexdigest()
+        path = _directory() / f"{name[:32]}.so"
+        if not path.exists():
+            _build(command, source, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _directory() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(caches) / "funcnets"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _build(command: list[str], source: str, path: Path) -> None:
+    # Another process may be at the same: each writes a file of its own, and the last one stays.
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = Path(scratch) / path.name
+        _output([*command, "-", "-o", str(built)], source)
+        built.replace(path)
+
+
+def _output(command: list[str], given: str = "") -> str:
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,50 @@
+"""C++ is compiled once for a machine, and where it can't be, there is an answer."""
+
+import ctypes
+
+import pytest
+
+from funcnets.jit import native
+
+SOURCE = 'extern "C" double twice(double x) { return 2 * x; }'
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.load.cache_clear()
+    yield tmp_path / "funcnets"
+    native.load.cache_clear()
+
+
+def files(directory):
+    return sorted((path.name, path.stat().st_mtime_ns) for path in directory.iterdir())
+
+
+def test_a_library_is_built_once(cache):
+    function = native.load(SOURCE).twice
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double]
+    assert function(1.5) == 3
+    built = files(cache)
+    assert len(built) == 1
+    native.load.cache_clear()
+    assert native.load(SOURCE) is not None
+    assert files(cache) == built
+    assert native.load(SOURCE + "\n") is not None
+    assert len(files(cache)) == 2
+
+
+def test_no_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert native.load(SOURCE) is None
+
+
+def test_no_code(cache):
+    assert native.load("this is no C++") is None
+    assert files(cache) == []
+
+
+def test_no_place_to_write(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert native.load(SOURCE) is None
