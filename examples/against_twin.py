@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--backend")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)
     print(dataset.source)

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend", default="graph")
+    parser.add_argument("--backend")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)
     if options.limit_train:

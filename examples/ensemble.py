@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--backend")
     parser.add_argument("--picture", default="ensemble.png")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[16, 256])
     parser.add_argument("--side", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--backend")
     options = parser.parse_args(argv)
     net = build(options.net, options.width)
     print(

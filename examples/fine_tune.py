@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100, help="on the few images")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend", default="graph")
+    parser.add_argument("--backend")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)
     classes = options.classes

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--limit-test", type=int, default=500)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend", default="graph")
+    parser.add_argument("--backend")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)
     few, labels = draw((dataset.train_images, dataset.train_labels), options.few, random.key(0))

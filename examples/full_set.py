@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--backend")
     parser.add_argument("--precision", default="float32", choices=precision.POLICIES)
     options = parser.parse_args(argv)
     dataset = data.load(options.data)

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit-train", type=int, default=3000)
     parser.add_argument("--layer", default="stage1", help="path of the maps to look at")
     parser.add_argument("--data", help="a directory, or `bundled`")
-    parser.add_argument("--backend", default="graph")
+    parser.add_argument("--backend")
     parser.add_argument("--picture", default="grad_cam.png")
     options = parser.parse_args(argv)
     dataset = data.limit(data.load(options.data), options.limit_train)

@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=300, help="images to choose the prior by")
     parser.add_argument("--limit-test", type=int, default=1000)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend", default="graph")
+    parser.add_argument("--backend")
     parser.add_argument("--picture", default="laplace.png")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)

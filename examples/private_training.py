@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
     parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--backend")
     parser.add_argument("--picture", help="a file for the curves, such as private.png")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=4, help="for the trace")
     parser.add_argument("--limit-train", type=int, default=100)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend", default="graph")
+    parser.add_argument("--backend")
     parser.add_argument("--picture", default="sharpness.png")
     options = parser.parse_args(argv)
     dataset = data.limit(data.load(options.data), options.limit_train)

@@ -61,7 +61,10 @@ Device = Annotated[
 ]
 Backend = Annotated[
     str | None,
-    typer.Option(help="inductor compiles the step; graph runs it uncompiled.  (default: inductor)"),
+    typer.Option(
+        help="native makes C++ of what lies between convolutions; inductor compiles all; graph "
+        "compiles nothing.  (default: native on a CPU, elsewhere inductor)"
+    ),
 ]
 
 
@@ -296,8 +299,9 @@ def bench_command(
         str | None,
         typer.Option(
             metavar="COLUMN,...",
-            help="Of jit and graph (funcnets), eager, eager-last, compiled, compiled-last (the "
-            "module, plain and channels_last), and flax, which needs the extra bench-jax.",
+            help="Of jit, graph and inductor (funcnets), eager, eager-last, compiled, "
+            "compiled-last (the module, plain and channels_last), and flax, which needs the "
+            "extra bench-jax.",
         ),
     ] = None,
     precision: Annotated[

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from funcnets import checkpoint, models, optim
-from funcnets.jit.compile import BACKENDS, Backend
+from funcnets.jit.compile import BACKENDS, Backend, usual_backend
 from funcnets.precision import PRECISIONS
 
 SCHEDULES = {
@@ -102,12 +102,13 @@ def configure(given: Mapping[str, Any]) -> Config:
         recipe = models.get(name, recipe_name)[1]
     except ValueError as error:
         raise UsageError(str(error)) from None
+    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
     defaults = asdict(recipe) | {
         "seed": 0,
         "data": "bundled",
         "limit_train": None,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "backend": "inductor",
+        "device": device,
+        "backend": usual_backend(device),
     }
     config = Config(**(defaults | dict(given) | {"network": name, "recipe": recipe_name}))
     check(config)

@@ -13,7 +13,7 @@ from funcnets import data, precision, train
 from funcnets.core import Layer
 from funcnets.data import Dataset
 from funcnets.jit import CompileError, jit
-from funcnets.jit.compile import Backend
+from funcnets.jit.compile import COMPILED, Backend
 from funcnets.precision import POLICIES
 from funcnets.run import Config
 from funcnets.train import Prepare, TrainState
@@ -59,10 +59,10 @@ class Interrupt:
 
 
 class Step:
-    """A function under `jit`: compiled for batches of `size`, its graph as it is for others.
+    """A function under `jit`: compiled for batches of `size`, and for others where that is quick.
 
-    The short last batch comes once an epoch: compiling for it costs more than it can save.  Where
-    compiling fails this warns and goes on uncompiled, except after a signal, which may have
+    The short last batch comes once an epoch: to compile it by PyTorch costs more than it can save.
+    Where compiling fails this warns and goes on uncompiled, except after a signal, which may have
     stopped the compiler too.  Without a `backend` the function is called as it is.
     """
 
@@ -82,7 +82,8 @@ class Step:
         self._compiled = jit(function, backend=backend or "graph", donate_argnums=donate_argnums)
         self._as_it_is = function
         if backend is not None:
-            self._as_it_is = jit(function, backend="graph", donate_argnums=donate_argnums)
+            quick: Backend = "graph" if backend in COMPILED else backend
+            self._as_it_is = jit(function, backend=quick, donate_argnums=donate_argnums)
         self._sizes: set[int] = set()
         self.is_first = False  # whether the last call was the first with its batch size
         self.compile_seconds = 0.0

@@ -150,7 +150,7 @@ def test_all_networks_are_at_their_recipes_sizes():
     ("arguments", "message"),
     [
         (["renset18"], "did you mean 'resnet18'"),
-        (["--only", "jit,fast"], "--only has 'fast'; known are jit, graph, eager"),
+        (["--only", "jit,fast"], "--only has 'fast'; known are jit, graph, inductor, eager"),
         (["--precision", "half"], "--precision has 'half'; known are float32, bfloat16"),
         (["--rounds", "0"], "--rounds is 0"),
         (["--batch-size", "0"], "--batch-size is 0"),
@@ -173,7 +173,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, monkeypatch, arguments, mess
 
 def test_flax_is_left_out_where_it_is_not_installed(monkeypatch):
     assert "flax" in bench.columns()
-    cases = [(False, "lenet_bn", 6), (True, "nin", 6), (True, "resnet18", 7)]
+    cases = [(False, "lenet_bn", 7), (True, "nin", 7), (True, "resnet18", 8)]
     for installed, network, found in cases:
         monkeypatch.setattr(flax_peer, "installed", lambda installed=installed: installed)
         assert len(measure.available(bench.columns(), network)) == found

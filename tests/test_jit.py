@@ -193,7 +193,7 @@ def test_wrong_options(options):
 
 
 def test_a_failing_compiler_is_told_with_a_way_on():
-    jitted = jit(lambda x: torch.sin(x) * x.sum())
+    jitted = jit(lambda x: torch.sin(x) * x.sum(), backend="inductor")
     no_compiler = inductor_config.patch({"cpp.cxx": (None, "no-such-compiler")})
     with no_compiler, pytest.raises(CompileError, match=r'No working C\+\+.*backend="graph"'):
         jitted(torch.ones(3))
@@ -232,7 +232,7 @@ def training():
 # Generating code takes half a minute or more, so it is done once, with donation.
 @pytest.mark.parametrize(
     ("backend", "donate_argnums"),
-    [("graph", ()), ("graph", 0), ("aot_eager", 0), ("inductor", 0)],
+    [("graph", ()), ("graph", 0), ("native", ()), ("native", 0), ("aot_eager", 0), ("inductor", 0)],
 )
 def test_a_training_step_is_the_eager_one(backend, donate_argnums):
     step, train_state, batch = training()

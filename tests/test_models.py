@@ -1,5 +1,8 @@
 """The eight networks and their blocks equal their module twins."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import strategies
 import torch
@@ -80,17 +83,22 @@ def test_traced_network_evaluates_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "compiled",
+    ("compiled", "backend"),
     [
-        name if name == "lenet_bn" else pytest.param(name, marks=pytest.mark.slow)
-        for name in NETWORKS
+        *((name, "native") for name in NETWORKS),
+        ("lenet_bn", "inductor"),
+        *(
+            pytest.param(name, "inductor", marks=pytest.mark.slow)
+            for name in NETWORKS
+            if name != "lenet_bn"
+        ),
     ],
 )
-def test_compiled_step_is_the_eager_one(compiled: str) -> None:
+def test_compiled_step_is_the_eager_one(compiled: str, backend: Any) -> None:
     network = NETWORKS[compiled]
     both = pair(*network.build(), network.shape, 0)
     data = batches(both, 3, 0)
-    steps = functional_steps(both, data, 0.01, transform=funcnets.jit)
+    steps = functional_steps(both, data, 0.01, transform=partial(funcnets.jit, backend=backend))
     for actual, expected in zip(steps, functional_steps(both, data, 0.01), strict=True):
         assert_close(actual, expected)
 

@@ -13,9 +13,9 @@ import torch
 from funcnets import data, models
 from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure
 from funcnets.bench.case import Case
-from funcnets.bench.steps import COLUMNS, available
+from funcnets.bench.steps import BACKENDS, COLUMNS, available
 from funcnets.bench.table import render
-from funcnets.jit.compile import Backend
+from funcnets.jit.compile import Backend, usual_backend
 from funcnets.precision import POLICIES
 
 __all__ = ["BENCHMARKS", "Machine", "Plan", "cases", "columns", "machine", "names", "render"]
@@ -148,7 +148,7 @@ def lowering_rows(plan: Plan, report: Report) -> Iterator[list[lowerings.Lowered
 
 def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
     """A whole epoch against the usual loop."""
-    backend: Backend = "inductor" if "jit" in plan.columns else "graph"
+    backend = _epoch_backend(plan)
     for case in plan.cases:
         dataset = data.load(plan.data, device=case.device)
         if plan.limit_train is not None:
@@ -162,6 +162,12 @@ def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
             workers=plan.workers,
             backend=backend,
         )
+
+
+def _epoch_backend(plan: Plan) -> Backend:
+    """That of the first of our columns."""
+    given = (BACKENDS[column] for column in plan.columns if column in BACKENDS)
+    return next(given, None) or usual_backend(plan.cases[0].device)
 
 
 def _check_numbers(**values: int | None) -> None:

@@ -105,7 +105,7 @@ def measure(
     *,
     rounds: int,
     workers: int,
-    backend: Backend = "inductor",
+    backend: Backend,
 ) -> list[Epoch]:
     """Time epochs over the training images of `dataset`, the loops in turns."""
     passes: dict[tuple[str, str], Pass] = {("float32", USUAL): usual_pass(case, workers)}

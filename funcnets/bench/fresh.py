@@ -64,7 +64,8 @@ def cost(case: Case, column: str, precision: str, cache: str | None = None) -> C
     Raises RuntimeError with the last line that the process printed, if it fails.
     """
     command = [sys.executable, "-m", __name__, json.dumps(case), column, precision]
-    environment = dict(os.environ) | ({"TORCHINDUCTOR_CACHE_DIR": cache} if cache else {})
+    caches = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"), cache) if cache else {}
+    environment = {**os.environ, **caches}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last = (done.stderr.strip() or "it was killed").splitlines()[-1]

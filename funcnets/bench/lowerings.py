@@ -9,11 +9,9 @@ from torch import Tensor, fx
 
 from funcnets import models, optim, random, timing, train, tree
 from funcnets.bench.case import LEARNING_RATE, Case
+from funcnets.bench.steps import BACKENDS
 from funcnets.jit import DEFAULT, Lowering, jit
-from funcnets.jit.compile import Backend
 from funcnets.precision import POLICIES
-
-BACKENDS: dict[str, Backend] = {"jit": "inductor", "graph": "graph"}
 
 
 class Lowered(NamedTuple):

@@ -16,7 +16,7 @@ from funcnets.precision import POLICIES
 Step = Callable[[], object]
 
 
-def functional_step(case: Case, precision: str, *, backend: Backend) -> Step:
+def functional_step(case: Case, precision: str, *, backend: Backend | None) -> Step:
     """The step of `funcnets train`, which is given its own state to write the next one into."""
     net, _ = models.get(case.network)
     optimizer, batch = optim.sgd(LEARNING_RATE), case.batch()
@@ -48,9 +48,10 @@ def module_step(
     return run
 
 
+# The back ends by their columns; None is the usual one of the device.
+BACKENDS: dict[str, Backend | None] = {"jit": None, "graph": "graph", "inductor": "inductor"}
 OURS: dict[str, Callable[[Case, str], Step]] = {
-    "jit": partial(functional_step, backend="inductor"),
-    "graph": partial(functional_step, backend="graph"),
+    column: partial(functional_step, backend=backend) for column, backend in BACKENDS.items()
 }
 MODULES: dict[str, Callable[[Case, str], Step]] = {
     "eager": module_step,

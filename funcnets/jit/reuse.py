@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from funcnets.jit.loops import is_loop
 from funcnets.jit.memory import is_given, memory_owners
 
 aten = torch.ops.aten
@@ -43,25 +44,43 @@ def reuse_memory(graph: fx.GraphModule) -> None:
     nodes: list[fx.Node] = list(graph.graph.nodes)
     reads = _Reads(graph.graph)
     for place, node in enumerate(nodes):
-        copies = [user for user in node.users if user.target is aten.copy_.default]
-        if node.target in WRITING and len(copies) == len(node.users) == 1:
-            target: Any = copies[0].args[0]
-            if target.op == "placeholder" and reads.end_at(target, node, place):
-                _write(node, target)
-                graph.graph.erase_node(copies[0])
+        copy = _only_copy(node)
+        if node.target in WRITING and copy and reads.end_at(copy.args[0], node, node, place):
+            _write(node, copy.args[0])
+            graph.graph.erase_node(copy)
     for place, node in enumerate(nodes):
+        if is_loop(node):
+            _reuse_in_loop(graph.graph, node, place, reads)
         if node.target not in WRITING and node.target not in IN_PLACE:
             continue
-        operands = [
-            operand
-            for operand in node.all_input_nodes
-            if not is_given(reads.owners[operand]) and reads.end_at(operand, node, place)
-        ]
+        operands = reads.over(node, node, place)
         if operands and node.target in WRITING:
             _write(node, operands[0])
         elif operands:
             node.target = IN_PLACE[node.target]
     graph.recompile()
+
+
+def _reuse_in_loop(graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads") -> None:
+    chosen: list[Any] = [None] * len(loop.meta["val"])
+    for part in loop.users:
+        i: Any = part.args[1]
+        copy = _only_copy(part)
+        if copy is not None and reads.end_at(copy.args[0], part, loop, place):
+            chosen[i] = copy.args[0]
+            graph.erase_node(copy)
+        else:
+            free = (x for x in reads.over(part, loop, place) if x not in chosen)
+            chosen[i] = next(free, None)
+    loop.args = (loop.args[0], chosen)
+
+
+def _only_copy(node: fx.Node) -> Any:
+    """The copy of a value to an argument of the graph, if nothing else reads the value."""
+    users: list[Any] = list(node.users)
+    if len(users) == 1 and users[0].target is aten.copy_.default:
+        return users[0] if users[0].args[0].op == "placeholder" else None
+    return None
 
 
 class _Reads:
@@ -75,15 +94,23 @@ class _Reads:
             for operand in _read(node)
         }
 
-    def end_at(self, target: fx.Node, node: fx.Node, place: int) -> bool:
-        """Whether the result of `node`, which is at `place`, can be written where `target` is."""
+    def end_at(self, target: fx.Node, result: fx.Node, node: fx.Node, place: int) -> bool:
+        """Whether that result of `node`, which is at `place`, can be written where `target` is."""
         owner = self.owners[target]
         others = (operand for operand in node.all_input_nodes if operand is not target)
         return (
             self.last.get(owner, -1) <= place
-            and _layout(target) == _layout(node)
+            and _layout(target) == _layout(result)
             and owner not in map(self.owners.get, others)
         )
+
+    def over(self, result: fx.Node, node: fx.Node, place: int) -> list[fx.Node]:
+        """The operands of `node`, which is at `place`, over which that result can be written."""
+        return [
+            operand
+            for operand in node.all_input_nodes
+            if not is_given(self.owners[operand]) and self.end_at(operand, result, node, place)
+        ]
 
 
 def _read(node: fx.Node) -> list[fx.Node]:

@@ -11,10 +11,18 @@ from torch._C import _functorch
 
 from funcnets import tree
 from funcnets.jit import heap
-from funcnets.jit.compile import BACKENDS, Backend, Executable, compile_graph
+from funcnets.jit.compile import (
+    BACKENDS,
+    COMPILED,
+    Backend,
+    Executable,
+    compile_graph,
+    usual_backend,
+)
 from funcnets.jit.donation import Aliases, donate
 from funcnets.jit.fusion import fuse
 from funcnets.jit.inductor import make_opaque, spell_out_factors
+from funcnets.jit.loops import fuse_loops
 from funcnets.jit.lowerings import DEFAULT, Lowering
 from funcnets.jit.reuse import reuse_memory
 from funcnets.jit.trace import Trace, TraceError, take_apart, trace
@@ -43,7 +51,7 @@ class Jitted:
         function: Callable[..., Any],
         donate_argnums: tuple[int, ...],
         static_argnums: tuple[int, ...],
-        backend: Backend,
+        backend: Backend | None,
         lowerings: Sequence[Lowering],
     ) -> None:
         functools.update_wrapper(self, function)
@@ -76,15 +84,17 @@ class Jitted:
         return self._trace(self._take_apart(args, kwargs))
 
     def _build(self, call: _Call) -> _Executable:
-        traced = self._trace(call)
+        traced, backend = self._trace(call), self.backend or _usual_backend(call.tensors)
+        if backend == "native":
+            fuse_loops(traced.graph)
         aliases = donate(traced.graph, call.donated)
-        if self.backend == "graph":
+        if backend not in COMPILED:
             reuse_memory(traced.graph)
-        if self.backend == "inductor":
+        if backend == "inductor":
             spell_out_factors(traced.graph)
             if self.lowerings:
                 make_opaque(traced.graph)
-        return _Executable(traced, compile_graph(traced.graph, self.backend), aliases)
+        return _Executable(traced, compile_graph(traced.graph, backend), aliases)
 
     def _trace(self, call: _Call) -> Trace:
         traced = trace(call.rebuild, call.tensors, self.lowerings)
@@ -155,6 +165,10 @@ def _static_key(position: int, value: Any) -> Hashable:
     return position, type(value), value  # 1, 1.0 and True are equal, and not the same
 
 
+def _usual_backend(tensors: Sequence[Tensor]) -> Backend:
+    return usual_backend(next((tensor.device for tensor in tensors), "cpu"))
+
+
 def _is_traced() -> bool:
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -173,7 +187,7 @@ def jit(
     *,
     donate_argnums: int | Sequence[int] = (),
     static_argnums: int | Sequence[int] = (),
-    backend: Backend = "inductor",
+    backend: Backend | None = None,
     lowerings: Sequence[Lowering] | None = DEFAULT,
 ) -> Jitted:
     """`function`, a pure function of trees of tensors, as one compiled graph.
@@ -191,15 +205,17 @@ def jit(
             new values: use what was returned.
         static_argnums: arguments that are no tensors; hashable, given by position, and baked into
             the graph.
-        backend: `inductor` compiles; `graph` runs the traced and lowered graph as it is, and needs
-            no compiler; `aot_eager` goes through torch.compile without generating code.
+        backend: `graph` runs the traced and lowered graph as it is; `native` makes loops in C++ of
+            what lies between its large operations, if there is a compiler ($CXX, g++), in a second
+            or two; `inductor` is PyTorch's compiler; `aot_eager` goes through torch.compile without
+            generating code.  None: native on a CPU, elsewhere inductor.
         lowerings: rewrites of operations that the target runs badly; None for none.
 
     Raises:
         TraceError: from a call, where the function isn't a pure function of tensors.
         CompileError: from a call, where the back end fails.
     """
-    if backend not in BACKENDS:
+    if backend not in (None, *BACKENDS):
         raise ValueError(f"jit: no backend {backend!r}, expected one of {', '.join(BACKENDS)}")
     donated, static = _argnums(donate_argnums), _argnums(static_argnums)
     if both := set(donated) & set(static):

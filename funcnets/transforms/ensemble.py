@@ -14,7 +14,7 @@ from torch import Tensor
 from funcnets import metrics, train, tree
 from funcnets.core import Layer, Params, State
 from funcnets.jit import Jitted, jit
-from funcnets.jit.compile import Backend
+from funcnets.jit.compile import Backend, usual_backend
 from funcnets.optim import Optimizer
 from funcnets.train import Batch, Measurements, NonFiniteLoss, TrainState
 from funcnets.transforms import grouped
@@ -178,7 +178,12 @@ Way = Literal["vmap", "loop"]
 #   16,300 and 65,200;
 # - compiled, where larger tensors cost less: the LeNet 1.31, 1.13 and 1.06 at 18,400, 36,900 and
 #   73,700, residual networks of 2 members 1.15 and 0.90 at 8,200 and 65,200.
-MOST_GROUPED_WORK: dict[Backend, int] = {"graph": 17_000, "aot_eager": 17_000, "inductor": 50_000}
+MOST_GROUPED_WORK: dict[Backend, int] = {
+    "native": 17_000,
+    "graph": 17_000,
+    "aot_eager": 17_000,
+    "inductor": 50_000,
+}
 
 
 def faster(
@@ -187,7 +192,7 @@ def faster(
     batch: Batch,
     *,
     shared_batch: bool = True,
-    backend: Backend = "inductor",
+    backend: Backend | None = None,
 ) -> Way:
     """The way in which `jit_step` should be faster for these shapes, by a rule: no clock is read.
 
@@ -197,8 +202,8 @@ def faster(
     """
     mapped = make_ensemble_step(step, shared_batch=shared_batch)
     operations, multiply_adds = grouped.work(mapped, members, batch)
-    limit = MOST_GROUPED_WORK[backend] * operations * len(members.step)
-    return "loop" if multiply_adds > limit else "vmap"
+    most = MOST_GROUPED_WORK[backend or usual_backend(members.step.device)]
+    return "loop" if multiply_adds > most * operations * len(members.step) else "vmap"
 
 
 def jit_step(
@@ -207,7 +212,7 @@ def jit_step(
     by: Way | Literal["auto"] = "auto",
     shared_batch: bool = True,
     donate_argnums: int | Sequence[int] = (),
-    backend: Backend = "inductor",
+    backend: Backend | None = None,
 ) -> Step:
     """`make_ensemble_step(step)` under `jit`, by the faster of two ways to the same numbers.
 

@@ -5,7 +5,7 @@ device, for when it applies.  A rewrite may call the operation itself: that call
 other lowerings.
 """
 
-from funcnets.jit.lowerings import layout, winograd
+from funcnets.jit.lowerings import layout, pooling, winograd
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
 from funcnets.jit.lowerings.moments import MOMENTS
@@ -22,6 +22,8 @@ DEFAULT: tuple[Lowering, ...] = (
     layout.BACKWARD,
     layout.POOL_FORWARD,
     layout.POOL_BACKWARD,
+    pooling.AVERAGE_FORWARD,
+    pooling.AVERAGE_BACKWARD,
     MOMENTS,
 )
 

@@ -1,0 +1,257 @@
+"""Loops: runs of operations element by element become one pass each, in C++ for the whole graph.
+
+What lies between convolutions, matrix products and pools is bound by memory, so each pass that is
+saved is time saved.  All loops of a graph are compiled at once; equal ones, as those of repeated
+blocks, are one function, whatever their sizes.  Without a compiler the graph stays as it is.
+"""
+
+import ctypes
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from funcnets.jit import native
+from funcnets.jit.memory import written
+
+aten = torch.ops.aten
+SCALARS = {torch.float32: "float", torch.float64: "double"}
+DEPTH = 4  # loops in each other, in the template
+CHUNK = 1 << 12  # numbers that one thread takes at a time
+LONGEST = 1 << 15  # numbers that one thread takes alone
+
+# Operations as C++ of their operands, in order; what else they take by name.
+EXPRESSIONS: dict[Any, str] = {
+    aten.add.Tensor: "{0} + {alpha} * {1}",
+    aten.sub.Tensor: "{0} - {alpha} * {1}",
+    aten.mul.Tensor: "{0} * {1}",
+    aten.div.Tensor: "{0} / {1}",
+    aten.add.Scalar: "{0} + {1}",
+    aten.mul.Scalar: "{0} * {1}",
+    aten.div.Scalar: "{0} / {1}",
+    aten.neg.default: "-{0}",
+    aten.rsqrt.default: "1 / std::sqrt({0})",
+    aten.addcmul.default: "{0} + {value} * {1} * {2}",
+    aten.lerp.Scalar: "{2} < 0.5 ? {0} + {2} * ({1} - {0}) : {1} - (1 - {2}) * ({1} - {0})",
+    # These let what isn't a number through, as ATen does.
+    aten.relu.default: "{0} <= 0 ? 0 : {0}",
+    aten.threshold_backward.default: "{1} <= {2} ? 0 : {0}",
+    aten.sigmoid_backward.default: "{0} * (1 - {1}) * {1}",
+    aten.tanh_backward.default: "{0} * (1 - {1} * {1})",
+}
+TEMPLATE = """
+extern "C" void NAME(Scalar** at, const long* size, const long* stride) {{
+    const long rows = size[3] < {chunk} ? {chunk} / size[3] : 1;
+    const bool many = size[0] * size[1] * size[2] * size[3] > {longest};
+#pragma omp parallel for collapse(4) if (many)
+    for (long a = 0; a < size[0]; ++a)
+    for (long b = 0; b < size[1]; ++b)
+    for (long row = 0; row < size[2]; row += rows)
+    for (long first = 0; first < size[3]; first += {chunk})
+        for (long c = row; c < std::min(row + rows, size[2]); ++c) {{
+            const long last = std::min<long>(first + {chunk}, size[3]);
+            {pointers}
+#pragma omp simd
+            for (long i = first; i < last; ++i) {{
+                {body}
+            }}
+        }}
+}}
+"""
+POINTER = "Scalar* p{0} = at[{0}] + a * stride[{1}] + b * stride[{1} + 1] + c * stride[{1} + 2];"
+
+
+def fuse_loops(graph: fx.GraphModule) -> int:
+    """Make loops of `graph`, which must have come from `trace`; tells how many.
+
+    Without a compiler there are none.
+    """
+    loops = [(run, Loop(run)) for run in runs(graph.graph) if len(_nest(run)[0]) <= DEPTH]
+    sources = {loop.source: f"loop{i}" for i, (_, loop) in enumerate(loops)}
+    code = (source.replace("NAME", name) for source, name in sources.items())
+    library = native.load("\n".join(["#include <algorithm>\n#include <cmath>", *code]))
+    if library is None or not loops:
+        return 0
+    for i, (run, loop) in enumerate(loops):
+        loop.function = library[sources[loop.source]]
+        graph.add_submodule(f"loop{i}", loop)
+        _replace(graph.graph, run, f"loop{i}")
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return len(loops)
+
+
+def is_loop(node: fx.Node) -> bool:
+    """Whether the node, of a graph, calls a loop: with its operands and where to write."""
+    return node.op == "call_module"
+
+
+def _replace(graph: fx.Graph, run: "Run", name: str) -> None:
+    results = run.results
+    with graph.inserting_after(run.nodes[-1]):
+        call = graph.call_module(name, (run.operands, [None] * len(results)))
+    call.meta["val"] = [node.meta["val"] for node in results]
+    for i, node in reversed(list(enumerate(results))):
+        with graph.inserting_after(call):
+            part = graph.call_function(operator.getitem, (call, i))
+        part.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in run.nodes)
+    for node in reversed(run.nodes):
+        graph.erase_node(node)
+
+
+@dataclass(eq=False)
+class Run:
+    """Operations on maps of one shape that can be one loop, where the last of them stands."""
+
+    nodes: list[fx.Node] = field(default_factory=list)
+
+    @property
+    def operands(self) -> list[fx.Node]:
+        """What they take from elsewhere, each once."""
+        taken = (operand for node in self.nodes for operand in node.all_input_nodes)
+        return list(dict.fromkeys(operand for operand in taken if operand not in self.nodes))
+
+    @property
+    def results(self) -> list[fx.Node]:
+        """Those that are read elsewhere."""
+        return [node for node in self.nodes if not set(node.users) <= set(self.nodes)]
+
+
+def runs(graph: fx.Graph) -> list[Run]:
+    """Runs of at least two operations, in order.
+
+    A run ends where something else reads one of its values, so that it can stand there as a whole.
+    """
+    begun: dict[fx.Node, Run] = {}  # runs that can go on, by their nodes
+    found: list[Run] = []
+    for node in graph.nodes:
+        if any(written(node)):
+            begun.clear()  # what stands before this must be read before it
+        joined: list[Run] = []
+        fits = _is_element_wise(node)
+        for operand in node.all_input_nodes:
+            run = begun.get(operand)
+            if run is None or run in joined:
+                continue
+            if fits and _shape(operand) == _shape(node):
+                joined.append(run)
+            else:
+                for member in run.nodes:
+                    del begun[member]
+        if fits:
+            whole = Run([member for run in joined for member in run.nodes] + [node])
+            begun.update(dict.fromkeys(whole.nodes, whole))
+            found = [run for run in found if run not in joined] + [whole]
+    return [run for run in found if len(run.nodes) > 1]
+
+
+def _shape(node: fx.Node) -> Any:
+    return node.meta["val"].shape
+
+
+def _is_element_wise(node: fx.Node) -> bool:
+    if node.target not in EXPRESSIONS or set(node.kwargs) - {"alpha", "value"}:
+        return False
+    values = [node.meta["val"], *(operand.meta["val"] for operand in node.all_input_nodes)]
+    numbers = [x for x in (*node.args, *node.kwargs.values()) if not isinstance(x, fx.Node)]
+    return (
+        all(x.device.type == "cpu" and x.dtype is values[0].dtype for x in values)
+        and values[0].dtype in SCALARS
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    )
+
+
+class Loop(torch.nn.Module):
+    """A run of operations as a function of its operands, as C++."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        operands, results = (
+            [n.meta["val"] for n in nodes] for nodes in (run.operands, run.results)
+        )
+        self.operands = [(x.shape, x.stride()) for x in operands]
+        self.results = [(x.shape, x.stride(), x.dtype, x.device) for x in results]
+        size, strides = _nest(run)
+        missing = DEPTH - len(size)
+        self.size = (ctypes.c_long * DEPTH)(*[1] * missing, *size)
+        padded = [step for each in strides for step in (*[0] * missing, *each)]
+        self.strides = (ctypes.c_long * len(padded))(*padded)
+        self.pointers = ctypes.c_void_p * len(strides)
+        self.source = _source(run, padded[DEPTH - 1 :: DEPTH])
+        self.function: Callable[..., None] | None = None  # once compiled
+
+    def forward(self, operands: list[Tensor], targets: list[Tensor | None]) -> list[Tensor]:
+        """The results, each in its target, or in new memory where that is None."""
+        assert self.function is not None
+        given = [
+            x if x.stride() == stride else x.new_empty_strided(shape, stride).copy_(x)
+            for x, (shape, stride) in zip(operands, self.operands, strict=True)
+        ]
+        results = [
+            torch.empty_strided(shape, stride, dtype=dtype, device=device) if x is None else x
+            for x, (shape, stride, dtype, device) in zip(targets, self.results, strict=True)
+        ]
+        pointers = self.pointers(*(x.data_ptr() for x in (*given, *results)))
+        self.function(pointers, self.size, self.strides)
+        return results
+
+
+def _source(run: Run, steps: Sequence[int]) -> str:
+    """C++ of a loop, of whose operands and results the innermost strides are `steps`."""
+    operands, results = run.operands, run.results
+
+    def element(i: int) -> str:
+        return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{4 * i + 3}]') }]"
+
+    names = {node: element(i) for i, node in enumerate(operands)}
+    lines: list[str] = []
+    for node in run.nodes:
+        values = [names[x] if isinstance(x, fx.Node) else f"Scalar({x})" for x in node.args]
+        factors = {"alpha": 1, "value": 1} | node.kwargs
+        scalars = {name: f"Scalar({factor})" for name, factor in factors.items()}
+        names[node] = f"v{len(lines)}"
+        expression = EXPRESSIONS[node.target].format(*values, **scalars)
+        lines.append(f"const Scalar {names[node]} = {expression};")
+    lines += [f"{element(len(operands) + i)} = {names[x]};" for i, x in enumerate(results)]
+    pointers = [POINTER.format(i, 4 * i) for i in range(len(steps))]
+    source = TEMPLATE.format(
+        chunk=CHUNK, longest=LONGEST, pointers=" ".join(pointers), body=" ".join(lines)
+    )
+    return source.replace("Scalar", SCALARS[results[0].meta["val"].dtype])
+
+
+def nest(result: Tensor, tensors: Sequence[Tensor]) -> tuple[list[int], list[list[int]]]:
+    """The sizes of loops over `result`, the innermost last, and each tensor's strides in them.
+
+    Dimensions that all tensors walk through evenly are one loop.
+    """
+    views = [tensor.expand(result.shape) for tensor in tensors]
+    order = sorted(range(result.ndim), key=lambda d: result.stride(d), reverse=True)
+    size: list[int] = []
+    strides: list[list[int]] = [[] for _ in views]
+    for d in order:
+        if result.shape[d] == 1:
+            continue
+        steps = [view.stride(d) for view in views]
+        if size and all(
+            walked[-1] == step * result.shape[d]
+            for walked, step in zip(strides, steps, strict=True)
+        ):
+            size[-1] *= result.shape[d]
+            for walked, step in zip(strides, steps, strict=True):
+                walked[-1] = step
+        else:
+            size.append(result.shape[d])
+            for walked, step in zip(strides, steps, strict=True):
+                walked.append(step)
+    return size, strides
+
+
+def _nest(run: Run) -> tuple[list[int], list[list[int]]]:
+    operands, results = ([n.meta["val"] for n in nodes] for nodes in (run.operands, run.results))
+    return nest(results[0], [*operands, *results])

@@ -1,0 +1,207 @@
+"""Loops in C++ give the numbers of the operations that they are made of."""
+
+import random as standard_random
+
+import pytest
+import torch
+from torch import fx
+
+import funcnets
+from funcnets import random
+from funcnets.jit import loops, native
+
+aten = torch.ops.aten
+
+# An operation of each kind, on two values.
+OPERATIONS = {
+    aten.add.Tensor: lambda x, y: torch.add(x, y, alpha=-0.5),
+    aten.sub.Tensor: lambda x, y: torch.sub(x, y, alpha=3),
+    aten.mul.Tensor: lambda x, y: x * y,
+    aten.div.Tensor: lambda x, y: x / (y.abs() + 1),
+    aten.add.Scalar: lambda x, y: aten.add.Scalar(x, 0.1),
+    aten.mul.Scalar: lambda x, y: aten.mul.Scalar(x, -3),
+    aten.div.Scalar: lambda x, y: aten.div.Scalar(x, 3),
+    aten.neg.default: lambda x, y: -x,
+    aten.rsqrt.default: lambda x, y: (x * x + 1).rsqrt(),
+    aten.addcmul.default: lambda x, y: torch.addcmul(x, y, y, value=-0.5),
+    aten.lerp.Scalar: lambda x, y: torch.lerp(x, y, 0.3) + torch.lerp(x, y, 0.9),
+    aten.relu.default: lambda x, y: x.relu(),
+    aten.threshold_backward.default: lambda x, y: aten.threshold_backward(x, y, 0.1),
+    aten.sigmoid_backward.default: lambda x, y: aten.sigmoid_backward(x, y),
+    aten.tanh_backward.default: lambda x, y: aten.tanh_backward(x, y),
+}
+# What may come between, and what has another layout.
+OTHERS = [
+    lambda x, y: x.sin(),
+    lambda x, y: x.sum((0, 2, 3), keepdim=True) + y,
+    lambda x, y: x.to(memory_format=torch.channels_last),
+    lambda x, y: x.transpose(2, 3) + y,
+    lambda x, y: x[:, :1] * y,
+    lambda x, y: x * y[0, 0, 0, 0],
+    lambda x, y: (x[..., 1] + y[..., 0] * 2)[..., None],
+]
+SHAPE = (3, 5, 4, 4)
+
+
+def program(seed):
+    """A random function of three maps, the results of which are some of the values on its way."""
+    draw = standard_random.Random(seed)
+    drawn = [
+        (draw.choice([*OPERATIONS.values()] * 2 + OTHERS), draw.randrange(4), draw.randrange(4))
+        for _ in range(draw.randrange(2, 12))
+    ]
+    kept = [draw.randrange(8) for _ in range(3)]
+
+    def function(*values):
+        values = list(values)
+        for operation, first, second in drawn:
+            result = operation(values[-1 - first % len(values)], values[-1 - second % len(values)])
+            values.append(result.expand(SHAPE))
+        return [values[-1 - back % len(values)].clone() for back in kept]
+
+    return function
+
+
+PROGRAMS = [program(seed) for seed in range(60)]
+
+
+def maps(dtype, layout=torch.contiguous_format):
+    values = [random.normal(random.key(seed), SHAPE, dtype) for seed in range(3)]
+    return [value.to(memory_format=layout) for value in values]
+
+
+@pytest.mark.parametrize("donate", [(), (0, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_programs_give_the_same_numbers(dtype, layout, donate):
+    """All programs as one graph, so that they are compiled once."""
+    values = maps(dtype, layout)
+
+    def function(*values):
+        return [program(*values) for program in PROGRAMS]
+
+    jitted = funcnets.jit(function, backend="native", donate_argnums=donate)
+    expected = function(*values)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}[dtype]
+    for _ in range(2):
+        actual = jitted(*(value.clone() for value in values))
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    calls = [n for n in graph_of(jitted).nodes if loops.is_loop(n)]
+    assert len(calls) > 40
+
+
+def graph_of(jitted):
+    (executable,) = jitted._executables.values()
+    return executable.trace.graph.graph
+
+
+def test_every_expression_is_tried():
+    assert OPERATIONS.keys() == loops.EXPRESSIONS.keys()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=map(str, OPERATIONS))
+def test_an_operation(operation):
+    """What is no number, and infinite, is treated as ATen does."""
+    special = torch.tensor([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e-9])
+    x, y = (value.flatten().double() for value in torch.meshgrid(special, special, indexing="ij"))
+    jitted = funcnets.jit(lambda x, y: operation(x, y) * 1.0 + 0.0, backend="native")
+    torch.testing.assert_close(jitted(x, y), operation(x, y), rtol=1e-9, atol=0, equal_nan=True)
+    assert any(map(loops.is_loop, graph_of(jitted).nodes))
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (5000, 3), (3, 5000), (40_001,), (2, 3, 70, 70)])
+def test_sizes(shape):
+    x, y = (random.normal(random.key(seed), shape, torch.float64) for seed in (0, 1))
+
+    def function(x, y):
+        return x * y + x, (x - y).relu() * y
+
+    jitted = funcnets.jit(function, backend="native")
+    torch.testing.assert_close(jitted(x, y), function(x, y))
+
+
+def traced(function, *arguments):
+    return funcnets.jit(function).trace(*arguments).graph
+
+
+def test_an_empty_map_and_a_deep_one():
+    for shape in ((0, 3), (2, 0, 3), (2, 2, 2, 2, 2, 2)):
+        x = torch.ones(shape, dtype=torch.float64)
+        y = torch.ones(shape[-1:], dtype=torch.float64)
+        jitted = funcnets.jit(lambda x, y: (x * y).relu() + y, backend="native")
+        torch.testing.assert_close(jitted(x, y), (x * y).relu() + y)
+
+
+def test_more_than_four_loops_are_left_to_aten():
+    # No two dimensions of the sum are walked through evenly by all three.
+    x, y = torch.ones(2, 1, 2, 1, 2, dtype=torch.float64), torch.ones(1, 2, 1, 2, 1).double()
+    jitted = funcnets.jit(lambda x, y: (x * y).relu() + 1, backend="native")
+    torch.testing.assert_close(jitted(x, y), (x * y).relu() + 1)
+    assert not any(map(loops.is_loop, graph_of(jitted).nodes))
+
+
+def test_equal_loops_are_one_function():
+    """Of whatever sizes, as those of repeated blocks."""
+    graph = traced(
+        lambda x, y: (((x * 2).relu().sin() * 2).relu(), (y * 2).relu()),
+        torch.ones(2, 3),
+        torch.ones(50, 7),
+    )
+    found = loops.runs(graph.graph)
+    assert [len(run.nodes) for run in found] == [2, 2, 2]
+    assert len({loops.Loop(run).source for run in found}) == 1
+
+
+def test_a_run_ends_where_something_else_reads_it():
+    graph = traced(lambda x: ((x * 2).relu() + (x * 2).relu().sum(), x), torch.ones(3))
+    names = [[node.target for node in run.nodes] for run in loops.runs(graph.graph)]
+    chain = [aten.mul.Tensor, aten.relu.default]
+    assert names == [chain, [*chain, aten.add.Tensor]]
+
+
+def test_nothing_is_read_after_it_was_written():
+    def function(x):
+        y = x * 2
+        z = y.clone()
+        early = z * 3
+        z.add_(1)
+        return early + z, early
+
+    x = torch.ones(3)
+    jitted = funcnets.jit(function, backend="native")
+    torch.testing.assert_close(jitted(x), function(x))
+
+
+def test_without_a_compiler_the_graph_stays(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda source: None)
+    graph = traced(lambda x: (x * 2).relu(), torch.ones(3))
+    before = str(graph.graph)
+    assert loops.fuse_loops(graph) == 0
+    assert str(graph.graph) == before
+
+
+def test_operands_of_other_strides_are_brought_into_form():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(4, 6)
+    double = graph.call_function(aten.mul.Tensor, (x, 2.0))
+    result = graph.call_function(aten.relu.default, (double,))
+    for node in (double, result):
+        node.meta["val"] = torch.empty(4, 6)
+    graph.output((result,))
+    module = fx.GraphModule({}, graph)
+    assert loops.fuse_loops(module) == 1
+    value = random.normal(random.key(0), (6, 4)).T
+    torch.testing.assert_close(module(value)[0], (2 * value).relu())
+
+
+def test_other_types_and_numbers_that_no_code_can_hold_are_left_to_aten():
+    arguments = torch.ones(3), torch.ones(3, dtype=torch.float64), torch.arange(3)
+    graph = traced(
+        lambda x, y, z: ((x * float("inf")).relu(), (x * y).relu() * x, (z * z + z) * z),
+        *arguments,
+    )
+    kinds = [{node.meta["val"].dtype for node in run.nodes} for run in loops.runs(graph.graph)]
+    assert all(len(kind) == 1 for kind in kinds)
+    taken = [node.target for run in loops.runs(graph.graph) for node in run.nodes]
+    assert taken.count(aten.mul.Tensor) == 0
