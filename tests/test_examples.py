@@ -113,12 +113,14 @@ def test_fine_tune_leaves_the_frozen_part_as_it_was(capsys):
 
 def test_fine_tune_torchvision_trains_a_head_on_its_weights(capsys, tmp_path):
     torchvision = pytest.importorskip("torchvision")
-    module = torchvision.models.resnet18(weights=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = torchvision.models.resnet18(weights=None)
     for name, buffer in module.named_buffers():
         if name.endswith("running_mean"):  # 0 where nothing was trained
             buffer.fill_(0.1)
     torch.save(module.state_dict(), tmp_path / "weights.pth")
-    arguments = f"--weights {tmp_path / 'weights.pth'} --few 1 --side 32 --steps 3 --limit-test 10"
+    arguments = f"--weights {tmp_path / 'weights.pth'} --few 2 --side 32 --steps 5 --limit-test 100"
     load("fine_tune_torchvision").main(arguments.split())
     out = capsys.readouterr().out
     (difference,) = re.findall(r"as torchvision's, up to ([\d.e+-]+)", out)

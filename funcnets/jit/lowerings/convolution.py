@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from funcnets.jit.lowerings.recorder import Lowering
+from funcnets.jit.operators import define
 
 LARGEST_TINY_MAP = 4  # pixels
 LARGE_BATCH = 64  # images, from which a matrix larger than the kernel pays
@@ -79,6 +80,32 @@ def scatter_taps(matrix: Tensor, weight: Tensor, shape: Geometry) -> Tensor:
     return rearrange(torch.stack(sums, -1), "o c (h w) -> o c h w", h=shape.kernel[0])
 
 
+# One operation each in the graph, as their parts take longer to trace than to run.
+GATHER_TAPS = define(
+    "gather_taps(Tensor weight, int[] geometry) -> Tensor",
+    lambda weight, numbers: gather_taps(weight, _geometry(numbers)),
+    lambda weight, numbers: _empty_matrix(weight, _geometry(numbers)),
+)
+SCATTER_TAPS = define(
+    "scatter_taps(Tensor matrix, Tensor weight, int[] geometry) -> Tensor",
+    lambda matrix, weight, numbers: scatter_taps(matrix, weight, _geometry(numbers)).contiguous(),
+    lambda matrix, weight, numbers: matrix.new_empty(weight.shape),
+)
+
+
+def _numbers(shape: Geometry) -> list[int]:
+    return [number for sides in shape for number in sides]
+
+
+def _geometry(numbers: Sequence[int]) -> Geometry:
+    return Geometry(*zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _empty_matrix(weight: Tensor, shape: Geometry) -> Tensor:
+    outputs, inputs = weight.shape[:2]
+    return weight.new_empty(outputs * _pixels(shape.output), inputs * _pixels(shape.input))
+
+
 def is_plain_convolution(
     x: Tensor,
     weight: Tensor,
@@ -120,7 +147,7 @@ def tiny_forward(
 ) -> Tensor:
     """`aten.convolution` where `is_tiny`, as one matrix product over (channel, pixel)."""
     shape = geometry(x, weight, stride, padding)
-    result = rearrange(x, "n c h w -> n (h w c)") @ gather_taps(weight, shape).T
+    result = rearrange(x, "n c h w -> n (h w c)") @ GATHER_TAPS(weight, _numbers(shape)).T
     result = rearrange(result, "n (o h w) -> n o h w", h=shape.output[0], w=shape.output[1])
     return result if bias is None else result + rearrange(bias, "o -> o 1 1")
 
@@ -143,12 +170,12 @@ def tiny_backward(
     flat = rearrange(grad, "n o h w -> n (o h w)")
     grad_x = grad_weight = None
     if mask[0]:
-        product = flat @ gather_taps(weight, shape)
+        product = flat @ GATHER_TAPS(weight, _numbers(shape))
         _, _, height, width = x.shape
         grad_x = rearrange(product, "n (h w c) -> n c h w", h=height, w=width)
     if mask[1]:
         matrix = flat.T @ rearrange(x, "n c h w -> n (h w c)")
-        grad_weight = scatter_taps(matrix, weight, shape)
+        grad_weight = SCATTER_TAPS(matrix, weight, _numbers(shape))
     return grad_x, grad_weight, grad.sum((0, 2, 3)) if mask[2] else None
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from funcnets.jit.lowerings.convolution import is_plain_convolution
 from funcnets.jit.lowerings.recorder import Lowering
+from funcnets.jit.operators import define
 
 LARGEST_COLUMN_MAP = 36  # output pixels, up to which a weight's gradient is a matrix product
 WIDEST_KERNEL = 9  # taps, up to which channels_last is faster
@@ -59,13 +60,9 @@ def is_pointwise(weight: Tensor, padding: Sequence[int]) -> bool:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
     """`aten.convolution` in the faster memory format, or as a matrix product where it is one."""
     stride, padding, *_ = how
-    if not is_pointwise(weight, padding):
-        return aten.convolution(*suited(weight, x, weight), bias, *how)
-    seen = x[:, :, :: stride[0], :: stride[1]]
-    matrix = rearrange(weight, "o c 1 1 -> c o")
-    pixels = as_rows(seen)
-    product = pixels @ matrix if bias is None else torch.addmm(bias, pixels, matrix)
-    return as_images(product, seen)
+    if is_pointwise(weight, padding):
+        return POINTWISE(channels_last(x), weight, bias, stride)
+    return aten.convolution(*suited(weight, x, weight), bias, *how)
 
 
 def backward(
@@ -85,7 +82,8 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> Tensor
     """The gradient of a convolution's input, by what is fastest for its shape."""
     stride, padding, *_ = how
     if is_pointwise(weight, padding) and set(stride) == {1}:
-        return as_images(as_rows(grad) @ rearrange(weight, "o c 1 1 -> o c"), grad)
+        turned = rearrange(weight, "o c 1 1 -> c o 1 1")
+        return POINTWISE(channels_last(grad), turned, None, stride)
     operands = suited(weight, grad, x, weight)
     return aten.convolution_backward(*operands, None, *how, [True, False, False])[0]
 
@@ -95,9 +93,8 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> Tenso
     stride, padding, *_ = how
     one_channel, small = weight.shape[1] == 1, math.prod(grad.shape[2:]) <= LARGEST_COLUMN_MAP
     if small or is_pointwise(weight, padding):
-        product = as_rows(grad).T @ columns(x, weight.shape[2:], stride, padding)
-        height, width = weight.shape[2:]
-        result = rearrange(product, "o (h w c) -> o c h w", h=height, w=width)
+        tensors = channels_last(grad), channels_last(x)
+        result = COLUMN_GRADIENT(*tensors, weight.shape[2:], stride, padding)
     else:
         to_format = channels_last if one_channel else Tensor.contiguous
         operands = [to_format(tensor) for tensor in (grad, x, weight)]
@@ -118,16 +115,54 @@ def as_rows(x: Tensor) -> Tensor:
     return rearrange(channels_last(x), "n c h w -> (n h w) c")
 
 
-def as_images(rows: Tensor, like: Tensor) -> Tensor:
-    """Undo `as_rows`, to images of the sides of `like`, in channels_last."""
-    height, width = like.shape[2:]
-    return rearrange(rows, "(n h w) c -> n c h w", h=height, w=width)
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
+    """A convolution with 1×1 kernels, as a matrix product over channels; channels_last."""
+    seen = x[:, :, :: stride[0], :: stride[1]]
+    pixels, matrix = as_rows(seen), rearrange(weight, "o c 1 1 -> c o")
+    product = pixels @ matrix if bias is None else torch.addmm(bias, pixels, matrix)
+    return rearrange(product, "(n h w) c -> n c h w", h=seen.shape[2], w=seen.shape[3])
+
+
+def _empty_pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]
+) -> Tensor:
+    height, width = (-(-side // s) for side, s in zip(x.shape[2:], stride, strict=True))
+    result = x.new_empty(len(x), height, width, len(weight))
+    return rearrange(result, "n h w c -> n c h w")
+
+
+def column_gradient(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """The gradient of a convolution's weight as a matrix product over im2col's columns."""
+    product = as_rows(grad).T @ columns(x, kernel, stride, padding)
+    height, width = kernel
+    return rearrange(product, "o (h w c) -> o c h w", h=height, w=width).contiguous()
+
+
+# One operation each in the graph, as their parts take longer to trace than to run.
+POINTWISE = define(
+    "pointwise(Tensor x, Tensor weight, Tensor? bias, int[] stride) -> Tensor",
+    pointwise,
+    _empty_pointwise,
+)
+COLUMN_GRADIENT = define(
+    "column_gradient(Tensor grad, Tensor x, int[] kernel, int[] stride, int[] padding) -> Tensor",
+    column_gradient,
+    lambda grad, x, kernel, *how: x.new_empty(grad.shape[1], x.shape[1], *kernel),
+)
 
 
 def columns(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
     """What each output pixel sees, (N·H'·W', kh·kw·C): im2col with the channels innermost."""
+    if math.prod(kernel) == 1 and not any(padding):
+        return as_rows(x[:, :, :: stride[0], :: stride[1]])
     top, left = padding
     images = rearrange(channels_last(x), "n c h w -> n h w c")
     if any(padding):
