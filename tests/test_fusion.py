@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import funcnets
 from funcnets import layers, models, random, tree
 from funcnets.jit import DEFAULT
-from funcnets.jit.lowerings.moments import is_over_channels, moments
+from funcnets.jit.lowerings import moments
 
 aten = torch.ops.aten
 formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
@@ -38,9 +38,25 @@ def traced(function, *arguments):
 @given(maps())
 def test_moments(x):
     dims = [0, *range(2, x.ndim)]
-    assert is_over_channels(x, dims, correction=0)
+    assert moments.is_over_channels(x, dims, correction=0)
     expected = aten.var_mean.correction(x, dims, correction=0)
-    torch.testing.assert_close(moments(x, dims, correction=0), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        moments.moments(x, dims, correction=0), expected, rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 4, 4), (2, 1, 9, 7), (300, 6, 24, 24)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_moments_of_planes(shape, dtype, compiler, monkeypatch):
+    """Exact to the type's last place, by C++ and without it."""
+    if not compiler:
+        monkeypatch.setattr(moments, "library", lambda: None)
+    x = 3 + random.normal(random.key(0), shape, dtype)
+    expected = aten.var_mean.correction(x.double(), [0, 2, 3], correction=0)
+    for actual, exact in zip(moments.moments(x), expected, strict=True):
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}[dtype]
+        torch.testing.assert_close(actual.double(), exact, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +73,7 @@ def test_moments(x):
     ids=["unbiased", "kept", "pixels", "gaps", "bfloat16", "rank", "device"],
 )
 def test_other_moments_stay(x, dims, options):
-    assert not is_over_channels(x, dims, **options)
+    assert not moments.is_over_channels(x, dims, **options)
 
 
 @settings(max_examples=25)

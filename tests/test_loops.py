@@ -27,6 +27,7 @@ OPERATIONS = {
     aten.lerp.Scalar: lambda x, y: torch.lerp(x, y, 0.3) + torch.lerp(x, y, 0.9),
     aten.relu.default: lambda x, y: x.relu(),
     aten.threshold_backward.default: lambda x, y: aten.threshold_backward(x, y, 0.1),
+    aten.sigmoid.default: lambda x, y: x.sigmoid(),
     aten.sigmoid_backward.default: lambda x, y: aten.sigmoid_backward(x, y),
     aten.tanh_backward.default: lambda x, y: aten.tanh_backward(x, y),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS
 from funcnets.jit.memory import viewed
 
 aten = torch.ops.aten
@@ -170,7 +171,7 @@ def _known_mean(mean: fx.Node) -> fx.Node | None:
     """The mean over all but the channels from the operation that gave the variance too."""
     x, dims, *_ = _args(mean)
     for statistics in x.users:
-        if statistics.target is aten.batch_norm_update_stats.default:
+        if statistics.target in (CHANNEL_MOMENTS, aten.batch_norm_update_stats.default):
             for value in statistics.users:
                 if value.args[1] == 0 and _is_all_but_channels(dims, _value(x)):
                     return emit(mean.graph, aten.view.default, value, _value(mean).shape)

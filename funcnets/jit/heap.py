@@ -8,6 +8,7 @@ and the system clears each page again when it is first touched: 75 MB of zeros t
 import contextlib
 import ctypes
 import functools
+import sys
 from collections.abc import Callable, Iterator
 
 # Of mallopt(3).
@@ -36,7 +37,9 @@ def kept() -> Iterator[None]:
 
 @functools.cache
 def _mallopt() -> Callable[[int, int], int] | None:
-    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    option = None
+    if sys.platform == "linux":
+        option = getattr(ctypes.CDLL(None), "mallopt", None)
     if option is not None:
         option(TRIM_THRESHOLD, -1)
         option(MMAP_THRESHOLD, LARGEST_THRESHOLD)

@@ -40,9 +40,38 @@ EXPRESSIONS: dict[Any, str] = {
     # These let what isn't a number through, as ATen does.
     aten.relu.default: "{0} <= 0 ? 0 : {0}",
     aten.threshold_backward.default: "{1} <= {2} ? 0 : {0}",
+    aten.sigmoid.default: "1 / (1 + exponential(-{0}))",
     aten.sigmoid_backward.default: "{0} * (1 - {1}) * {1}",
     aten.tanh_backward.default: "{0} * (1 - {1} * {1})",
 }
+# The C library's takes one number at a time.  This is Taylor's series about the nearest n·log 2,
+# to half a unit or so in the last place; below the smallest normal number it is 0.
+HEADER = """
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+template <class T>
+static inline T exponential(T x) {
+    using Limits = std::numeric_limits<T>;
+    using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+    constexpr int digits = Limits::digits - 1, most = Limits::max_exponent;
+    constexpr T log2 = 0.693147180559945309417232L, high = T(0.693145751953125);
+    constexpr T low = 0.693147180559945309417232L - 0.693145751953125L;
+    x = x > most * log2 ? most * log2 : x < -most * log2 ? -most * log2 : x;
+    const T n = std::floor(x * (1 / log2) + T(0.5)), rest = (x - n * high) - n * low;
+    T y = 1;
+#pragma GCC unroll 13
+    for (int i = sizeof(T) == 4 ? 7 : 13; i; --i) y = 1 + y * rest * (T(1) / i);
+    const Bits bits = Bits(std::max<Bits>(Bits(n) + most - 1, 0)) << digits;
+    T power;
+    std::memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+"""
 TEMPLATE = """
 extern "C" void NAME(Scalar** at, const long* size, const long* stride) {{
     const long rows = size[3] < {chunk} ? {chunk} / size[3] : 1;
@@ -73,7 +102,7 @@ def fuse_loops(graph: fx.GraphModule) -> int:
     loops = [(run, Loop(run)) for run in runs(graph.graph) if len(_nest(run)[0]) <= DEPTH]
     sources = {loop.source: f"loop{i}" for i, (_, loop) in enumerate(loops)}
     code = (source.replace("NAME", name) for source, name in sources.items())
-    library = native.load("\n".join(["#include <algorithm>\n#include <cmath>", *code]))
+    library = native.load("\n".join([HEADER, *code]))
     if library is None or not loops:
         return 0
     for i, (run, loop) in enumerate(loops):
@@ -206,23 +235,27 @@ def _source(run: Run, steps: Sequence[int]) -> str:
     operands, results = run.operands, run.results
 
     def element(i: int) -> str:
-        return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{4 * i + 3}]') }]"
+        return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{DEPTH * i + DEPTH - 1}]') }]"
 
     names = {node: element(i) for i, node in enumerate(operands)}
     lines: list[str] = []
     for node in run.nodes:
-        values = [names[x] if isinstance(x, fx.Node) else f"Scalar({x})" for x in node.args]
+        values = [names[x] if isinstance(x, fx.Node) else _literal(x) for x in node.args]
         factors = {"alpha": 1, "value": 1} | node.kwargs
-        scalars = {name: f"Scalar({factor})" for name, factor in factors.items()}
+        scalars = {name: _literal(factor) for name, factor in factors.items()}
         names[node] = f"v{len(lines)}"
         expression = EXPRESSIONS[node.target].format(*values, **scalars)
         lines.append(f"const Scalar {names[node]} = {expression};")
     lines += [f"{element(len(operands) + i)} = {names[x]};" for i, x in enumerate(results)]
-    pointers = [POINTER.format(i, 4 * i) for i in range(len(steps))]
+    pointers = [POINTER.format(i, DEPTH * i) for i in range(len(steps))]
     source = TEMPLATE.format(
         chunk=CHUNK, longest=LONGEST, pointers=" ".join(pointers), body=" ".join(lines)
     )
     return source.replace("Scalar", SCALARS[results[0].meta["val"].dtype])
+
+
+def _literal(number: Any) -> str:
+    return f"Scalar({float(number)!r})"
 
 
 def nest(result: Tensor, tensors: Sequence[Tensor]) -> tuple[list[int], list[list[int]]]:

@@ -1,0 +1,43 @@
+"""Each operation of funcnets' own is for fake tensors what it is for others."""
+
+import pytest
+import torch
+
+from funcnets import random
+from funcnets.jit import inductor
+from funcnets.jit.lowerings import convolution, layout, moments, winograd
+
+
+def numbers(*shape, seed=0):
+    return random.normal(random.key(seed), shape, torch.float64)
+
+
+X, GRAD = numbers(2, 3, 6, 7), numbers(2, 4, 6, 7, seed=1)
+LAST = X.to(memory_format=torch.channels_last)
+WEIGHT, BIAS, PIXEL = (numbers(4, 3, 3, 3, seed=2), numbers(4, seed=3), numbers(4, 3, 1, 1, seed=4))
+TINY = [1, 2, 3, 3, 2, 2, 1, 1, 1, 1]  # sides of input, kernel and output, stride and padding
+CALLS = [
+    (winograd.CONVOLVE, (X, WEIGHT, BIAS, [1, 1], False)),
+    (winograd.CONVOLVE, (GRAD, WEIGHT, None, [1, 1], True)),
+    (winograd.WEIGHT_GRADIENT, (GRAD, X, 3, [1, 1])),
+    (layout.POINTWISE, (LAST, PIXEL, BIAS, [1, 1])),
+    (layout.POINTWISE, (LAST, PIXEL, None, [2, 3])),
+    (layout.COLUMN_GRADIENT, (GRAD, X, [3, 3], [1, 1], [1, 1])),
+    (layout.COLUMN_GRADIENT, (GRAD[:, :, ::2, ::3], X, [1, 1], [2, 3], [0, 0])),
+    (convolution.GATHER_TAPS, (WEIGHT, TINY)),
+    (convolution.SCATTER_TAPS, (numbers(16, 6), WEIGHT, TINY)),
+    (moments.CHANNEL_MOMENTS, (X,)),
+]
+
+
+@pytest.mark.parametrize(("operation", "arguments"), CALLS, ids=[str(call[0]) for call in CALLS])
+def test_operations_are_what_their_fakes_say(operation, arguments):
+    checks = {"test_utils": ("test_schema", "test_faketensor")}
+    results = torch.library.opcheck(operation, arguments, **checks)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_every_operation_is_tried():
+    names = {name for name in torch._C._dispatch_get_all_op_names() if "funcnets::" in name}
+    renamed = {operation.name() for operation in inductor.OPAQUE.values()}
+    assert {operation.name() for operation, _ in CALLS} == names - renamed
