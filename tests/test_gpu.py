@@ -1,0 +1,45 @@
+"""On a GPU the same numbers as on a CPU.  Not run yet: there was no GPU to run it on."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import funcnets
+from funcnets import models, optim, random, train, tree
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def on(device, values):
+    return tree.map(lambda leaf: leaf.to(device), values)
+
+
+@pytest.mark.parametrize(
+    "draw", [random.uniform, random.normal, partial(random.bernoulli, p=0.3), random.bits]
+)
+def test_draws_are_those_of_a_cpu(draw):
+    drawn = [draw(random.key(3, device), shape=(1000,)) for device in ("cpu", "cuda")]
+    torch.testing.assert_close(drawn[1].cpu(), drawn[0])
+
+
+@pytest.mark.parametrize("backend", ["graph", "inductor", None])
+@pytest.mark.parametrize(("name", "side"), [("lenet_bn", 28), ("resnet18", 28), ("nin", 96)])
+def test_a_training_step_is_that_of_a_cpu(name, side, backend):
+    net, _ = models.get(name)
+    optimizer = optim.sgd(0.01, momentum=0.9)
+    x = random.normal(random.key(1), (4, 1, side, side), torch.float64)
+    batch = (x, torch.arange(4))
+    start = train.create(net, optimizer, random.key(0), x)
+    step = train.make_train_step(net, optimizer)
+    jitted = funcnets.jit(step, donate_argnums=0, backend=backend)
+    expected, actual = start, on("cuda", start)
+    for _ in range(2):
+        expected, loss = step(expected, batch)
+        actual, cuda_loss = jitted(actual, on("cuda", batch))
+        torch.testing.assert_close(on("cpu", cuda_loss), loss, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(tree.leaves(on("cpu", actual)), tree.leaves(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
