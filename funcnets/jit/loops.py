@@ -17,9 +17,9 @@ from torch import Tensor, fx
 
 from funcnets.jit import native
 from funcnets.jit.memory import written
+from funcnets.jit.native import SCALARS
 
 aten = torch.ops.aten
-SCALARS = {torch.float32: "float", torch.float64: "double"}
 DEPTH = 4  # loops in each other, in the template
 CHUNK = 1 << 12  # numbers that one thread takes at a time
 LONGEST = 1 << 15  # numbers that one thread takes alone

@@ -9,6 +9,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
+SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math"),  # which stand in the way of vectors

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from funcnets.jit import native
 from funcnets.jit.lowerings.recorder import Lowering
+from funcnets.jit.native import SCALARS
 from funcnets.jit.operators import define
 
 FEWEST_PIXELS = 16  # of a plain map, from which a plane fills vectors
 
 aten = torch.ops.aten
-SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 
 def is_over_channels(
