@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from funcnets import data, precision, train
 from funcnets.core import Layer
 from funcnets.data import Dataset
-from funcnets.jit import CompileError, jit
+from funcnets.jit import CompileError, jit, native
 from funcnets.jit.compile import COMPILED, Backend
 from funcnets.precision import POLICIES
 from funcnets.run import Config
@@ -79,6 +79,11 @@ class Step:
     ) -> None:
         self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
         self._compiles = backend not in ("graph", None)
+        if backend == "native" and not native.is_available():
+            reporter.warn(
+                f"{what} will be slower: no C++ compiler was found (g++, or CXX), or no place to "
+                "write to (~/.cache, or XDG_CACHE_HOME)"
+            )
         self._compiled = jit(function, backend=backend or "graph", donate_argnums=donate_argnums)
         self._as_it_is = function
         if backend is not None:

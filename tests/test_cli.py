@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 import funcnets.jit.compile
+from funcnets.jit import native
 
 SMALL = ["--limit-train", "192", "--batch-size", "64", "--backend", "graph", "--data", "bundled"]
 
@@ -180,6 +181,15 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
     assert "--backend graph" in err
     assert "epoch 1/1" in out
     assert funcnets.jit is not None
+
+
+def test_without_a_compiler_for_loops_it_says_so(run, monkeypatch):
+    monkeypatch.setattr(native, "is_available", lambda: False)
+    options = [option if option != "graph" else "native" for option in SMALL]
+    code, out, err = run("train", "--epochs", 1, *options)
+    assert code == 0
+    assert "no C++ compiler was found" in err
+    assert "epoch 1/1" in out
 
 
 def test_a_damaged_checkpoint_is_one_line(run):

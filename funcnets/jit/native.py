@@ -37,8 +37,13 @@ def load(source: str) -> ctypes.CDLL | None:
         if not path.exists():
             _build(command, source, path)
         return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, RuntimeError, subprocess.CalledProcessError):  # RuntimeError: no home
         return None
+
+
+def is_available() -> bool:
+    """Whether there is a compiler, and a place for what it builds."""
+    return load("") is not None
 
 
 def _directory() -> Path:
