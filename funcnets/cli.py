@@ -62,8 +62,8 @@ Device = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option(
-        help="native makes C++ of what lies between convolutions; inductor compiles all; graph "
-        "compiles nothing.  (default: native on a CPU, elsewhere inductor)"
+        help="native makes C++ of what lies between convolutions; graph runs it operation by "
+        "operation; inductor compiles all.  (default: native on a CPU, elsewhere inductor)"
     ),
 ]
 

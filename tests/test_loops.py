@@ -206,3 +206,14 @@ def test_other_types_and_numbers_that_no_code_can_hold_are_left_to_aten():
     assert all(len(kind) == 1 for kind in kinds)
     taken = [node.target for run in loops.runs(graph.graph) for node in run.nodes]
     assert taken.count(aten.mul.Tensor) == 0
+
+
+def test_a_loop_reads_what_another_gives():
+    def function(x):
+        first = (x * 2).relu()
+        return first.sin(), (first * 3).relu()
+
+    x = random.normal(random.key(0), (5, 3), torch.float64)
+    jitted = funcnets.jit(function, backend="native")
+    torch.testing.assert_close(jitted(x), function(x))
+    assert sum(map(loops.is_loop, graph_of(jitted).nodes)) == 2

@@ -9,7 +9,6 @@ import ctypes
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,11 +98,13 @@ def fuse_loops(graph: fx.GraphModule) -> int:
 
     Without a compiler there are none.
     """
-    loops = [(run, Loop(run)) for run in runs(graph.graph) if len(_nest(run)[0]) <= DEPTH]
+    loops = [(run, Loop(run)) for run in runs(graph.graph) if len(run.nest) <= DEPTH]
+    if not loops:
+        return 0
     sources = {loop.source: f"loop{i}" for i, (_, loop) in enumerate(loops)}
     code = (source.replace("NAME", name) for source, name in sources.items())
     library = native.load("\n".join([HEADER, *code]))
-    if library is None or not loops:
+    if library is None:
         return 0
     for i, (run, loop) in enumerate(loops):
         loop.function = library[sources[loop.source]]
@@ -133,22 +134,33 @@ def _replace(graph: fx.Graph, run: "Run", name: str) -> None:
         graph.erase_node(node)
 
 
-@dataclass(eq=False)
 class Run:
-    """Operations on maps of one shape that can be one loop, where the last of them stands."""
+    """Operations on maps of one shape that can be one loop, where the last of them stands.
 
-    nodes: list[fx.Node] = field(default_factory=list)
+    What they take is read off the graph each time, as other runs in it may have become loops.
+    """
+
+    def __init__(self, nodes: Sequence[fx.Node]) -> None:
+        self.nodes = tuple(nodes)
 
     @property
     def operands(self) -> list[fx.Node]:
         """What they take from elsewhere, each once."""
-        taken = (operand for node in self.nodes for operand in node.all_input_nodes)
-        return list(dict.fromkeys(operand for operand in taken if operand not in self.nodes))
+        inside = set(self.nodes)
+        taken = dict.fromkeys(x for node in self.nodes for x in node.all_input_nodes)
+        return [operand for operand in taken if operand not in inside]
 
     @property
     def results(self) -> list[fx.Node]:
         """Those that are read elsewhere."""
-        return [node for node in self.nodes if not set(node.users) <= set(self.nodes)]
+        inside = set(self.nodes)
+        return [node for node in self.nodes if not inside.issuperset(node.users)]
+
+    @property
+    def nest(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Its loops, and the steps of operands and results in them, as `nest` gives them."""
+        values = [node.meta["val"] for node in (*self.operands, *self.results)]
+        return nest(values[-1], values)
 
 
 def runs(graph: fx.Graph) -> list[Run]:
@@ -157,7 +169,7 @@ def runs(graph: fx.Graph) -> list[Run]:
     A run ends where something else reads one of its values, so that it can stand there as a whole.
     """
     begun: dict[fx.Node, Run] = {}  # runs that can go on, by their nodes
-    found: list[Run] = []
+    found: dict[Run, None] = {}
     for node in graph.nodes:
         if any(written(node)):
             begun.clear()  # what stands before this must be read before it
@@ -175,7 +187,9 @@ def runs(graph: fx.Graph) -> list[Run]:
         if fits:
             whole = Run([member for run in joined for member in run.nodes] + [node])
             begun.update(dict.fromkeys(whole.nodes, whole))
-            found = [run for run in found if run not in joined] + [whole]
+            for run in joined:
+                del found[run]
+            found[whole] = None
     return [run for run in found if len(run.nodes) > 1]
 
 
@@ -205,13 +219,14 @@ class Loop(torch.nn.Module):
         )
         self.operands = [(x.shape, x.stride()) for x in operands]
         self.results = [(x.shape, x.stride(), x.dtype, x.device) for x in results]
-        size, strides = _nest(run)
-        missing = DEPTH - len(size)
-        self.size = (ctypes.c_long * DEPTH)(*[1] * missing, *size)
-        padded = [step for each in strides for step in (*[0] * missing, *each)]
-        self.strides = (ctypes.c_long * len(padded))(*padded)
-        self.pointers = ctypes.c_void_p * len(strides)
-        self.source = _source(run, padded[DEPTH - 1 :: DEPTH])
+        count = len(operands) + len(results)
+        outer = [(1, (0,) * count)] * (DEPTH - len(run.nest))
+        size, steps = zip(*outer, *run.nest, strict=True)
+        self.size = (ctypes.c_long * DEPTH)(*size)
+        strides = [step for each in zip(*steps, strict=True) for step in each]
+        self.strides = (ctypes.c_long * len(strides))(*strides)
+        self.pointers = ctypes.c_void_p * count
+        self.source = _source(run, steps[-1])
         self.function: Callable[..., None] | None = None  # once compiled
 
     def forward(self, operands: list[Tensor], targets: list[Tensor | None]) -> list[Tensor]:
@@ -258,33 +273,18 @@ def _literal(number: Any) -> str:
     return f"Scalar({float(number)!r})"
 
 
-def nest(result: Tensor, tensors: Sequence[Tensor]) -> tuple[list[int], list[list[int]]]:
-    """The sizes of loops over `result`, the innermost last, and each tensor's strides in them.
+def nest(result: Tensor, tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
+    """Loops over `result`, the innermost last: the size of each, and how far each tensor steps.
 
     Dimensions that all tensors walk through evenly are one loop.
     """
     views = [tensor.expand(result.shape) for tensor in tensors]
-    order = sorted(range(result.ndim), key=lambda d: result.stride(d), reverse=True)
-    size: list[int] = []
-    strides: list[list[int]] = [[] for _ in views]
-    for d in order:
-        if result.shape[d] == 1:
+    loops: list[tuple[int, tuple[int, ...]]] = []
+    for d in sorted(range(result.ndim), key=result.stride, reverse=True):
+        size, steps = result.shape[d], tuple(view.stride(d) for view in views)
+        if size == 1:
             continue
-        steps = [view.stride(d) for view in views]
-        if size and all(
-            walked[-1] == step * result.shape[d]
-            for walked, step in zip(strides, steps, strict=True)
-        ):
-            size[-1] *= result.shape[d]
-            for walked, step in zip(strides, steps, strict=True):
-                walked[-1] = step
-        else:
-            size.append(result.shape[d])
-            for walked, step in zip(strides, steps, strict=True):
-                walked.append(step)
-    return size, strides
-
-
-def _nest(run: Run) -> tuple[list[int], list[list[int]]]:
-    operands, results = ([n.meta["val"] for n in nodes] for nodes in (run.operands, run.results))
-    return nest(results[0], [*operands, *results])
+        if loops and loops[-1][1] == tuple(size * step for step in steps):
+            size *= loops.pop()[0]
+        loops.append((size, steps))
+    return loops

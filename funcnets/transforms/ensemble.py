@@ -178,6 +178,7 @@ Way = Literal["vmap", "loop"]
 #   16,300 and 65,200;
 # - compiled, where larger tensors cost less: the LeNet 1.31, 1.13 and 1.06 at 18,400, 36,900 and
 #   73,700, residual networks of 2 members 1.15 and 0.90 at 8,200 and 65,200.
+# Native runs the same convolutions as a graph, and was not measured by itself.
 MOST_GROUPED_WORK: dict[Backend, int] = {
     "native": 17_000,
     "graph": 17_000,

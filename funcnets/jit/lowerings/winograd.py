@@ -303,14 +303,17 @@ WEIGHT_GRADIENT = define(
 )
 
 
-def is_tiled(x: Tensor, weight: Tensor, *how: Any) -> bool:
-    """Whether a convolution of these arguments can be done by tiles."""
+def tiled(x: Tensor, weight: Tensor, *how: Any) -> Tiling | None:
+    """The tiles of a convolution of these arguments, if it can be done by enough of them."""
     stride, padding, *_ = how
     if not is_plain_convolution(x, weight, *how) or set(stride) != {1}:
-        return False
+        return None
     side = weight.shape[2]
     usual = weight.shape[3] == side and side in OUTPUTS and max(padding) < side
-    return usual and x.dtype in SCALARS and library(side, x.dtype) is not None
+    if not usual or x.dtype not in SCALARS:
+        return None
+    tiling = _tiling(x, side, padding)
+    return tiling if tiling.images * math.prod(tiling.counts) >= FEWEST_TILES else None
 
 
 def saved(tiling: Tiling, weight: Tensor) -> float:
@@ -328,15 +331,12 @@ def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
     12×12), 1.6 at 144 (64 to 192, 24×24); 0.9 at 66 (64 to 64, 7×7).  Where tiles are cut short,
     less: 0.8 at 80, 1.0 at 133 (6×6).
     """
-    if not is_tiled(x, weight, *how):
+    tiling = tiled(x, weight, *how)
+    if tiling is None or saved(tiling, weight) < LEAST_SAVED:
         return False
-    tiling = _tiling(x, weight.shape[2], how[1])
     computed = tiling.step**2 * math.prod(tiling.counts)
-    return (
-        saved(tiling, weight) >= LEAST_SAVED
-        and computed <= MOST_WASTE * tiling.height * tiling.width
-        and tiling.images * math.prod(tiling.counts) >= FEWEST_TILES
-    )
+    fits = computed <= MOST_WASTE * tiling.height * tiling.width
+    return fits and library(tiling.side, x.dtype) is not None
 
 
 def is_faster_for_weight(x: Tensor, weight: Tensor, *how: Any) -> bool:
@@ -345,11 +345,11 @@ def is_faster_for_weight(x: Tensor, weight: Tensor, *how: Any) -> bool:
     By multiplications saved: 1.1 to 1.3 times at 48 (32 to 32), 1.2 at 82 (96 to 208, 6×6), 1.6
     at 77 (128 to 32, 24×24), 2.5 at 162 (128 to 128, 12×12).
     """
-    if not is_tiled(x, weight, *how):
+    tiling = tiled(x, weight, *how)
+    if tiling is None or saved(tiling, weight) < LEAST_SAVED_OF_WEIGHT:
         return False
-    tiling = _tiling(x, weight.shape[2], how[1])
-    few = tiling.images * math.prod(tiling.counts) < FEWEST_TILES
-    return not few and saved(tiling, weight) >= LEAST_SAVED_OF_WEIGHT
+    # Asked last, as the first answer compiles.
+    return library(tiling.side, x.dtype) is not None
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
@@ -366,7 +366,7 @@ def input_gradient(grad: Tensor, weight: Tensor, padding: Sequence[int]) -> Tens
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, *rest: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """`aten.convolution_backward`, each gradient by tiles where that is faster.
+    """`aten.convolution_backward` where `is_faster_for_weight`; of the input too, if `is_faster`.
 
     The last argument is the mask of what is wanted: gradients of input, weight and bias.
     """
@@ -376,11 +376,9 @@ def backward(
         grad_x = input_gradient(grad, weight, how[1])
     elif mask[0]:
         grad_x = layout.input_gradient(grad, x, weight, *how)
-    if mask[1] and is_faster_for_weight(x, weight, *how):
+    if mask[1]:
         tiles = channels_last(grad), channels_last(x)
         grad_weight = in_format_of(weight, WEIGHT_GRADIENT(*tiles, weight.shape[2], how[1]))
-    elif mask[1]:
-        grad_weight = layout.weight_gradient(grad, x, weight, *how)
     return grad_x, grad_weight, grad.sum((0, 2, 3)) if mask[2] else None
 
 
