@@ -117,7 +117,25 @@ def meta(values: Any) -> Any:
 
 def output(layer: Layer, params: Params, state: State, x: Tensor) -> Tensor:
     """What `layer` gives for an input like `x`, as a meta tensor: nothing is computed."""
-    return layer.apply(meta(params), meta(state), meta(x))[0]
+    result = _empty_output(layer, params, state, x)
+    return torch.empty((len(x), *result.shape[1:]), dtype=result.dtype, device="meta")
+
+
+def _empty_output(layer: Layer, params: Params, state: State, x: Tensor) -> Tensor:
+    """What `layer` gives for an input like `x`, but of an empty batch."""
+    try:
+        return layer.apply(params, state, x[:0])[0]
+    except RuntimeError:
+        # There are operations that take no empty batch, such as `view(len(x), -1)`.  Meta tensors
+        # would do for all, but PyTorch imports its tracer for them, which takes two seconds.
+        one = torch.empty((1, *x.shape[1:]), dtype=x.dtype, device="meta")
+        result = layer.apply(meta(params), meta(state), one)[0]
+        return torch.empty((0, *result.shape[1:]), dtype=result.dtype, device=x.device)
+
+
+def shown(x: Tensor) -> str:
+    """The shape of `x` for people, with N for the empty batch on which networks are initialised."""
+    return str(tuple(x.shape)).replace("(0,", "(N,")
 
 
 def _merge(into: dict[str, Any], name: str | None, values: dict[str, Any]) -> None:
@@ -152,14 +170,14 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
             name, part = parts[index]
             try:
                 part_params, part_state = part.init(random.fold_in(key, index), value)
-                result = output(part, part_params, part_state, value)
+                result = _empty_output(part, part_params, part_state, value)
             except LayerError as error:
                 raise error.inside(name) from None
             _merge(params, name, part_params)
             _merge(state, name, part_state)
             return result
 
-        wire(run, meta(x))
+        wire(run, x[:0])
         return params, state
 
     def apply(
@@ -271,8 +289,8 @@ def residual(main: Layer, shortcut: Layer | None = None) -> Layer:
         value, other = run(0, x), x if shortcut is None else run(1, x)
         if value.shape != other.shape:
             raise LayerError(
-                f"residual: the main path gives {tuple(value.shape)} and the shortcut "
-                f"{tuple(other.shape)}: give a shortcut that changes the shape alike"
+                f"residual: the main path gives {shown(value)} and the shortcut {shown(other)}: "
+                "give a shortcut that changes the shape alike"
             )
         return value + other
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import initializers, random
-from funcnets.core import Apply, Init, Layer, LayerError, Params, State
+from funcnets.core import Apply, Init, Layer, LayerError, Params, State, shown
 from funcnets.initializers import Initializer
 
 Size = int | tuple[int, int]
@@ -52,7 +52,7 @@ def _leaf(
             )
         if ranks and x.ndim not in ranks:
             layout = " or ".join({2: "(N, C)", 4: "(N, C, H, W)"}[rank] for rank in ranks)
-            raise LayerError(f"{kind}: got an input of shape {tuple(x.shape)}, expected {layout}")
+            raise LayerError(f"{kind}: got an input of shape {shown(x)}, expected {layout}")
 
     def checked_init(key: Tensor, x: Tensor) -> tuple[Params, State]:
         check(x)

@@ -146,6 +146,7 @@ def _train_step(
         interrupt,
         donate_argnums=(0,),
         jit=work.jit,
+        saved_as=session.step_name,
     )
 
 

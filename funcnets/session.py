@@ -38,6 +38,13 @@ class Session:
         """Batches an epoch."""
         return math.ceil(len(self.dataset.train_labels) / self.config.batch_size)
 
+    @property
+    def step_name(self) -> str:
+        """All that the training step is made of, but for the shapes of its arguments."""
+        config = self.config
+        schedule = (config.schedule, config.learning_rate, config.epochs * self.batches)
+        return f"train {(config.network, *schedule, config.side, config.precision)}"
+
 
 def begin(given: Mapping[str, Any], path: Path | None = None, *, download: bool = False) -> Session:
     """A new training in a new run directory, by the values `given` for the fields of `Config`.

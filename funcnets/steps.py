@@ -76,6 +76,7 @@ class Step:
         interrupt: Interrupt,
         donate_argnums: tuple[int, ...] = (),
         jit: Callable[..., Any] = jit,
+        saved_as: str | None = None,
     ) -> None:
         self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
         self._compiles = backend not in ("graph", None)
@@ -84,11 +85,12 @@ class Step:
                 f"{what} will be slower: no C++ compiler was found (g++, or CXX), or no place to "
                 "write to (~/.cache, or XDG_CACHE_HOME)"
             )
-        self._compiled = jit(function, backend=backend or "graph", donate_argnums=donate_argnums)
+        how: dict[str, Any] = {"donate_argnums": donate_argnums, "saved_as": saved_as}
+        self._compiled = jit(function, backend=backend or "graph", **how)
         self._as_it_is = function
         if backend is not None:
             quick: Backend = "graph" if backend in COMPILED else backend
-            self._as_it_is = jit(function, backend=quick, donate_argnums=donate_argnums)
+            self._as_it_is = jit(function, backend=quick, **how)
         self._sizes: set[int] = set()
         self.is_first = False  # whether the last call was the first with its batch size
         self.compile_seconds = 0.0
@@ -153,9 +155,9 @@ class Evaluation:
         self.batch = (dataset.test_images, dataset.test_labels)
         self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
         net = precision.cast(net, POLICIES[config.precision])
-        self.step = jit(
-            self.function(net, partial(data.prepare, side=config.side)), backend="graph"
-        )
+        function = self.function(net, partial(data.prepare, side=config.side))
+        name = f"{type(self).__name__} {(config.network, config.side, config.precision)}"
+        self.step = jit(function, backend="graph", saved_as=name)
 
     def function(self, net: Layer, prepare: Prepare) -> Callable[..., Any]:
         """What is done with the parameters, the statistics and a batch."""

@@ -22,9 +22,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def own_directory(tmp_path, monkeypatch):
-    """The working directory of this test alone, with the bundled images in the place of others."""
+def own_directory(tmp_path, tmp_path_factory, monkeypatch):
+    """The working directory of this test alone, with the bundled images in the place of others.
+
+    Nothing is saved by a test for another one.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("FUNCNETS_DATA", "bundled")
 
 

@@ -144,7 +144,7 @@ def test_dense_joins_each_output_to_its_input() -> None:
 
 def test_residual_of_unlike_shapes() -> None:
     net = sequential(stage=residual(conv2d(5, 1)))
-    message = r"^stage: residual: .*\(2, 5, 4, 4\).*\(2, 3, 4, 4\): give a shortcut"
+    message = r"^stage: residual: .*\(N, 5, 4, 4\).*\(N, 3, 4, 4\): give a shortcut"
     with pytest.raises(LayerError, match=message):
         net.init(KEY, X)
 

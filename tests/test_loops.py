@@ -150,7 +150,7 @@ def test_equal_loops_are_one_function():
     )
     found = loops.runs(graph.graph)
     assert [len(run.nodes) for run in found] == [2, 2, 2]
-    assert len({loops.Loop(run).source for run in found}) == 1
+    assert len(set(map(loops.source, found))) == 1
 
 
 def test_a_run_ends_where_something_else_reads_it():
@@ -177,7 +177,7 @@ def test_without_a_compiler_the_graph_stays(monkeypatch):
     monkeypatch.setattr(native, "load", lambda source: None)
     graph = traced(lambda x: (x * 2).relu(), torch.ones(3))
     before = str(graph.graph)
-    assert loops.fuse_loops(graph) == 0
+    assert loops.fuse_loops(graph) == ""
     assert str(graph.graph) == before
 
 
@@ -191,7 +191,7 @@ def test_operands_of_other_strides_are_brought_into_form():
         node.meta["val"] = torch.empty(4, 6)
     graph.output((result,))
     module = fx.GraphModule({}, graph)
-    assert loops.fuse_loops(module) == 1
+    assert loops.fuse_loops(module)
     value = random.normal(random.key(0), (6, 4)).T
     torch.testing.assert_close(module(value)[0], (2 * value).relu())
 

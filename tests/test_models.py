@@ -1,6 +1,7 @@
 """The eight networks and their blocks equal their module twins."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +102,21 @@ def test_compiled_step_is_the_eager_one(compiled: str, backend: Any) -> None:
     steps = functional_steps(both, data, 0.01, transform=partial(funcnets.jit, backend=backend))
     for actual, expected in zip(steps, functional_steps(both, data, 0.01), strict=True):
         assert_close(actual, expected)
+
+
+def test_saved_step_is_the_traced_one(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network = NETWORKS[name]
+    both = pair(*network.build(), network.shape, 0)
+    data = batches(both, 1, 0)
+    how = {"backend": "graph", "saved_as": name}
+
+    def untraced(train_state: Any, batch: Any) -> Any:
+        raise AssertionError("traced again")
+
+    transforms = (lambda step: funcnets.jit(step, **how), lambda _: funcnets.jit(untraced, **how))
+    (traced,), (saved,) = (functional_steps(both, data, 0.01, each) for each in transforms)
+    assert all(torch.equal(saved[leaf], traced[leaf]) for leaf in traced)
 
 
 def test_leaves_have_the_twins_names_and_shapes(name: str) -> None:

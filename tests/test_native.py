@@ -12,9 +12,14 @@ SOURCE = 'extern "C" double twice(double x) { return 2 * x; }'
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.load.cache_clear()
+    forget()
     yield tmp_path / "funcnets"
+    forget()
+
+
+def forget():
     native.load.cache_clear()
+    native.target.cache_clear()
 
 
 def files(directory):

@@ -22,7 +22,9 @@ def functional_step(case: Case, precision: str, *, backend: Backend | None) -> S
     optimizer, batch = optim.sgd(LEARNING_RATE), case.batch()
     train_state = train.create(net, optimizer, random.key(0, case.device), batch[0])
     step = train.make_train_step(net, optimizer, policy=POLICIES[precision])
-    return timing.repeat(jit(step, donate_argnums=0, backend=backend), train_state, batch)
+    name = f"bench {case.network} {precision}"
+    jitted = jit(step, donate_argnums=0, backend=backend, saved_as=name)
+    return timing.repeat(jitted, train_state, batch)
 
 
 def module_step(

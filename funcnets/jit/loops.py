@@ -9,7 +9,7 @@ import ctypes
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -93,26 +93,24 @@ extern "C" void NAME(Scalar** at, const long* size, const long* stride) {{
 POINTER = "Scalar* p{0} = at[{0}] + a * stride[{1}] + b * stride[{1} + 1] + c * stride[{1} + 2];"
 
 
-def fuse_loops(graph: fx.GraphModule) -> int:
-    """Make loops of `graph`, which must have come from `trace`; tells how many.
+def fuse_loops(graph: fx.GraphModule) -> str:
+    """Make loops of `graph`, which must have come from `trace`; gives the C++ of them all.
 
-    Without a compiler there are none.
+    Without a compiler, or anything to make loops of, the graph stays, and there is no C++.
     """
-    loops = [(run, Loop(run)) for run in runs(graph.graph) if len(run.nest) <= DEPTH]
-    if not loops:
-        return 0
-    sources = {loop.source: f"loop{i}" for i, (_, loop) in enumerate(loops)}
-    code = (source.replace("NAME", name) for source, name in sources.items())
-    library = native.load("\n".join([HEADER, *code]))
+    names: dict[str, str] = {}  # of functions, by their sources
+    found = [run for run in runs(graph.graph) if len(run.nest) <= DEPTH]
+    plans = [plan(run, names.setdefault(source(run), f"loop{i}")) for i, run in enumerate(found)]
+    code = "\n".join([HEADER, *(text.replace("NAME", name) for text, name in names.items())])
+    library = native.load(code) if found else None
     if library is None:
-        return 0
-    for i, (run, loop) in enumerate(loops):
-        loop.function = library[sources[loop.source]]
-        graph.add_submodule(f"loop{i}", loop)
+        return ""
+    for i, (run, each) in enumerate(zip(found, plans, strict=True)):
+        graph.add_submodule(f"loop{i}", Loop(each, library))
         _replace(graph.graph, run, f"loop{i}")
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return len(loops)
+    return code
 
 
 def is_loop(node: fx.Node) -> bool:
@@ -209,45 +207,60 @@ def _is_element_wise(node: fx.Node) -> bool:
     )
 
 
-class Loop(torch.nn.Module):
-    """A run of operations as a function of its operands, as C++."""
+class Plan(NamedTuple):
+    """What a loop takes and gives, and how it walks over that."""
 
-    def __init__(self, run: Run) -> None:
+    function: str  # its name in the library
+    operands: list[tuple[Sequence[int], Sequence[int]]]  # shape and strides
+    results: list[tuple[Sequence[int], Sequence[int], torch.dtype, torch.device]]
+    size: list[int]  # of each of the `DEPTH` loops
+    strides: list[int]  # of each loop, operand by operand, then of the results
+
+
+def plan(run: Run, function: str) -> Plan:
+    """The plan of a run, which the C++ `function` is for."""
+    operands, results = ([n.meta["val"] for n in nodes] for nodes in (run.operands, run.results))
+    outer = [(1, (0,) * (len(operands) + len(results)))] * (DEPTH - len(run.nest))
+    size, steps = zip(*outer, *run.nest, strict=True)
+    return Plan(
+        function,
+        [(x.shape, x.stride()) for x in operands],
+        [(x.shape, x.stride(), x.dtype, x.device) for x in results],
+        list(size),
+        [step for each in zip(*steps, strict=True) for step in each],
+    )
+
+
+class Loop(torch.nn.Module):
+    """A run of operations as a function of its operands, by its C++ in `library`."""
+
+    def __init__(self, plan: Plan, library: ctypes.CDLL) -> None:
         super().__init__()
-        operands, results = (
-            [n.meta["val"] for n in nodes] for nodes in (run.operands, run.results)
-        )
-        self.operands = [(x.shape, x.stride()) for x in operands]
-        self.results = [(x.shape, x.stride(), x.dtype, x.device) for x in results]
-        count = len(operands) + len(results)
-        outer = [(1, (0,) * count)] * (DEPTH - len(run.nest))
-        size, steps = zip(*outer, *run.nest, strict=True)
-        self.size = (ctypes.c_long * DEPTH)(*size)
-        strides = [step for each in zip(*steps, strict=True) for step in each]
-        self.strides = (ctypes.c_long * len(strides))(*strides)
-        self.pointers = ctypes.c_void_p * count
-        self.source = _source(run, steps[-1])
-        self.function: Callable[..., None] | None = None  # once compiled
+        self.plan = plan
+        self.size = (ctypes.c_long * DEPTH)(*plan.size)
+        self.strides = (ctypes.c_long * len(plan.strides))(*plan.strides)
+        self.pointers = ctypes.c_void_p * (len(plan.operands) + len(plan.results))
+        self.function: Callable[..., None] = library[plan.function]
 
     def forward(self, operands: list[Tensor], targets: list[Tensor | None]) -> list[Tensor]:
         """The results, each in its target, or in new memory where that is None."""
-        assert self.function is not None
         given = [
             x if x.stride() == stride else x.new_empty_strided(shape, stride).copy_(x)
-            for x, (shape, stride) in zip(operands, self.operands, strict=True)
+            for x, (shape, stride) in zip(operands, self.plan.operands, strict=True)
         ]
         results = [
             torch.empty_strided(shape, stride, dtype=dtype, device=device) if x is None else x
-            for x, (shape, stride, dtype, device) in zip(targets, self.results, strict=True)
+            for x, (shape, stride, dtype, device) in zip(targets, self.plan.results, strict=True)
         ]
         pointers = self.pointers(*(x.data_ptr() for x in (*given, *results)))
         self.function(pointers, self.size, self.strides)
         return results
 
 
-def _source(run: Run, steps: Sequence[int]) -> str:
-    """C++ of a loop, of whose operands and results the innermost strides are `steps`."""
+def source(run: Run) -> str:
+    """C++ of a run, as the function NAME: the same for runs that walk alike, whatever the sizes."""
     operands, results = run.operands, run.results
+    steps = run.nest[-1][1] if run.nest else (0,) * (len(operands) + len(results))
 
     def element(i: int) -> str:
         return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{DEPTH * i + DEPTH - 1}]') }]"
@@ -263,10 +276,10 @@ def _source(run: Run, steps: Sequence[int]) -> str:
         lines.append(f"const Scalar {names[node]} = {expression};")
     lines += [f"{element(len(operands) + i)} = {names[x]};" for i, x in enumerate(results)]
     pointers = [POINTER.format(i, DEPTH * i) for i in range(len(steps))]
-    source = TEMPLATE.format(
+    text = TEMPLATE.format(
         chunk=CHUNK, longest=LONGEST, pointers=" ".join(pointers), body=" ".join(lines)
     )
-    return source.replace("Scalar", SCALARS[results[0].meta["val"].dtype])
+    return text.replace("Scalar", SCALARS[results[0].meta["val"].dtype])
 
 
 def _literal(number: Any) -> str:

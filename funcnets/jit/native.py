@@ -25,19 +25,16 @@ def load(source: str) -> ctypes.CDLL | None:
     It is kept in the user's cache directory, under a name that changes with the source, the
     compiler and the processor.  It must be plain code: a call lets other threads go on.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        return None
     try:
-        command = [compiler, *FLAGS, "-x", "c++"]
-        # The macros tell the compiler's version and the processor's instructions.
-        macros = _output([*command, "-dM", "-E", os.devnull])
-        name = hashlib.sha256("\0".join([source, macros, *command]).encode()).hexdigest()
-        path = _directory() / f"{name[:32]}.so"
+        identity = target()
+        if identity is None:
+            return None
+        name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
+        path = cache_directory() / f"{name[:32]}.so"
         if not path.exists():
-            _build(command, source, path)
+            _build(_command(), source, path)
         return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.CalledProcessError):  # RuntimeError: no home
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 
@@ -46,11 +43,35 @@ def is_available() -> bool:
     return load("") is not None
 
 
-def _directory() -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+@functools.cache
+def target() -> str | None:
+    """What compiled code depends on beside its source: the compiler, its options, the processor.
+
+    None where there is no compiler.
+    """
+    command = _command()
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        # The macros tell the compiler's version and the processor's instructions.
+        return "\0".join([_output([*command, "-dM", "-E", os.devnull]), *command])
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def cache_directory() -> Path:
+    """Where compiled code is kept; raises OSError where there is no such place."""
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise FileNotFoundError("there is no home directory") from error
     directory = Path(caches) / "funcnets"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def _command() -> list[str]:
+    return [os.environ.get("CXX", "g++"), *FLAGS, "-x", "c++"]
 
 
 def _build(command: list[str], source: str, path: Path) -> None:

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import tree
-from funcnets.jit import heap
+from funcnets.jit import heap, saved
 from funcnets.jit.compile import (
     BACKENDS,
     COMPILED,
@@ -25,7 +26,7 @@ from funcnets.jit.inductor import make_opaque, spell_out_factors
 from funcnets.jit.loops import fuse_loops
 from funcnets.jit.lowerings import DEFAULT, Lowering
 from funcnets.jit.reuse import reuse_memory
-from funcnets.jit.trace import Trace, TraceError, take_apart, trace
+from funcnets.jit.trace import Structure, Trace, TraceError, take_apart, trace
 
 
 class _Call(NamedTuple):
@@ -38,9 +39,10 @@ class _Call(NamedTuple):
 
 
 class _Executable(NamedTuple):
-    trace: Trace
     run: Executable
+    structure: Structure  # of the result
     aliases: Aliases
+    trace: Trace | None  # where it was traced by this process
 
 
 class Jitted:
@@ -53,9 +55,11 @@ class Jitted:
         static_argnums: tuple[int, ...],
         backend: Backend | None,
         lowerings: Sequence[Lowering],
+        saved_as: str | None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.backend, self.lowerings = function, backend, tuple(lowerings)
+        self.saved_as = saved_as
         self.donate_argnums, self.static_argnums = donate_argnums, static_argnums
         self._executables: dict[Hashable, _Executable] = {}
 
@@ -70,13 +74,14 @@ class Jitted:
         call = self._take_apart(args, kwargs)
         if call.key not in self._executables:
             self._executables[call.key] = self._build(call)
-        traced, run, aliases = self._executables[call.key]
-        traced.check_constants()
+        run, structure, aliases, traced = self._executables[call.key]
+        if traced is not None:
+            traced.check_constants()
         with heap.kept():
             results = iter(run(*call.tensors))
-        return traced.structure.fill(
+        return structure.fill(
             call.tensors[aliases[i]] if i in aliases else next(results)
-            for i in range(len(traced.structure.places))
+            for i in range(len(structure.places))
         )
 
     def trace(self, *args: Any, **kwargs: Any) -> Trace:
@@ -84,9 +89,13 @@ class Jitted:
         return self._trace(self._take_apart(args, kwargs))
 
     def _build(self, call: _Call) -> _Executable:
-        traced, backend = self._trace(call), self.backend or _usual_backend(call.tensors)
-        if backend == "native":
-            fuse_loops(traced.graph)
+        backend = self.backend or _usual_backend(call.tensors)
+        place = self._place(call, backend)
+        program = place and saved.read(place)
+        if program and (run := saved.load(program)):
+            return _Executable(run, program.structure, program.aliases, None)
+        traced = self._trace(call)
+        loops = fuse_loops(traced.graph) if backend == "native" else ""
         aliases = donate(traced.graph, call.donated)
         if backend not in COMPILED:
             reuse_memory(traced.graph)
@@ -94,7 +103,17 @@ class Jitted:
             spell_out_factors(traced.graph)
             if self.lowerings:
                 make_opaque(traced.graph)
-        return _Executable(traced, compile_graph(traced.graph, backend), aliases)
+        if place and (program := saved.as_program(traced.graph, loops, traced.structure, aliases)):
+            saved.write(program, place)
+        run = compile_graph(traced.graph, backend)
+        return _Executable(run, traced.structure, aliases, traced)
+
+    def _place(self, call: _Call, backend: Backend) -> Path | None:
+        """Where the program of a call is kept between processes, if it is."""
+        if self.saved_as is None or backend in COMPILED:
+            return None
+        lowerings = tuple(lowering.name for lowering in self.lowerings)
+        return saved.place(self.saved_as, backend, lowerings, call.donated, call.key)
 
     def _trace(self, call: _Call) -> Trace:
         traced = trace(call.rebuild, call.tensors, self.lowerings)
@@ -189,6 +208,7 @@ def jit(
     static_argnums: int | Sequence[int] = (),
     backend: Backend | None = None,
     lowerings: Sequence[Lowering] | None = DEFAULT,
+    saved_as: str | None = None,
 ) -> Jitted:
     """`function`, a pure function of trees of tensors, as one compiled graph.
 
@@ -210,6 +230,10 @@ def jit(
             or two; `inductor` is PyTorch's compiler; `aot_eager` goes through torch.compile without
             generating code.  None: native on a CPU, elsewhere inductor.
         lowerings: rewrites of operations that the target runs badly; None for none.
+        saved_as: a name for the function, under which `graph` and `native` keep what they made of
+            it in the user's cache directory, so that no other process has to trace it again.  The
+            name must change with all that the function is made of, numbers that it captures too;
+            versions and arguments are seen to.  What captures a tensor isn't kept.
 
     Raises:
         TraceError: from a call, where the function isn't a pure function of tensors.
@@ -220,4 +244,4 @@ def jit(
     donated, static = _argnums(donate_argnums), _argnums(static_argnums)
     if both := set(donated) & set(static):
         raise ValueError(f"jit: arguments {sorted(both)} are both donated and static")
-    return Jitted(function, donated, static, backend, lowerings or ())
+    return Jitted(function, donated, static, backend, lowerings or (), saved_as)

@@ -214,6 +214,7 @@ def jit_step(
     shared_batch: bool = True,
     donate_argnums: int | Sequence[int] = (),
     backend: Backend | None = None,
+    saved_as: str | None = None,
 ) -> Step:
     """`make_ensemble_step(step)` under `jit`, by the faster of two ways to the same numbers.
 
@@ -226,7 +227,7 @@ def jit_step(
         step, shared_batch: as `make_ensemble_step` takes them.
         by: the way.
         donate_argnums: 0, if the new state may take the memory of the old, as in `jit`.
-        backend: as in `jit`.
+        backend, saved_as: as in `jit`.
 
     Raises ValueError for another way or other arguments to donate, and, from a call, what `jit`
     and `make_ensemble_step` raise.
@@ -238,10 +239,14 @@ def jit_step(
             f"donate_argnums is {donate_argnums!r}; expected 0, the members' state: a batch is "
             "read by one member after another"
         )
-    how: dict[str, Any] = {"donate_argnums": donate_argnums, "backend": backend}
-    vmapped = make_ensemble_step(step, shared_batch=shared_batch)
-    looped = _loop(jit(step, **how), shared_batch)
-    ways: dict[str, Step] = {"vmap": jit(vmapped, **how), "loop": looped}
+
+    def jitted(way: Way, function: Step) -> Jitted:
+        name = saved_as and f"{saved_as}, {way}, {shared_batch=}"
+        return jit(function, donate_argnums=donate_argnums, backend=backend, saved_as=name)
+
+    vmapped = jitted("vmap", make_ensemble_step(step, shared_batch=shared_batch))
+    looped = _loop(jitted("loop", step), shared_batch)
+    ways: dict[str, Step] = {"vmap": vmapped, "loop": looped}
     chosen: dict[Any, Way] = {}
 
     def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:

@@ -1,0 +1,124 @@
+"""Saved programs: finished graphs on disk, for other processes, which need not trace them again.
+
+Tracing takes seconds, and importing PyTorch's tracer two more; a saved program is there in a
+tenth of one.  They are kept beside the compiled loops, and can be deleted at any time.
+"""
+
+import functools
+import hashlib
+import operator
+import pickle
+import sys
+import tempfile
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from funcnets.jit import native
+from funcnets.jit.compile import Executable
+from funcnets.jit.donation import Aliases
+from funcnets.jit.loops import Loop, Plan
+from funcnets.jit.trace import Structure
+
+# What the Python of a graph may name, beside its arguments and builtins.
+NAMES = {"torch": torch, "device": torch.device, "inf": float("inf"), "nan": float("nan")}
+
+
+class Program(NamedTuple):
+    """A graph that is ready to run, as data.
+
+    Attributes:
+        code: Python, the function `forward(self, *tensors)`.
+        loops: the loops that it calls, by their names.
+        source: C++ of the loops.
+        structure: that of the result.
+        aliases: which results are in which arguments' memory.
+    """
+
+    code: str
+    loops: dict[str, Plan]
+    source: str
+    structure: Structure
+    aliases: Aliases
+
+
+def as_program(
+    graph: fx.GraphModule, source: str, structure: Structure, aliases: Aliases
+) -> Program | None:
+    """The program of a graph whose loops are C++ `source`; None where it is more than code.
+
+    It is, if the function captured a tensor, or called what isn't an operation.
+    """
+    callable_kinds = (torch._ops.OpOverload, type(operator.getitem))
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            return None
+        if node.op == "call_function" and not isinstance(node.target, callable_kinds):
+            return None
+    loops = {name: loop.plan for name, loop in graph.named_children() if isinstance(loop, Loop)}
+    code = graph.graph.python_code("self").src
+    return Program(code, loops, source, structure, aliases)
+
+
+def load(program: Program) -> Executable | None:
+    """The program as a function of its tensors; None where its loops can't be compiled here."""
+    loops: dict[str, Loop] = {}
+    if program.loops:
+        library = native.load(program.source)
+        if library is None:
+            return None
+        loops = {name: Loop(plan, library) for name, plan in program.loops.items()}
+    names: dict[str, Any] = dict(NAMES)
+    exec(compile(program.code, "<saved program>", "exec"), names)
+    forward = functools.partial(names["forward"], SimpleNamespace(**loops))
+    return torch.no_grad()(forward)
+
+
+def place(*key: Hashable) -> Path | None:
+    """The file for the program with this key; None where there is no place for it.
+
+    Keys are told apart by how they print, with the version of all that made the program.
+    """
+    text = "\0".join([versions(), str(torch.get_default_dtype()), *map(repr, key)])
+    try:
+        name = hashlib.sha256(text.encode()).hexdigest()
+        return native.cache_directory() / f"{name[:32]}.program"
+    except OSError:
+        return None
+
+
+def read(path: Path) -> Program | None:
+    """The program in a file; None where there is none that is whole."""
+    try:
+        program = pickle.loads(path.read_bytes())
+    except Exception:  # a damaged file can raise anything, and is written anew
+        return None
+    return program if isinstance(program, Program) else None
+
+
+def write(program: Program, path: Path) -> None:
+    """Keep a program in a file, as a whole or, where it can't be written, not at all."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            whole = Path(scratch) / path.name
+            whole.write_bytes(pickle.dumps(program))
+            whole.replace(path)
+    except OSError:
+        return
+
+
+@functools.cache
+def versions() -> str:
+    """What a program depends on beside its key: this package, PyTorch, Python, the processor."""
+    digest = hashlib.sha256((native.target() or "").encode())
+    for file in _sources(Path(__file__).parents[1]):
+        digest.update(file.read_bytes())
+    return "\0".join([digest.hexdigest(), torch.__version__, sys.version])
+
+
+def _sources(package: Path) -> Sequence[Path]:
+    return sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp"))

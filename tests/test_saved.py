@@ -1,0 +1,153 @@
+"""A saved program does what the traced one does, and is taken for nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import funcnets
+from funcnets import random
+from funcnets.jit import TraceError, native, saved
+from funcnets.jit.lowerings import DEFAULT
+
+BACKENDS = ["graph", "native"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "funcnets"
+
+
+def programs(cache):
+    return sorted(cache.glob("*.program"))
+
+
+def step(state, x):
+    """Has a loop, a result that is no tensor, and an argument to write over."""
+    new = {"mean": state["mean"] * 0.9 + x.mean(0) * 0.1, "count": state["count"] + 1}
+    return new, ((x * 2).relu() - x, None)
+
+
+def untraced(state, x):
+    raise AssertionError("traced again")
+
+
+def arguments(rows=5):
+    x = random.normal(random.key(0), (rows, 3), torch.float64)
+    return {"mean": x.sum(0), "count": torch.tensor(2)}, x
+
+
+def refused(function=untraced, **how):
+    """Whether the step isn't found as it was saved, but traced."""
+    call = funcnets.jit(function, **{"saved_as": "step", "backend": "graph", **how})
+    with pytest.raises(AssertionError, match="traced again"):
+        call(*arguments())
+    return True
+
+
+@pytest.mark.parametrize("donate", [(), 0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_saved_program_is_the_function(backend, donate):
+    how = {"saved_as": "step", "backend": backend, "donate_argnums": donate}
+    expected = step(*arguments())
+    for function in (step, untraced):
+        state, x = arguments()
+        result = funcnets.jit(function, **how)(state, x)
+        torch.testing.assert_close(result[0], expected[0])
+        torch.testing.assert_close(result[1][0], expected[1][0])
+        assert result[1][1] is None
+        assert (result[0]["mean"] is state["mean"]) is (donate == 0)
+
+
+def test_what_differs_is_another_program(cache):
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    assert len(programs(cache)) == 1
+    assert refused(saved_as="other")
+    assert refused(saved_as=None)
+    assert refused(backend="native")
+    assert refused(lowerings=None)
+    assert refused(lowerings=DEFAULT[:-1])
+    assert refused(donate_argnums=0)
+    funcnets.jit(untraced, saved_as="step", backend="graph")(*arguments())
+    with pytest.raises(AssertionError, match="traced again"):
+        funcnets.jit(untraced, saved_as="step", backend="graph")(*arguments(rows=6))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert refused()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_static_arguments_are_told_apart():
+    def power(x, exponent):
+        return x**exponent
+
+    x = torch.tensor([2.0])
+    for exponent in (2, 3):
+        call = funcnets.jit(power, static_argnums=1, saved_as="power", backend="graph")
+        assert call(x, exponent) == 2**exponent
+
+
+def test_other_versions_are_other_programs(monkeypatch):
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    monkeypatch.setattr(saved, "versions", lambda: "another PyTorch")
+    assert refused()
+
+
+def test_what_captures_a_tensor_is_not_saved(cache):
+    offset = torch.ones(3)
+    call = funcnets.jit(lambda x: x + offset, saved_as="captures", backend="graph")
+    assert call(torch.ones(3)).tolist() == [2, 2, 2]
+    assert programs(cache) == []
+    offset += 1
+    with pytest.raises(TraceError, match="captured"):
+        call(torch.ones(3))
+
+
+def test_a_damaged_file_is_written_anew(cache):
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    (path,) = programs(cache)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"no program", b"\x80\x04K\x01."):
+        path.write_bytes(damaged)
+        funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+        assert path.read_bytes() == whole
+
+
+def test_no_place_to_write(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        result = funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+        torch.testing.assert_close(result[0], step(*arguments())[0])
+
+
+def test_loops_that_no_compiler_is_left_for_are_traced_again(monkeypatch):
+    funcnets.jit(step, saved_as="step", backend="native")(*arguments())
+    monkeypatch.setattr(native, "load", lambda source: None)
+    assert refused(backend="native")
+
+
+SCRIPT = """
+import sys, torch, funcnets
+from funcnets import models, optim, random, train
+net, optimizer = models.lenet_bn(10), optim.sgd(0.1)
+batch = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+state = train.create(net, optimizer, random.key(0), batch[0])
+step = funcnets.jit(train.make_train_step(net, optimizer), donate_argnums=0, saved_as="step")
+state, measured = step(state, batch)
+print(measured['loss'].item(), "torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+
+
+def test_a_new_process_needs_no_tracer():
+    """The import of which takes two seconds."""
+    command = [sys.executable, "-c", SCRIPT]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    )
+    assert first[1:] == ["True", "True"]
+    assert second == [first[0], "False", "False"]
