@@ -1,7 +1,8 @@
 """A training that is ready to go on: begun in a new run directory, or resumed from a checkpoint."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,10 @@ def begin(given: Mapping[str, Any], path: Path | None = None, *, download: bool 
     config = run.configure(given)
     config = replace(config, data=find_data(given.get("data"), download=download))
     dataset, net, make = load(config)
-    check_fits(net, config, len(dataset.train_labels))
     optimizer = make(config.learning_rate)
-    train_state = _create(net, optimizer, config, config.device)
+    with fitting(net, config, dataset):
+        train_state = _create(net, optimizer, config, config.device)
+        try_batches(net, train_state, config, dataset)
     return Session(config, run.create(path, config), dataset, net, optimizer, train_state)
 
 
@@ -134,8 +136,8 @@ def _create(net: Layer, optimizer: Optimizer, config: Config, device: str) -> Tr
 
 
 def example(config: Config) -> Tensor:
-    """An image of the configured side, without memory."""
-    return torch.empty(1, 1, config.side, config.side, device="meta")
+    """An image of the configured side."""
+    return torch.zeros(1, 1, config.side, config.side, device=config.device)
 
 
 def _restore(directory: Run, config: Config) -> Session:
@@ -149,36 +151,52 @@ def _restore(directory: Run, config: Config) -> Session:
     return Session(config, directory, dataset, net, optimizer, train_state, running=running)
 
 
-def check_fits(net: Layer, config: Config, count: int) -> None:
-    """Raise UsageError unless `net` can be trained on `count` images at the configured sizes.
+@contextlib.contextmanager
+def fitting(net: Layer, config: Config, dataset: Dataset) -> Iterator[None]:
+    """Around what raises LayerError where `net` can't be trained: that is UsageError, with a hint.
 
-    Tried on meta tensors, for the batch size and for that of the last, short batch.
+    The hint is the smallest side that works.
     """
-    for size in {min(config.batch_size, count), count % config.batch_size or config.batch_size}:
-        try:
-            _try_training(net, size, config.side)
-        except LayerError as error:
-            smallest = _smallest_side(net, size, config.side)
-            hint = f"; the smallest --side that works is {smallest}" if smallest else ""
-            raise UsageError(
-                f"{config.network} can't be trained on a batch of {size} at --side {config.side}: "
-                f"{error}{hint}"
-            ) from None
+    try:
+        yield
+    except LayerError as error:
+        smallest = _smallest_side(net, _batch_sizes(config, dataset), config.side)
+        hint = f"; the smallest --side that works is {smallest}" if smallest else ""
+        raise UsageError(
+            f"{config.network} can't be trained at --side {config.side} and --batch-size "
+            f"{config.batch_size}: {error}{hint}"
+        ) from None
 
 
-def _try_training(net: Layer, size: int, side: int) -> None:
-    key, x = random.key(0, "meta"), torch.empty(size, 1, side, side, device="meta")
-    params, state = net.init(key, x)
-    net.apply(params, state, x, train=True, key=key)
+def try_batches(net: Layer, train_state: TrainState, config: Config, dataset: Dataset) -> None:
+    """Raise LayerError unless `net` can be trained on batches, and on the last, short one."""
+    for size in _batch_sizes(config, dataset):
+        x = example(config).expand(size, -1, -1, -1)
+        net.apply(train_state.params, train_state.state, x, train=True, key=train_state.key)
 
 
-def _smallest_side(net: Layer, size: int, too_small: int) -> int | None:
+def _batch_sizes(config: Config, dataset: Dataset) -> set[int]:
+    """Those of a training; as any batch of two images or more is alike, none is larger."""
+    count = len(dataset.train_labels)
+    sizes = min(config.batch_size, count), count % config.batch_size or config.batch_size
+    return {min(size, 2) for size in sizes}
+
+
+def _try_side(net: Layer, sizes: Iterable[int], side: int) -> None:
+    key = random.key(0, "meta")
+    for size in sizes:
+        x = torch.empty(size, 1, side, side, device="meta")
+        params, state = net.init(key, x)
+        net.apply(params, state, x, train=True, key=key)
+
+
+def _smallest_side(net: Layer, sizes: Iterable[int], too_small: int) -> int | None:
     """The least side above `too_small` with which `net` can be trained, found by bisection."""
     works = LARGEST_SIDE_TRIED + 1
     while works - too_small > 1:
         side = (works + too_small) // 2
         try:
-            _try_training(net, size, side)
+            _try_side(net, sizes, side)
         except LayerError:
             too_small = side
         else:

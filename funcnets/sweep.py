@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcnets import data, losses, metrics, random, run
+from funcnets import data, losses, metrics, random, run, tree
 from funcnets.core import Layer, Params, State
 from funcnets.loop import Work, save
 from funcnets.run import Config, UsageError
-from funcnets.session import Session, check_fits, example, find_data, load
+from funcnets.session import Session, example, find_data, fitting, load, try_batches
 from funcnets.steps import Evaluation
 from funcnets.train import Batch, Prepare, TrainState
 from funcnets.transforms import ensemble
@@ -79,11 +79,13 @@ def begin(
     config = configure(given, seeds, rates)
     config = replace(config, data=find_data(given.get("data")))
     dataset, net, make = load(config)
-    check_fits(net, config, len(dataset.train_labels))
     optimizer = ensemble.rated(make, config.learning_rate)
     keys = torch.stack([random.key(seed, config.device) for _, seed in config.members])
     each = torch.tensor([rate for rate, _ in config.members], dtype=torch.float64)
-    train_state = ensemble.create(net, optimizer, keys, example(config), each.to(config.device))
+    with fitting(net, config, dataset):
+        rate_of_each = each.to(config.device)
+        train_state = ensemble.create(net, optimizer, keys, example(config), rate_of_each)
+        try_batches(net, tree.map(lambda leaf: leaf[0], train_state), config, dataset)
     directory = run.create(path, config)
     return Session(config, directory, dataset, net, optimizer, train_state, running=())
 
