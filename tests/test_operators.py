@@ -5,7 +5,7 @@ import torch
 
 from funcnets import random
 from funcnets.jit import inductor
-from funcnets.jit.lowerings import convolution, layout, moments, winograd
+from funcnets.jit.lowerings import convolution, few, layout, moments, winograd
 
 
 def numbers(*shape, seed=0):
@@ -27,6 +27,8 @@ CALLS = [
     (convolution.GATHER_TAPS, (WEIGHT, TINY)),
     (convolution.SCATTER_TAPS, (numbers(16, 6), WEIGHT, TINY)),
     (moments.CHANNEL_MOMENTS, (X,)),
+    (few.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
+    (few.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
 ]
 
 

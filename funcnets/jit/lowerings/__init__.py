@@ -5,7 +5,7 @@ device, for when it applies.  A rewrite may call the operation itself: that call
 other lowerings.
 """
 
-from funcnets.jit.lowerings import layout, pooling, winograd
+from funcnets.jit.lowerings import few, layout, pooling, winograd
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
 from funcnets.jit.lowerings.moments import MOMENTS
@@ -16,6 +16,8 @@ DEFAULT: tuple[Lowering, ...] = (
     TINY_BACKWARD,
     SPLIT_FORWARD,
     SPLIT_BACKWARD,
+    few.FORWARD,
+    few.BACKWARD,
     winograd.FORWARD,
     winograd.BACKWARD,
     layout.FORWARD,

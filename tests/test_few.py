@@ -1,0 +1,116 @@
+"""Convolutions of few channels in C++ equal ATen's, in float64, and stand where their rule says."""
+
+import itertools
+
+import pytest
+import torch
+
+import funcnets
+from funcnets import random
+from funcnets.jit.lowerings import few
+
+aten = torch.ops.aten
+HOW = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+# Batch, channels in and out, sides of the image and of the kernel.  Rows of one vector, of two
+# that lie over each other, and in two pieces; blocks of all outputs, of some, and of one.
+SHAPES = [
+    (3, 1, 6, (28, 28), (5, 5)),
+    (17, 6, 16, (12, 12), (5, 5)),
+    (2, 2, 3, (9, 17), (7, 4)),
+    (1, 3, 13, (6, 11), (5, 5)),
+    (40, 1, 1, (5, 32), (5, 7)),
+]
+
+
+def numbers(*shape, seed=0, dtype=torch.float64):
+    return random.normal(random.key(seed), shape, dtype)
+
+
+def arguments(batch, inputs, outputs, side, kernel, dtype=torch.float64):
+    x = numbers(batch, inputs, *side, dtype=dtype)
+    weight = numbers(outputs, inputs, *kernel, seed=1, dtype=dtype)
+    return x, weight, numbers(outputs, seed=2, dtype=dtype)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward(shape, with_bias):
+    x, weight, bias = arguments(*shape)
+    assert few.is_faster(x, weight, *HOW)
+    call = (x, weight, bias if with_bias else None, *HOW)
+    torch.testing.assert_close(few.forward(*call), aten.convolution(*call), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", list(itertools.product([True, False], repeat=3)))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backward(shape, mask):
+    x, weight, bias = arguments(*shape)
+    grad = numbers(*aten.convolution(x, weight, bias, *HOW).shape, seed=3)
+    call = (grad, x, weight, [len(bias)], *HOW)
+    results = few.backward(*call, list(mask))
+    expected = aten.convolution_backward(*call, [True] * 3)
+    for actual, other, wanted in zip(results, expected, mask, strict=True):
+        if wanted:
+            torch.testing.assert_close(actual, other, rtol=1e-11, atol=1e-11)
+        else:
+            assert actual is None
+
+
+def test_operands_with_gaps():
+    x, weight, bias = arguments(3, 1, 6, (12, 12), (5, 5))
+    expected = few.convolve(x, weight, bias)
+    x, weight, bias = (torch.stack([each, each], -1)[..., 0] for each in (x, weight, bias))
+    assert not x.is_contiguous()
+    torch.testing.assert_close(few.convolve(x, weight, bias), expected)
+    grad = expected.transpose(2, 3)
+    gradients = [few.weight_gradient(g, x, (5, 5)) for g in (grad, grad.contiguous())]
+    torch.testing.assert_close(*gradients)
+
+
+def test_rounding_is_that_of_a_direct_convolution():
+    x, weight, bias = arguments(8, 6, 16, (12, 12), (5, 5), torch.float32)
+    exact = aten.convolution(x.double(), weight.double(), bias.double(), *HOW)
+    error = (few.convolve(x, weight, bias) - exact).abs().max() / exact.abs().max()
+    assert error < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        ((3, 6, 17, (12, 12), (5, 5)), {}),  # too many channels
+        ((3, 1, 6, (33, 28), (5, 5)), {}),  # too large an image
+        ((3, 1, 6, (28, 28), (4, 6)), {}),  # too few taps
+        ((3, 1, 6, (28, 28), (8, 8)), {}),  # too many
+        ((3, 1, 6, (12, 7), (5, 5)), {}),  # rows of less than a vector
+        ((3, 1, 6, (4, 12), (5, 5)), {}),  # no output
+        ((3, 1, 6, (28, 28), (5, 5)), {0: [2, 1]}),
+        ((3, 1, 6, (28, 28), (5, 5)), {1: [1, 0]}),
+        ((3, 1, 6, (28, 28), (5, 5)), {2: [2, 2]}),
+    ],
+)
+def test_what_the_rule_leaves_to_others(shape, changes):
+    x, weight, _ = arguments(*shape)
+    how = [changes.get(i, each) for i, each in enumerate(HOW)]
+    assert not few.is_faster(x, weight, *how)
+
+
+def test_other_types_formats_and_machines_are_left_to_others(monkeypatch):
+    x, weight, _ = arguments(3, 2, 6, (28, 28), (5, 5))
+    assert few.is_faster(x, weight, *HOW)
+    assert not few.is_faster(x.bfloat16(), weight.bfloat16(), *HOW)
+    assert not few.is_faster(x.to(memory_format=torch.channels_last), weight, *HOW)
+    assert not few.is_faster(x.to("meta"), weight.to("meta"), *HOW)
+    monkeypatch.setattr(few, "library", lambda given, dtype: None)
+    assert not few.is_faster(x, weight, *HOW)
+
+
+def test_it_fires_in_a_graph():
+    x, weight, bias = arguments(3, 1, 6, (28, 28), (5, 5))
+
+    def loss(weight):
+        return torch.nn.functional.conv2d(x, weight, bias).square().sum()
+
+    jitted = funcnets.jit(torch.func.grad(loss))
+    assert jitted.trace(weight).fired == {"few.forward": 1, "few.backward": 1}
+    torch.testing.assert_close(jitted(weight), torch.func.grad(loss)(weight))
