@@ -18,7 +18,10 @@ State = dict[str, Any]
 
 
 class Init(Protocol):
-    """`init(key, x) -> (params, state)`; of `x` only shape and dtype are read."""
+    """`init(key, x) -> (params, state)`; of `x` only shape and dtype are read.
+
+    The batch of `x` may be empty.
+    """
 
     def __call__(self, key: Tensor, x: Tensor) -> tuple[Params, State]: ...  # noqa: D102
 
@@ -117,20 +120,7 @@ def meta(values: Any) -> Any:
 
 def output(layer: Layer, params: Params, state: State, x: Tensor) -> Tensor:
     """What `layer` gives for an input like `x`, as a meta tensor: nothing is computed."""
-    result = _empty_output(layer, params, state, x)
-    return torch.empty((len(x), *result.shape[1:]), dtype=result.dtype, device="meta")
-
-
-def _empty_output(layer: Layer, params: Params, state: State, x: Tensor) -> Tensor:
-    """What `layer` gives for an input like `x`, but of an empty batch."""
-    try:
-        return layer.apply(params, state, x[:0])[0]
-    except RuntimeError:
-        # There are operations that take no empty batch, such as `view(len(x), -1)`.  Meta tensors
-        # would do for all, but PyTorch imports its tracer for them, which takes two seconds.
-        one = torch.empty((1, *x.shape[1:]), dtype=x.dtype, device="meta")
-        result = layer.apply(meta(params), meta(state), one)[0]
-        return torch.empty((0, *result.shape[1:]), dtype=result.dtype, device=x.device)
+    return layer.apply(meta(params), meta(state), meta(x))[0]
 
 
 def shown(x: Tensor) -> str:
@@ -162,7 +152,7 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
     """
     parts = tuple(parts)
 
-    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+    def draw(key: Tensor, x: Tensor) -> tuple[Params, State]:
         params: Params = {}
         state: State = {}
 
@@ -170,15 +160,29 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
             name, part = parts[index]
             try:
                 part_params, part_state = part.init(random.fold_in(key, index), value)
-                result = _empty_output(part, part_params, part_state, value)
+                if value.is_meta:
+                    result = output(part, part_params, part_state, value)
+                else:
+                    result, _ = part.apply(part_params, part_state, value)
             except LayerError as error:
                 raise error.inside(name) from None
             _merge(params, name, part_params)
             _merge(state, name, part_state)
             return result
 
-        wire(run, x[:0])
+        wire(run, x)
         return params, state
+
+    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        # On an empty batch nothing is computed.  There are operations that take none, such as
+        # `view(len(x), -1)`: meta tensors do for all, but PyTorch imports its tracer for them,
+        # which takes two seconds.
+        try:
+            return draw(key, x[:0])
+        except LayerError:
+            raise
+        except Exception:
+            return draw(key, meta(x if len(x) else x.new_empty(1, *x.shape[1:])))
 
     def apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None

@@ -142,6 +142,25 @@ def test_dense_joins_each_output_to_its_input() -> None:
     assert torch.equal(applied(dense(a=double(), b=double())), torch.cat([once, 2 * once], 1))
 
 
+@pytest.mark.parametrize("by", ["layer", "wire"])
+def test_what_takes_no_empty_batch_is_initialised_too(by: str) -> None:
+    """A layer, or the wire of a combinator: `view(len(x), -1)` fails where it has no elements."""
+
+    def flat(x: Tensor) -> Tensor:
+        return x.view(len(x), -1) / (len(x) // len(x))
+
+    rows = Layer("rows", lambda key, x: ({}, {}), lambda params, state, x, **_: (flat(x), {}))
+    net = sequential(rows, fc=linear(2))
+    if by == "wire":
+        net = core.combine("rows", [("fc", linear(2))], lambda run, x: run(0, flat(x)))
+    net = sequential(conv=conv2d(5, 1), head=net)
+    params, state = net.init(KEY, X)
+    assert params["head"]["fc"]["weight"].shape == (2, 5 * 4 * 4)
+    assert net.apply(params, state, X)[0].shape == (2, 2)
+    other, _ = sequential(conv=conv2d(5, 1)).init(KEY, X)
+    assert torch.equal(params["conv"]["weight"], other["conv"]["weight"])
+
+
 def test_residual_of_unlike_shapes() -> None:
     net = sequential(stage=residual(conv2d(5, 1)))
     message = r"^stage: residual: .*\(N, 5, 4, 4\).*\(N, 3, 4, 4\): give a shortcut"

@@ -90,6 +90,26 @@ def test_static_arguments_are_told_apart():
         assert call(x, exponent) == 2**exponent
 
 
+class Power:
+    """Two of these print the same."""
+
+    def __init__(self, exponent):
+        self.exponent = exponent
+
+    def __repr__(self):
+        return "a power"
+
+
+def test_what_only_prints_the_same_is_not_saved(cache):
+    x = torch.tensor([2.0])
+    for power in (Power(2), Power(3)):
+        how = {"static_argnums": 1, "saved_as": "power", "backend": "graph"}
+        assert (
+            funcnets.jit(lambda x, power: x**power.exponent, **how)(x, power) == 2**power.exponent
+        )
+    assert programs(cache) == []
+
+
 def test_other_versions_are_other_programs(monkeypatch):
     funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
     monkeypatch.setattr(saved, "versions", lambda: "another PyTorch")

@@ -291,13 +291,19 @@ def nest(result: Tensor, tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int
 
     Dimensions that all tensors walk through evenly are one loop.
     """
-    views = [tensor.expand(result.shape) for tensor in tensors]
+    strides = [_expanded_strides(tensor, result.ndim) for tensor in tensors]
     loops: list[tuple[int, tuple[int, ...]]] = []
     for d in sorted(range(result.ndim), key=result.stride, reverse=True):
-        size, steps = result.shape[d], tuple(view.stride(d) for view in views)
+        size, steps = result.shape[d], tuple(each[d] for each in strides)
         if size == 1:
             continue
         if loops and loops[-1][1] == tuple(size * step for step in steps):
             size *= loops.pop()[0]
         loops.append((size, steps))
     return loops
+
+
+def _expanded_strides(tensor: Tensor, ndim: int) -> list[int]:
+    """The strides of a tensor that is expanded to a larger shape, of `ndim` dimensions."""
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return [0] * (ndim - tensor.ndim) + [0 if size == 1 else stride for size, stride in sides]

@@ -53,11 +53,12 @@ def as_program(
 
     It is, if the function captured a tensor, or called what isn't an operation.
     """
-    callable_kinds = (torch._ops.OpOverload, type(operator.getitem))
     for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            return None
-        if node.op == "call_function" and not isinstance(node.target, callable_kinds):
+        is_operation = isinstance(node.target, torch._ops.OpOverload)
+        is_call = node.op == "call_function"
+        if node.op == "get_attr" or (
+            is_call and not is_operation and node.target is not operator.getitem
+        ):
             return None
     loops = {name: loop.plan for name, loop in graph.named_children() if isinstance(loop, Loop)}
     code = graph.graph.python_code("self").src

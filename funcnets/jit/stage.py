@@ -35,6 +35,7 @@ class _Call(NamedTuple):
     tensors: list[Tensor]
     donated: tuple[int, ...]  # positions among `tensors`
     rebuild: Callable[..., Any]  # tensors -> what the function gives for them
+    static: tuple[Any, ...]  # the values of the static arguments
     key: Hashable  # calls with the same key run the same graph
 
 
@@ -110,7 +111,7 @@ class Jitted:
 
     def _place(self, call: _Call, backend: Backend) -> Path | None:
         """Where the program of a call is kept between processes, if it is."""
-        if self.saved_as is None or backend in COMPILED:
+        if self.saved_as is None or backend in COMPILED or not _is_plain(call.static):
             return None
         lowerings = tuple(lowering.name for lowering in self.lowerings)
         return saved.place(self.saved_as, backend, lowerings, call.donated, call.key)
@@ -141,7 +142,7 @@ class Jitted:
         sharing = tuple(first.setdefault(id(leaf), i) for i, leaf in enumerate(tensors))
         values = tuple(_static_key(i, value) for i, value in static.items())
         key = (structure, layouts, sharing, values)
-        return _Call(tensors, donated, rebuild, key)
+        return _Call(tensors, donated, rebuild, tuple(static.values()), key)
 
     def _check_leaves(self, dynamic: list[Any], kwargs: dict[str, Any]) -> None:
         for name, leaf in tree.flatten_named((dynamic, kwargs)).items():
@@ -182,6 +183,13 @@ def _static_key(position: int, value: Any) -> Hashable:
             "pass a number, a string, or a tuple of them"
         ) from None
     return position, type(value), value  # 1, 1.0 and True are equal, and not the same
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether two such values are the same if they print the same."""
+    if isinstance(value, tuple):
+        return type(value) is tuple and all(map(_is_plain, value))
+    return value is None or type(value) in (int, float, bool, str, torch.dtype)
 
 
 def _usual_backend(tensors: Sequence[Tensor]) -> Backend:
@@ -233,7 +241,8 @@ def jit(
         saved_as: a name for the function, under which `graph` and `native` keep what they made of
             it in the user's cache directory, so that no other process has to trace it again.  The
             name must change with all that the function is made of, numbers that it captures too;
-            versions and arguments are seen to.  What captures a tensor isn't kept.
+            versions and arguments are seen to.  What captures a tensor isn't kept, nor are calls
+            with static arguments other than numbers, strings and tuples of them.
 
     Raises:
         TraceError: from a call, where the function isn't a pure function of tensors.
