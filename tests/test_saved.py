@@ -1,15 +1,20 @@
 """A saved program does what the traced one does, and is taken for nothing else."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import funcnets
-from funcnets import random
+from funcnets import data, random
 from funcnets.jit import TraceError, native, saved
 from funcnets.jit.lowerings import DEFAULT
+from funcnets.run import Run, configure
+from funcnets.session import Session, load
 
 BACKENDS = ["graph", "native"]
 
@@ -171,3 +176,45 @@ def test_a_new_process_needs_no_tracer():
     )
     assert first[1:] == ["True", "True"]
     assert second == [first[0], "False", "False"]
+
+
+@pytest.mark.parametrize("command", [["train"], ["sweep", "--seeds", "2"]])
+def test_a_second_training_traces_nothing(run, monkeypatch, command):
+    arguments = [command[0], "lenet_bn", *command[1:], "--epochs", 2, "--limit-train", 300]
+    assert run(*arguments, "--run", "first")[0] == 0
+
+    def untraced(*arguments):
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(sys.modules["funcnets.jit.stage"], "trace", untraced)
+    assert run(*arguments, "--run", "second")[0] == 0
+    first, second = map(losses_of, ("first", "second"))
+    assert second == first
+    assert None not in first
+
+
+def losses_of(directory):
+    lines = Path(directory, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["test_loss"] for line in lines]
+
+
+def test_steps_are_named_by_all_that_they_are_made_of():
+    dataset = data.load("bundled")
+    config = configure({"network": "lenet_bn"})
+    changes = {
+        "network": "lenet_bn_scratch",
+        "schedule": "cosine",
+        "learning_rate": 0.25,
+        "batch_size": 100,
+        "side": 20,
+        "epochs": 3,
+        "precision": "bfloat16",
+    }
+    configs = [config, *(replace(config, **{name: value}) for name, value in changes.items())]
+
+    def name(config):
+        _, net, make = load(config)
+        return Session(config, Run(Path()), dataset, net, make(0.1), None).step_name
+
+    assert len(set(map(name, configs))) == len(configs)
+    assert name(replace(config, seed=7, device="meta")) == name(config)

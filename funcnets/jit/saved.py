@@ -6,7 +6,6 @@ tenth of one.  They are kept beside the compiled loops, and can be deleted at an
 
 import functools
 import hashlib
-import operator
 import pickle
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx
+from torch.fx.graph import _custom_builtins
 
 from funcnets.jit import native
 from funcnets.jit.compile import Executable
@@ -25,7 +25,7 @@ from funcnets.jit.loops import Loop, Plan
 from funcnets.jit.trace import Structure
 
 # What the Python of a graph may name, beside its arguments and builtins.
-NAMES = {"torch": torch, "device": torch.device, "inf": float("inf"), "nan": float("nan")}
+NAMES = {name: builtin.obj for name, builtin in _custom_builtins.items()}
 
 
 class Program(NamedTuple):
@@ -51,18 +51,13 @@ def as_program(
 ) -> Program | None:
     """The program of a graph whose loops are C++ `source`; None where it is more than code.
 
-    It is, if the function captured a tensor, or called what isn't an operation.
+    It is, if the function captured a tensor, or the graph calls what isn't an operation.
     """
-    for node in graph.graph.nodes:
-        is_operation = isinstance(node.target, torch._ops.OpOverload)
-        is_call = node.op == "call_function"
-        if node.op == "get_attr" or (
-            is_call and not is_operation and node.target is not operator.getitem
-        ):
-            return None
+    python = graph.graph.python_code("self")
+    if python.globals.keys() - NAMES or graph.graph.find_nodes(op="get_attr"):
+        return None
     loops = {name: loop.plan for name, loop in graph.named_children() if isinstance(loop, Loop)}
-    code = graph.graph.python_code("self").src
-    return Program(code, loops, source, structure, aliases)
+    return Program(python.src, loops, source, structure, aliases)
 
 
 def load(program: Program) -> Executable | None:
