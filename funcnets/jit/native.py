@@ -1,5 +1,6 @@
 """Small C++ libraries, compiled where they are used, with all that the processor can do."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,7 +34,8 @@ def load(source: str) -> ctypes.CDLL | None:
         name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
         path = cache_directory() / f"{name[:32]}.so"
         if not path.exists():
-            _build(_command(), source, path)
+            with written_whole(path) as built:
+                _output([*_command(), "-", "-o", str(built)], source)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -74,12 +77,16 @@ def _command() -> list[str]:
     return [os.environ.get("CXX", "g++"), *FLAGS, "-x", "c++"]
 
 
-def _build(command: list[str], source: str, path: Path) -> None:
-    # Another process may be at the same: each writes a file of its own, and the last one stays.
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of `path`.
+
+    Other processes see all of it or nothing; where several write, the last one stays.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        built = Path(scratch) / path.name
-        _output([*command, "-", "-o", str(built)], source)
-        built.replace(path)
+        file = Path(scratch) / path.name
+        yield file
+        file.replace(path)
 
 
 def _output(command: list[str], given: str = "") -> str:

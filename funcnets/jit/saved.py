@@ -8,7 +8,6 @@ import functools
 import hashlib
 import pickle
 import sys
-import tempfile
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,10 +98,8 @@ def read(path: Path) -> Program | None:
 def write(program: Program, path: Path) -> None:
     """Keep a program in a file, as a whole or, where it can't be written, not at all."""
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            whole = Path(scratch) / path.name
-            whole.write_bytes(pickle.dumps(program))
-            whole.replace(path)
+        with native.written_whole(path) as file:
+            file.write_bytes(pickle.dumps(program))
     except OSError:
         return
 
