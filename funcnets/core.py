@@ -143,6 +143,26 @@ def _view(values: dict[str, Any], name: str | None) -> dict[str, Any]:
     return values if name is None else values.get(name, {})
 
 
+def _without_arithmetic(init: Init) -> Init:
+    """The same `init`, for an empty batch of inputs like `x`, or for a meta tensor.
+
+    There are operations that take no empty batch, such as `view(len(x), -1)`.  Meta tensors do for
+    all, but PyTorch imports its tracer for them, which takes two seconds.
+    """
+
+    def init_by_shape(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        if not x.is_meta:
+            try:
+                return init(key, x[:0])
+            except LayerError:
+                raise
+            except Exception:  # whatever it is, meta tensors give it again
+                x = meta(x if len(x) else x.new_empty(1, *x.shape[1:]))
+        return init(key, x)
+
+    return init_by_shape
+
+
 def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
     """A layer made of `parts`, whose values flow as `wire(run, x)` says.
 
@@ -173,17 +193,6 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
         wire(run, x)
         return params, state
 
-    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
-        # On an empty batch nothing is computed.  There are operations that take none, such as
-        # `view(len(x), -1)`: meta tensors do for all, but PyTorch imports its tracer for them,
-        # which takes two seconds.
-        try:
-            return draw(key, x[:0])
-        except LayerError:
-            raise
-        except Exception:
-            return draw(key, meta(x if len(x) else x.new_empty(1, *x.shape[1:])))
-
     def apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, State]:
@@ -209,7 +218,7 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
 
     return Layer(
         kind,
-        init,
+        _without_arithmetic(draw),
         apply,
         parts,
         stochastic=any(part.stochastic for _, part in parts),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from funcnets import checkpoint, data, metrics, models, optim, random, run, train, tree
-from funcnets.core import Layer, LayerError
+from funcnets.core import Layer, LayerError, Params, State
 from funcnets.data import Dataset
 from funcnets.optim import Optimizer
 from funcnets.run import SCHEDULES, Config, Row, Run, UsageError
@@ -132,12 +132,13 @@ def load(config: Config) -> tuple[Dataset, Layer, Callable[[float], Optimizer]]:
 
 
 def _create(net: Layer, optimizer: Optimizer, config: Config, device: str) -> TrainState:
-    return train.create(net, optimizer, random.key(config.seed, device), example(config))
+    x = example(config.side, device)
+    return train.create(net, optimizer, random.key(config.seed, device), x)
 
 
-def example(config: Config) -> Tensor:
-    """An image of the configured side."""
-    return torch.zeros(1, 1, config.side, config.side, device=config.device)
+def example(side: int, device: str) -> Tensor:
+    """A batch of one black image."""
+    return torch.zeros(1, 1, side, side, device=device)
 
 
 def _restore(directory: Run, config: Config) -> Session:
@@ -170,9 +171,9 @@ def fitting(net: Layer, config: Config, dataset: Dataset) -> Iterator[None]:
 
 def try_batches(net: Layer, train_state: TrainState, config: Config, dataset: Dataset) -> None:
     """Raise LayerError unless `net` can be trained on batches, and on the last, short one."""
-    for size in _batch_sizes(config, dataset):
-        x = example(config).expand(size, -1, -1, -1)
-        net.apply(train_state.params, train_state.state, x, train=True, key=train_state.key)
+    params, state, key = train_state.params, train_state.state, train_state.key
+    image = example(config.side, config.device)
+    _try_sizes(net, params, state, key, image, _batch_sizes(config, dataset))
 
 
 def _batch_sizes(config: Config, dataset: Dataset) -> set[int]:
@@ -183,11 +184,15 @@ def _batch_sizes(config: Config, dataset: Dataset) -> set[int]:
 
 
 def _try_side(net: Layer, sizes: Iterable[int], side: int) -> None:
-    key = random.key(0, "meta")
+    key, image = random.key(0, "meta"), example(side, "meta")
+    _try_sizes(net, *net.init(key, image), key, image, sizes)
+
+
+def _try_sizes(
+    net: Layer, params: Params, state: State, key: Tensor, image: Tensor, sizes: Iterable[int]
+) -> None:
     for size in sizes:
-        x = torch.empty(size, 1, side, side, device="meta")
-        params, state = net.init(key, x)
-        net.apply(params, state, x, train=True, key=key)
+        net.apply(params, state, image.expand(size, -1, -1, -1), train=True, key=key)
 
 
 def _smallest_side(net: Layer, sizes: Iterable[int], too_small: int) -> int | None:

@@ -83,8 +83,8 @@ def begin(
     keys = torch.stack([random.key(seed, config.device) for _, seed in config.members])
     each = torch.tensor([rate for rate, _ in config.members], dtype=torch.float64)
     with fitting(net, config, dataset):
-        rate_of_each = each.to(config.device)
-        train_state = ensemble.create(net, optimizer, keys, example(config), rate_of_each)
+        image = example(config.side, config.device)
+        train_state = ensemble.create(net, optimizer, keys, image, each.to(config.device))
         try_batches(net, tree.map(lambda leaf: leaf[0], train_state), config, dataset)
     directory = run.create(path, config)
     return Session(config, directory, dataset, net, optimizer, train_state, running=())

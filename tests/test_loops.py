@@ -192,6 +192,7 @@ def test_operands_of_other_strides_are_brought_into_form():
     graph.output((result,))
     module = fx.GraphModule({}, graph)
     assert loops.fuse_loops(module)
+    assert len(list(filter(loops.is_loop, module.graph.nodes))) == 1
     value = random.normal(random.key(0), (6, 4)).T
     torch.testing.assert_close(module(value)[0], (2 * value).relu())
 

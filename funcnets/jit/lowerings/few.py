@@ -1,11 +1,11 @@
 """Convolutions of few channels, as LeNet's are, in C++ that is compiled for their sizes.
 
 oneDNN makes vectors of channels, of which there are too few here.  This makes them of a row's
-pixels.  Milliseconds on two cores with AVX2, float32, batch 256, against oneDNN's on plain and on
-channels_last maps: 1→6 channels of 28×28, 5×5 kernels: 0.74 against 2.1 and 2.4, gradient of the
-weight 0.95 against 7.4 and 1.1; 6→16 of 12×12: 0.59 against 0.88 and 0.73, 0.96 against 1.15 and
-0.77, where it is spared that the maps are made channels_last.  With padding, or kernels of 3×3,
-oneDNN's are as fast.
+pixels.  Milliseconds on two cores with AVX2, float32, batch 256, by `funcnets bench lenet_bn
+--lowerings`, ATen's and these: 1→6 channels of 28×28, 5×5 kernels: 1.80 and 0.70, gradient of the
+weight 4.26 and 0.84; 6→16 of 12×12: 1.03 and 0.84, both gradients 2.92 and 2.51, in which that of
+the input is ATen's.  With padding, or kernels of 3×3, such loops were faster for some channels and
+slower for others: those stay.
 """
 
 import ctypes
