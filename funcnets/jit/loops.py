@@ -2,7 +2,8 @@
 
 What lies between convolutions, matrix products and pools is bound by memory, so each pass that is
 saved is time saved.  All loops of a graph are compiled at once; equal ones, as those of repeated
-blocks, are one function, whatever their sizes.  Without a compiler the graph stays as it is.
+blocks, are one function, whatever their sizes.  In bfloat16 each operation is computed in float32
+and rounded, as if it stood alone.  Without a compiler the graph stays as it is.
 """
 
 import ctypes
@@ -22,6 +23,8 @@ aten = torch.ops.aten
 DEPTH = 4  # loops in each other, in the template
 CHUNK = 1 << 12  # numbers that one thread takes at a time
 LONGEST = 1 << 15  # numbers that one thread takes alone
+STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # what types are in memory, in C++
+COMPUTED = SCALARS | {torch.bfloat16: "float"}  # and in registers
 
 # Operations as C++ of their operands, in order; what else they take by name.
 EXPRESSIONS: dict[Any, str] = {
@@ -42,9 +45,10 @@ EXPRESSIONS: dict[Any, str] = {
     aten.sigmoid.default: "1 / (1 + exponential(-{0}))",
     aten.sigmoid_backward.default: "{0} * (1 - {1}) * {1}",
     aten.tanh_backward.default: "{0} * (1 - {1} * {1})",
+    aten._to_copy.default: "{0}",  # to another type
 }
-# The C library's takes one number at a time.  This is Taylor's series about the nearest n·log 2,
-# to half a unit or so in the last place; below the smallest normal number it is 0.
+# The C library's exponential takes one number at a time.  This is Taylor's series about the nearest
+# n·log 2, to half a unit or so in the last place; below the smallest normal number it is 0.
 HEADER = """
 #include <algorithm>
 #include <cmath>
@@ -52,6 +56,32 @@ HEADER = """
 #include <cstring>
 #include <limits>
 #include <type_traits>
+
+// The bits of it: as a class of its own it would keep the compiler from making vectors.
+using bfloat16 = std::uint16_t;
+
+// In memory's type: after each operation, to the nearest, and between two to the even one.
+template <class Stored, class T>
+static inline Stored stored(T x) {
+    if constexpr (!std::is_same_v<Stored, bfloat16>) return x;
+    const float rounded = x;
+    std::uint32_t bits;
+    std::memcpy(&bits, &rounded, sizeof bits);
+    return rounded != rounded ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// In a register's type.
+template <class Stored>
+static inline auto computed(Stored x) {
+    if constexpr (std::is_same_v<Stored, bfloat16>) {
+        const std::uint32_t bits = std::uint32_t(x) << 16;
+        float y;
+        std::memcpy(&y, &bits, sizeof y);
+        return y;
+    } else {
+        return x;
+    }
+}
 
 template <class T>
 static inline T exponential(T x) {
@@ -72,7 +102,7 @@ static inline T exponential(T x) {
 }
 """
 TEMPLATE = """
-extern "C" void NAME(Scalar** at, const long* size, const long* stride) {{
+extern "C" void NAME(void** at, const long* size, const long* stride) {{
     const long rows = size[3] < {chunk} ? {chunk} / size[3] : 1;
     const bool many = size[0] * size[1] * size[2] * size[3] > {longest};
 #pragma omp parallel for collapse(4) if (many)
@@ -90,7 +120,9 @@ extern "C" void NAME(Scalar** at, const long* size, const long* stride) {{
         }}
 }}
 """
-POINTER = "Scalar* p{0} = at[{0}] + a * stride[{1}] + b * stride[{1} + 1] + c * stride[{1} + 2];"
+POINTER = (
+    "{0}* p{1} = ({0}*) at[{1}] + a * stride[{2}] + b * stride[{2} + 1] + c * stride[{2} + 2];"
+)
 
 
 def fuse_loops(graph: fx.GraphModule) -> str:
@@ -195,15 +227,25 @@ def _shape(node: fx.Node) -> Any:
     return node.meta["val"].shape
 
 
+def _dtype(node: fx.Node) -> torch.dtype:
+    return node.meta["val"].dtype
+
+
 def _is_element_wise(node: fx.Node) -> bool:
-    if node.target not in EXPRESSIONS or set(node.kwargs) - {"alpha", "value"}:
+    converts = node.target is aten._to_copy.default
+    known = {"dtype"} if converts else {"alpha", "value"}
+    if node.target not in EXPRESSIONS or node.kwargs.keys() - known:
         return False
     values = [node.meta["val"], *(operand.meta["val"] for operand in node.all_input_nodes)]
-    numbers = [x for x in (*node.args, *node.kwargs.values()) if not isinstance(x, fx.Node)]
+    numbers = () if converts else (*node.args, *node.kwargs.values())
     return (
-        all(x.device.type == "cpu" and x.dtype is values[0].dtype for x in values)
-        and values[0].dtype in SCALARS
-        and all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+        all(x.device.type == "cpu" and x.dtype in STORED for x in values)
+        and (converts or len({x.dtype for x in values}) == 1)
+        and all(
+            isinstance(x, int | float) and math.isfinite(x)
+            for x in numbers
+            if not isinstance(x, fx.Node)
+        )
     )
 
 
@@ -265,25 +307,38 @@ def source(run: Run) -> str:
     def element(i: int) -> str:
         return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{DEPTH * i + DEPTH - 1}]') }]"
 
-    names = {node: element(i) for i, node in enumerate(operands)}
+    types = [STORED[_dtype(node)] for node in (*operands, *results)]
+    names: dict[fx.Node, str] = {}
     lines: list[str] = []
-    for node in run.nodes:
-        values = [names[x] if isinstance(x, fx.Node) else _literal(x) for x in node.args]
-        factors = {"alpha": 1, "value": 1} | node.kwargs
-        scalars = {name: _literal(factor) for name, factor in factors.items()}
+
+    def note(node: fx.Node, value: str) -> None:
         names[node] = f"v{len(lines)}"
-        expression = EXPRESSIONS[node.target].format(*values, **scalars)
-        lines.append(f"const Scalar {names[node]} = {expression};")
-    lines += [f"{element(len(operands) + i)} = {names[x]};" for i, x in enumerate(results)]
-    pointers = [POINTER.format(i, DEPTH * i) for i in range(len(steps))]
-    text = TEMPLATE.format(
+        lines.append(f"const auto {names[node]} = computed({value});")
+
+    for i, node in enumerate(operands):
+        note(node, element(i))
+    for node in run.nodes:
+        note(node, f"stored<{STORED[_dtype(node)]}>({_expression(node, names)})")
+    for i, node in enumerate(results, len(operands)):
+        lines.append(f"{element(i)} = stored<{types[i]}>({names[node]});")
+    pointers = [POINTER.format(each, i, DEPTH * i) for i, each in enumerate(types)]
+    return TEMPLATE.format(
         chunk=CHUNK, longest=LONGEST, pointers=" ".join(pointers), body=" ".join(lines)
     )
-    return text.replace("Scalar", SCALARS[results[0].meta["val"].dtype])
 
 
-def _literal(number: Any) -> str:
-    return f"Scalar({float(number)!r})"
+def _expression(node: fx.Node, names: dict[fx.Node, str]) -> str:
+    """C++ of an operation, with its operands by their names."""
+
+    def literal(number: Any) -> str:
+        return f"{COMPUTED[_dtype(node)]}({float(number)!r})"
+
+    values = [names[x] if isinstance(x, fx.Node) else literal(x) for x in node.args]
+    if node.target is aten._to_copy.default:
+        return values[0]
+    factors = {"alpha": 1, "value": 1} | node.kwargs
+    scalars = {name: literal(factor) for name, factor in factors.items()}
+    return EXPRESSIONS[node.target].format(*values, **scalars)
 
 
 def nest(result: Tensor, tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:

@@ -5,13 +5,14 @@ device, for when it applies.  A rewrite may call the operation itself: that call
 other lowerings.
 """
 
-from funcnets.jit.lowerings import few, layout, pooling, winograd
+from funcnets.jit.lowerings import few, layout, pooling, wide, winograd
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
 from funcnets.jit.lowerings.moments import MOMENTS
 from funcnets.jit.lowerings.recorder import Lowering, Recorder
 
 DEFAULT: tuple[Lowering, ...] = (
+    *wide.LOWERINGS,
     TINY_FORWARD,
     TINY_BACKWARD,
     SPLIT_FORWARD,

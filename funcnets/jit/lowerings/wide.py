@@ -1,0 +1,60 @@
+"""Products of bfloat16 numbers in float32, on processors that have no instructions for bfloat16.
+
+There ATen's kernels convert number by number (milliseconds on two cores with AVX2: a product of
+1024×1024 matrices 2264, and 16 in float32; a convolution of 64×64×24×24, 3×3 to 64 channels, 159 in
+the faster memory format, and 19).  A product of two bfloat16 numbers is exact in float32, and
+sums are of float32 where there are such instructions too: the result is the same but for the order
+of the sums, and is rounded to bfloat16 as theirs is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcnets import tree
+from funcnets.jit.lowerings.recorder import Lowering
+
+aten = torch.ops.aten
+
+
+def has_bfloat16() -> bool:
+    """Whether oneDNN has products in bfloat16 for this processor."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def is_narrow(*arguments: Any, **options: Any) -> bool:
+    """Whether the arguments are of bfloat16, on a CPU without instructions for it."""
+    first = arguments[0]
+    return first.dtype is torch.bfloat16 and first.device.type == "cpu" and not has_bfloat16()
+
+
+def widened(operation: Any) -> Callable[..., Any]:
+    """The operation in float32, with results in bfloat16."""
+
+    def rewrite(*arguments: Any, **options: Any) -> Any:
+        wide = [tree.map(_to(torch.float32), argument) for argument in arguments]
+        return tree.map(_to(torch.bfloat16), operation(*wide, **options))
+
+    return rewrite
+
+
+def _to(dtype: torch.dtype) -> Callable[[Any], Any]:
+    return lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) else leaf
+
+
+LOWERINGS = tuple(
+    Lowering(f"wide.{operation._schema.name.removeprefix('aten::')}", operation, is_narrow, rewrite)
+    for operation, rewrite in (
+        (operation, widened(operation))
+        for operation in (
+            aten.convolution.default,
+            aten.convolution_backward.default,
+            aten.mm.default,
+            aten.addmm.default,
+            aten.bmm.default,
+            aten.baddbmm.default,
+        )
+    )
+)
