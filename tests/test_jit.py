@@ -283,6 +283,13 @@ TRANSFORMS = {
 }
 
 
+def test_zeros_of_forward_derivatives_can_be_written_over():
+    gradient, along = TRANSFORMS["gradient"], TRANSFORMS["derivative along 1"]
+    third = gradient(along(gradient(torch.square)))
+    x = torch.ones(3)
+    assert torch.equal(jit(third, backend="graph")(x), torch.zeros(3))
+
+
 @given(
     functions=st.lists(pointwise, min_size=1, max_size=3),
     transforms=st.lists(st.sampled_from(list(TRANSFORMS)), max_size=3),

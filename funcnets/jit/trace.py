@@ -104,7 +104,7 @@ def trace(
     with torch.no_grad(), explained():
         graph = make_fx(
             flat,
-            decomposition_table={_ZEROS_LIKE: _plain_zeros, **recorder.table},
+            decomposition_table={**_PLAIN_ZEROS, **recorder.table},
             tracing_mode="fake",
             _allow_non_fake_inputs=True,
         )(*leaves)
@@ -130,13 +130,17 @@ def explained() -> Iterator[None]:
         raise
 
 
-_ZEROS_LIKE = torch.ops.aten._new_zeros_with_same_feature_meta.default
-
-
 def _plain_zeros(x: Tensor, other: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
-    # Forward derivatives write into these zeros, which take over the strides of an expanded tensor
-    # where one is: in the graph, that would write to one place twice.
     return x.new_zeros((*x.shape[:self_num_batch_dims], *other.shape))
+
+
+# Forward derivatives write into zeros that take over the strides of an expanded tensor where one
+# is: in the graph, that would write to one place twice.  And they make zeros that can't be written
+# to, where results may take the memory of an operand.
+_PLAIN_ZEROS = {
+    torch.ops.aten._new_zeros_with_same_feature_meta.default: _plain_zeros,
+    torch.ops.aten._efficientzerotensor.default: torch.zeros,
+}
 
 
 def _is_data_dependent(error: Exception) -> bool:
