@@ -103,8 +103,8 @@ def train_command(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16 (with float32 parameters, statistics and loss) or auto, the "
-            "faster of them, measured.  (default: float32)"
+            help="float32, tf32 (on GPUs: rounded factors), bfloat16 (with float32 parameters, "
+            "statistics and loss) or auto, the fastest of them, measured.  (default: float32)"
         ),
     ] = None,
     check: Annotated[
@@ -305,7 +305,8 @@ def bench_command(
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="PRECISION,...", help="Of float32 and bfloat16.")
+        str | None,
+        typer.Option(metavar="PRECISION,...", help="Of float32, bfloat16 and, on GPUs, tf32."),
     ] = None,
     first_step: Annotated[
         bool, typer.Option("--first-step", help="Time to the first step, cold and warm, instead.")
@@ -335,13 +336,13 @@ def bench_command(
     from rich.console import Console
 
     from funcnets import bench
-    from funcnets.precision import POLICIES
+    from funcnets.precision import available
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     plan = bench.Plan(
         bench.cases(networks or ["lenet_bn"], batch_size, side, device),
         bench.columns(only),
-        bench.names("--precision", precision, tuple(POLICIES)),
+        bench.names("--precision", precision, available(device)),
         rounds,
         seconds,
         data,

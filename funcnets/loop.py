@@ -114,7 +114,8 @@ def _choose_precision(
     if session.config.precision != "auto":
         return session, make_step(session)
     sessions = {
-        name: replace(session, config=replace(session.config, precision=name)) for name in POLICIES
+        name: replace(session, config=replace(session.config, precision=name))
+        for name in precision.available(session.config.device)
     }
     steps = {name: make_step(each) for name, each in sessions.items()}
     dataset, size = session.dataset, steps["float32"].size
@@ -147,6 +148,7 @@ def _train_step(
         donate_argnums=(0,),
         jit=work.jit,
         saved_as=session.step_name,
+        tf32=POLICIES[config.precision].tf32,
     )
 
 

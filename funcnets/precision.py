@@ -18,13 +18,21 @@ class Policy(NamedTuple):
     params: torch.dtype  # of the parameters that the optimizer updates, and of their gradients
     compute: torch.dtype  # to which parameters and inputs are cast where they are used
     output: torch.dtype  # to which the logits are cast, before the loss
+    tf32: bool = False  # whether GPUs may round factors so; `jit` is told, as no graph can tell
 
 
 POLICIES = {
     "float32": Policy(torch.float32, torch.float32, torch.float32),
+    "tf32": Policy(torch.float32, torch.float32, torch.float32, tf32=True),
     "bfloat16": Policy(torch.float32, torch.bfloat16, torch.float32),
 }
 PRECISIONS = (*POLICIES, "auto")
+
+
+def available(device: str) -> tuple[str, ...]:
+    """The names of the policies that a device can tell apart: TF32 is a matter of GPUs."""
+    is_gpu = device.startswith("cuda")
+    return tuple(name for name, policy in POLICIES.items() if is_gpu or not policy.tf32)
 
 
 def cast(net: Layer, policy: Policy) -> Layer:

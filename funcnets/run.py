@@ -19,7 +19,7 @@ import torch
 
 from funcnets import checkpoint, models, optim
 from funcnets.jit.compile import BACKENDS, Backend, usual_backend
-from funcnets.precision import PRECISIONS
+from funcnets.precision import PRECISIONS, available
 
 SCHEDULES = {
     "constant": lambda rate, steps: rate,
@@ -130,6 +130,12 @@ def check(config: Config) -> None:
         if getattr(config, field) not in known:
             value = getattr(config, field)
             raise UsageError(f"{FLAGS[field]} is {value!r}; expected one of {', '.join(known)}")
+    usable = (*available(config.device), "auto")
+    if config.precision not in usable:
+        raise UsageError(
+            f"--precision is {config.precision}, which is for GPUs; on --device {config.device} "
+            f"expected one of {', '.join(usable)}"
+        )
     _check_device(config.device)
 
 

@@ -77,6 +77,7 @@ class Step:
         donate_argnums: tuple[int, ...] = (),
         jit: Callable[..., Any] = jit,
         saved_as: str | None = None,
+        tf32: bool = False,
     ) -> None:
         self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
         self._compiles = backend not in ("graph", None)
@@ -85,7 +86,11 @@ class Step:
                 f"{what} will be slower: no C++ compiler was found (g++, or CXX), or no place to "
                 "write to (~/.cache, or XDG_CACHE_HOME)"
             )
-        how: dict[str, Any] = {"donate_argnums": donate_argnums, "saved_as": saved_as}
+        how: dict[str, Any] = {
+            "donate_argnums": donate_argnums,
+            "saved_as": saved_as,
+            "tf32": tf32,
+        }
         self._compiled = jit(function, backend=backend or "graph", **how)
         self._as_it_is = function
         if backend is not None:
@@ -154,10 +159,11 @@ class Evaluation:
     def __init__(self, config: Config, net: Layer, dataset: Dataset) -> None:
         self.batch = (dataset.test_images, dataset.test_labels)
         self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
-        net = precision.cast(net, POLICIES[config.precision])
+        policy = POLICIES[config.precision]
+        net = precision.cast(net, policy)
         function = self.function(net, partial(data.prepare, side=config.side))
         name = f"{type(self).__name__} {(config.network, config.side, config.precision)}"
-        self.step = jit(function, backend="graph", saved_as=name)
+        self.step = jit(function, backend="graph", saved_as=name, tf32=policy.tf32)
 
     def function(self, net: Layer, prepare: Prepare) -> Callable[..., Any]:
         """What is done with the parameters, the statistics and a batch."""

@@ -15,6 +15,7 @@ from funcnets import bench, cli, data, layers, models, summary, twins
 from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure
 from funcnets.bench.case import Case
 from funcnets.bench.steps import COLUMNS, MODULES
+from funcnets.jit.lowerings import wide
 from funcnets.models import Recipe
 
 LENET = Case("lenet_bn", 4, 28)
@@ -246,6 +247,7 @@ def test_memory_and_first_steps_have_rows(run, monkeypatch):
 
 
 def test_lowerings_are_timed_on_the_calls_that_a_network_makes(run, tiny, monkeypatch):
+    monkeypatch.setattr(wide, "has_bfloat16", lambda: True)  # the same rules for both precisions
     found = lowerings.applications(tiny, "float32")
     assert [(lowering.name.split(".")[1], calls) for lowering, _, calls in found] == [
         ("forward", 1),

@@ -7,6 +7,7 @@ import torch
 
 import funcnets
 from funcnets import models, optim, random, train, tree
+from funcnets.jit import cuda
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,3 +44,40 @@ def test_a_training_step_is_that_of_a_cpu(name, side, backend):
         torch.testing.assert_close(on("cpu", cuda_loss), loss, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(tree.leaves(on("cpu", actual)), tree.leaves(expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["graph", None])
+def test_a_loop_is_replayed_and_gives_the_same(backend, monkeypatch):
+    replays = []
+    recorded = cuda.record
+
+    def record(function):
+        replay, results = recorded(function)
+        return lambda: replays.append(replay()), results
+
+    monkeypatch.setattr(cuda, "record", record)
+    net, _ = models.get("lenet_bn")
+    optimizer = optim.sgd(0.1, momentum=0.9)
+    x = random.normal(random.key(1), (6, 8, 1, 28, 28), torch.float64)
+    start = train.create(net, optimizer, random.key(0), x[0])
+    step = train.make_train_step(net, optimizer)
+    jitted = funcnets.jit(step, donate_argnums=0, backend=backend)
+    expected, actual = start, on("cuda", start)
+    for images in x:
+        batch = (images, torch.arange(8))
+        expected, loss = step(expected, batch)
+        actual, cuda_loss = jitted(actual, on("cuda", batch))
+        torch.testing.assert_close(on("cpu", cuda_loss), loss, rtol=1e-9, atol=1e-9)
+    assert len(replays) == 5
+
+
+@pytest.mark.parametrize(("tf32", "least", "most"), [(False, 0, 1e-5), (True, 1e-5, 1e-2)])
+def test_products_are_rounded_where_that_is_asked_for(tf32, least, most):
+    """On GPUs that have TF32, whatever is set for the process."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs TF32")
+    x = random.normal(random.key(0), (512, 512))
+    jitted = funcnets.jit(lambda x: x @ x, backend="graph", tf32=tf32)
+    exact = x.double() @ x.double()
+    error = (jitted(x.cuda()).cpu().double() - exact).abs().max() / exact.abs().max()
+    assert least <= error <= most

@@ -16,7 +16,7 @@ from funcnets.bench.case import Case
 from funcnets.bench.steps import BACKENDS, COLUMNS, available
 from funcnets.bench.table import render
 from funcnets.jit.compile import Backend, usual_backend
-from funcnets.precision import POLICIES
+from funcnets.precision import available as available_precisions
 
 __all__ = ["BENCHMARKS", "Machine", "Plan", "cases", "columns", "machine", "names", "render"]
 
@@ -29,7 +29,7 @@ class Plan:
 
     cases: tuple[Case, ...]
     columns: tuple[str, ...] = tuple(COLUMNS)
-    precisions: tuple[str, ...] = tuple(POLICIES)
+    precisions: tuple[str, ...] = available_precisions("cpu")
     rounds: int = 10
     seconds: float | None = None
     data: str | None = None

@@ -62,10 +62,10 @@ def functional_pass(case: Case, precision: str, backend: Backend) -> Pass:
     prepare = partial(data.prepare, side=case.side)
     example = torch.empty(1, 1, case.side, case.side, device="meta")
     initial = train.create(net, optimizer, random.key(0, case.device), example)
-    function = train.make_train_step(net, optimizer, prepare=prepare, policy=POLICIES[precision])
-    step = Step(
-        "the step", function, case.batch_size, backend, display.Warnings(), Interrupt(), (0,)
-    )
+    policy = POLICIES[precision]
+    function = train.make_train_step(net, optimizer, prepare=prepare, policy=policy)
+    how = (case.batch_size, backend, display.Warnings(), Interrupt())
+    step = Step("the step", function, *how, donate_argnums=(0,), tf32=policy.tf32)
 
     def run(dataset: Dataset) -> None:
         batch = (dataset.train_images, dataset.train_labels)

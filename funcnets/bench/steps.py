@@ -11,6 +11,7 @@ from funcnets.bench import flax_peer
 from funcnets.bench.case import LEARNING_RATE, Case
 from funcnets.jit import jit
 from funcnets.jit.compile import Backend
+from funcnets.jit.cuda import products
 from funcnets.precision import POLICIES
 
 Step = Callable[[], object]
@@ -21,9 +22,10 @@ def functional_step(case: Case, precision: str, *, backend: Backend | None) -> S
     net, _ = models.get(case.network)
     optimizer, batch = optim.sgd(LEARNING_RATE), case.batch()
     train_state = train.create(net, optimizer, random.key(0, case.device), batch[0])
-    step = train.make_train_step(net, optimizer, policy=POLICIES[precision])
+    policy = POLICIES[precision]
+    step = train.make_train_step(net, optimizer, policy=policy)
     name = f"bench {case.network} {precision}"
-    jitted = jit(step, donate_argnums=0, backend=backend, saved_as=name)
+    jitted = jit(step, donate_argnums=0, backend=backend, saved_as=name, tf32=policy.tf32)
     return timing.repeat(jitted, train_state, batch)
 
 
@@ -37,12 +39,13 @@ def module_step(
     images = images.to(memory_format=memory_format)
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     forward = torch.compile(module, dynamic=False) if compiled else module
-    device_type = torch.device(case.device).type
+    device_type, tf32 = torch.device(case.device).type, POLICIES[precision].tf32
 
     def run() -> float:
-        with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = F.cross_entropy(forward(images), labels)
-        loss.backward()
+        with products(tf32=tf32):
+            with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = F.cross_entropy(forward(images), labels)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return float(loss.detach())

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import tree
-from funcnets.jit import heap, saved
+from funcnets.jit import cuda, heap, saved
 from funcnets.jit.compile import (
     BACKENDS,
     COMPILED,
@@ -57,10 +57,11 @@ class Jitted:
         backend: Backend | None,
         lowerings: Sequence[Lowering],
         saved_as: str | None,
+        tf32: bool,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.backend, self.lowerings = function, backend, tuple(lowerings)
-        self.saved_as = saved_as
+        self.saved_as, self.tf32 = saved_as, tf32
         self.donate_argnums, self.static_argnums = donate_argnums, static_argnums
         self._executables: dict[Hashable, _Executable] = {}
 
@@ -94,7 +95,7 @@ class Jitted:
         place = self._place(call, backend)
         program = place and saved.read(place)
         if program and (run := saved.load(program)):
-            return _Executable(run, program.structure, program.aliases, None)
+            return self._executable(call, run, program.structure, program.aliases)
         traced = self._trace(call)
         loops = fuse_loops(traced.graph) if backend == "native" else ""
         aliases = donate(traced.graph, call.donated)
@@ -107,7 +108,18 @@ class Jitted:
         if place and (program := saved.as_program(traced.graph, loops, traced.structure, aliases)):
             saved.write(program, place)
         run = compile_graph(traced.graph, backend)
-        return _Executable(run, traced.structure, aliases, traced)
+        return self._executable(call, run, traced.structure, aliases, traced)
+
+    def _executable(
+        self,
+        call: _Call,
+        run: Executable,
+        structure: Structure,
+        aliases: Aliases,
+        traced: Trace | None = None,
+    ) -> _Executable:
+        run = cuda.prepared(run, call.tensors, call.donated, tf32=self.tf32)
+        return _Executable(run, structure, aliases, traced)
 
     def _place(self, call: _Call, backend: Backend) -> Path | None:
         """Where the program of a call is kept between processes, if it is."""
@@ -217,6 +229,7 @@ def jit(
     backend: Backend | None = None,
     lowerings: Sequence[Lowering] | None = DEFAULT,
     saved_as: str | None = None,
+    tf32: bool = False,
 ) -> Jitted:
     """`function`, a pure function of trees of tensors, as one compiled graph.
 
@@ -243,6 +256,11 @@ def jit(
             name must change with all that the function is made of, numbers that it captures too;
             versions and arguments are seen to.  What captures a tensor isn't kept, nor are calls
             with static arguments other than numbers, strings and tuples of them.
+        tf32: whether GPUs may round the factors of float32 products to TF32, whatever is set for
+            the process; on a CPU it changes nothing.
+
+    On a GPU a function that is donated its state is replayed as a CUDA graph, from the second call
+    on that finds the state at the same addresses.
 
     Raises:
         TraceError: from a call, where the function isn't a pure function of tensors.
@@ -253,4 +271,4 @@ def jit(
     donated, static = _argnums(donate_argnums), _argnums(static_argnums)
     if both := set(donated) & set(static):
         raise ValueError(f"jit: arguments {sorted(both)} are both donated and static")
-    return Jitted(function, donated, static, backend, lowerings or (), saved_as)
+    return Jitted(function, donated, static, backend, lowerings or (), saved_as, tf32)

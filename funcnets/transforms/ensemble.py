@@ -215,6 +215,7 @@ def jit_step(
     donate_argnums: int | Sequence[int] = (),
     backend: Backend | None = None,
     saved_as: str | None = None,
+    tf32: bool = False,
 ) -> Step:
     """`make_ensemble_step(step)` under `jit`, by the faster of two ways to the same numbers.
 
@@ -227,7 +228,7 @@ def jit_step(
         step, shared_batch: as `make_ensemble_step` takes them.
         by: the way.
         donate_argnums: 0, if the new state may take the memory of the old, as in `jit`.
-        backend, saved_as: as in `jit`.
+        backend, saved_as, tf32: as in `jit`.
 
     Raises ValueError for another way or other arguments to donate, and, from a call, what `jit`
     and `make_ensemble_step` raise.
@@ -242,7 +243,13 @@ def jit_step(
 
     def jitted(way: Way, function: Step) -> Jitted:
         name = saved_as and f"{saved_as}, {way}, {shared_batch=}"
-        return jit(function, donate_argnums=donate_argnums, backend=backend, saved_as=name)
+        return jit(
+            function,
+            donate_argnums=donate_argnums,
+            backend=backend,
+            saved_as=name,
+            tf32=tf32,
+        )
 
     vmapped = jitted("vmap", make_ensemble_step(step, shared_batch=shared_batch))
     looped = _loop(jitted("loop", step), shared_batch)

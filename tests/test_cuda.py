@@ -1,0 +1,208 @@
+"""What is done for GPUs, as far as a CPU can tell: see test_gpu.py for the rest."""
+
+import pytest
+import torch
+
+import funcnets
+from funcnets import models, optim, precision, random, train, tree
+from funcnets.jit import cuda
+from funcnets.jit.compile import compile_graph
+from funcnets.jit.donation import donate
+from funcnets.jit.trace import trace
+
+PLACES = (
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.cuda.matmul,
+)
+
+
+def flags():
+    return [place.fp32_precision for place in PLACES]
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(True, "tf32"), (False, "ieee")])
+def test_products_are_as_asked_for_whatever_is_set(tf32, expected):
+    before = flags()
+    seen = []
+
+    def run(*leaves):
+        seen.append(flags())
+        if not leaves:
+            raise ZeroDivisionError
+        return leaves
+
+    precise = cuda.with_products(run, tf32=tf32)
+    x = torch.ones(2)
+    assert precise(x) == (x,)
+    with pytest.raises(ZeroDivisionError):
+        precise()
+    assert seen == [[expected] * 3] * 2
+    assert flags() == before
+
+
+def test_compilers_can_read_what_products_set():
+    """PyTorch refuses to tell some flags while others contradict them."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten())
+    x = torch.ones(1, 1, 4, 4)
+    jitted = [funcnets.jit(lambda x: x @ x + x, backend=each) for each in ("graph", "aot_eager")]
+    for tf32 in (True, False):
+        torch._dynamo.reset()
+        with cuda.products(tf32=tf32):
+            torch.compile(module, backend="aot_eager")(x).sum().backward()
+            for function in jitted:
+                function(x)
+
+
+class Recorder:
+    """Stands in for CUDA graphs: records without computing, and computes when replayed."""
+
+    def __init__(self, error=None):
+        self.recorded, self.replayed, self.error = 0, 0, error
+
+    def __call__(self, function):
+        if self.error:
+            raise self.error
+        self.recorded += 1
+        kept = [leaf.clone() for leaf in self.leaves()]
+        results = function()
+        for leaf, value in zip(self.leaves(), kept, strict=True):
+            leaf.copy_(value)
+        for result in results:
+            result.fill_(0)
+
+        def replay():
+            self.replayed += 1
+            for result, value in zip(results, function(), strict=True):
+                result.copy_(value)
+
+        return replay, results
+
+    def leaves(self):
+        return ()
+
+
+def momentum_step():
+    """A function of three leaves, of which it updates two in place, and its executable."""
+
+    def function(x, velocity, batch):
+        velocity = velocity * 0.5 + batch.mean()
+        x = x - velocity
+        return [x, velocity, (x * batch).sum()]
+
+    leaves = [torch.ones(3), torch.zeros(3), torch.ones(3)]
+    graph = trace(function, leaves, ()).graph
+    assert donate(graph, (0, 1)) == {0: 0, 1: 1}
+    return function, compile_graph(graph, "graph")
+
+
+def begun(seed=0):
+    return [random.normal(random.key(seed), (3,)), torch.zeros(3)]
+
+
+def batch_of(step):
+    return random.normal(random.key(100 + step), (3,))
+
+
+def train_by(replayed, recorder, state, steps):
+    """What `replayed` gives for a state that stays where it is, and new batches."""
+    recorder.leaves = lambda: state
+    return [replayed(*state, batch_of(step))[0] for step in steps]
+
+
+def expected_of(function, state, steps):
+    given = []
+    for step in steps:
+        *state, result = function(*state, batch_of(step))
+        given.append(result)
+    return given, state
+
+
+def test_a_loop_is_recorded_at_its_second_step_and_gives_the_same():
+    function, run = momentum_step()
+    recorder = Recorder()
+    replayed = cuda.Replayed(run, (0, 1), recorder)
+    state = begun()
+    expected, after = expected_of(function, begun(), range(5))
+    actual = train_by(replayed, recorder, state, range(5))
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(state, after)
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+
+
+def test_results_are_the_callers():
+    _, run = momentum_step()
+    recorder = Recorder()
+    replayed = cuda.Replayed(run, (0, 1), recorder)
+    given = train_by(replayed, recorder, begun(), range(6))
+    assert len({float(value) for value in given}) == 6
+    assert len({value.data_ptr() for value in given}) == 6
+
+
+def test_a_state_elsewhere_runs_as_it_is_and_is_recorded_when_it_stays():
+    function, run = momentum_step()
+    recorder = Recorder()
+    replayed = cuda.Replayed(run, (0, 1), recorder)
+    first, second = begun(0), begun(1)
+    train_by(replayed, recorder, first, range(3))
+    train_by(replayed, recorder, second, [0])
+    assert (recorder.recorded, recorder.replayed) == (1, 2)
+    # The first one's recording is still good, and then gives way.
+    train_by(replayed, recorder, first, [3])
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+    train_by(replayed, recorder, second, [1, 2])
+    assert (recorder.recorded, recorder.replayed) == (2, 4)
+    for state, seed, steps in ((first, 0, 4), (second, 1, 3)):
+        torch.testing.assert_close(state, expected_of(function, begun(seed), range(steps))[1])
+
+
+def test_what_cannot_be_recorded_goes_on_with_a_warning():
+    function, run = momentum_step()
+    recorder = Recorder(RuntimeError("operation not permitted when stream is capturing"))
+    replayed = cuda.Replayed(run, (0, 1), recorder)
+    state = begun()
+    train_by(replayed, recorder, state, [0])
+    with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted"):
+        train_by(replayed, recorder, state, [1])
+    train_by(replayed, recorder, state, [2])
+    torch.testing.assert_close(state, expected_of(function, begun(), range(3))[1])
+
+
+def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
+    """With every tensor taken for one of a GPU."""
+    recorder, seen = Recorder(), []
+    wrapped = cuda.with_products
+
+    def with_products(run, *, tf32):
+        seen.append(tf32)
+        return wrapped(run, tf32=tf32)
+
+    monkeypatch.setattr(cuda, "is_on_gpu", lambda tensors: True)
+    monkeypatch.setattr(cuda, "with_products", with_products)
+    monkeypatch.setattr(cuda, "record", recorder)
+    net, _ = models.get("lenet_bn")
+    optimizer = optim.sgd(0.01, momentum=0.9)
+    x = random.normal(random.key(1), (4, 1, 28, 28), torch.float64)
+    expected = actual = train.create(net, optimizer, random.key(0), x)
+    actual = tree.map(torch.clone, actual)
+    recorder.leaves = lambda: tree.leaves(actual)
+    step = train.make_train_step(net, optimizer)
+    jitted = funcnets.jit(step, donate_argnums=0, backend="graph", tf32=True)
+    for seed in range(4):
+        batch = (random.normal(random.key(seed), x.shape, torch.float64), torch.arange(4) % 10)
+        expected, loss = step(expected, batch)
+        actual, measured = jitted(actual, batch)
+        torch.testing.assert_close(measured, loss)
+    pairs = zip(tree.leaves(actual), tree.leaves(expected), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+    assert (seen, recorder.recorded, recorder.replayed) == ([True], 1, 3)
+
+
+def test_tf32_is_a_precision_of_gpus(run):
+    assert precision.available("cpu") == ("float32", "bfloat16")
+    assert precision.available("cuda:1") == ("float32", "tf32", "bfloat16")
+    code, _, err = run("train", "--precision", "tf32", "--device", "cpu")
+    assert code == 2
+    assert "--precision is tf32, which is for GPUs" in err
+    assert "expected one of float32, bfloat16, auto" in err
