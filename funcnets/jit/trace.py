@@ -137,7 +137,7 @@ def _plain_zeros(x: Tensor, other: Tensor, *, self_num_batch_dims: int = 0) -> T
 # Forward derivatives write into zeros that take over the strides of an expanded tensor where one
 # is: in the graph, that would write to one place twice.  And they make zeros that can't be written
 # to, where results may take the memory of an operand.
-_PLAIN_ZEROS = {
+_PLAIN_ZEROS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten._new_zeros_with_same_feature_meta.default: _plain_zeros,
     torch.ops.aten._efficientzerotensor.default: torch.zeros,
 }
