@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from funcnets import tree
 from funcnets.jit import cuda, heap, saved
@@ -25,6 +26,7 @@ from funcnets.jit.fusion import fuse
 from funcnets.jit.inductor import make_opaque, spell_out_factors
 from funcnets.jit.loops import fuse_loops
 from funcnets.jit.lowerings import DEFAULT, Lowering
+from funcnets.jit.recording import is_recording
 from funcnets.jit.reuse import reuse_memory
 from funcnets.jit.trace import Structure, Trace, TraceError, take_apart, trace
 
@@ -209,9 +211,7 @@ def _usual_backend(tensors: Sequence[Tensor]) -> Backend:
 
 
 def _is_traced() -> bool:
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-    return get_proxy_mode() is not None or torch.compiler.is_compiling()
+    return is_recording() or get_proxy_mode() is not None or torch.compiler.is_compiling()
 
 
 def _argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:

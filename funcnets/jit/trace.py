@@ -1,7 +1,7 @@
 """Tracing: a pure function of tensors becomes one flat graph of ATen operations.
 
-`make_fx` on fake tensors runs the function once without arithmetic, so `grad`, `vmap`, batch norm
-and the optimizer are all in the graph; lowerings replace operations while it is recorded.
+The function is run once on fake tensors, without arithmetic, so `grad`, `vmap`, batch norm and the
+optimizer are all in the graph; lowerings replace operations while it is recorded.
 """
 
 import contextlib
@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch._C import _functorch
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 
 from funcnets import tree
 from funcnets.jit.lowerings import Lowering, Recorder
 from funcnets.jit.memory import is_given, memory_owners, written
+from funcnets.jit.recording import record
 
 _LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tree.__file__))
 
@@ -102,12 +106,7 @@ def trace(
 
     recorder = Recorder(lowerings)
     with torch.no_grad(), explained():
-        graph = make_fx(
-            flat,
-            decomposition_table={**_PLAIN_ZEROS, **recorder.table},
-            tracing_mode="fake",
-            _allow_non_fake_inputs=True,
-        )(*leaves)
+        graph = record(flat, leaves, {**_PLAIN_ZEROS, **recorder.table})
     _check_pure(graph)
     # Derivatives compute, on their way, what nobody reads, such as gradients of what is frozen.
     graph.graph.eliminate_dead_code()
@@ -144,10 +143,7 @@ _PLAIN_ZEROS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _is_data_dependent(error: Exception) -> bool:
-    from torch._subclasses.fake_tensor import DataDependentOutputException
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-
-    kinds = (DataDependentOutputException, GuardOnDataDependentSymNode)
+    kinds = (DataDependentOutputException, DynamicOutputShapeException)
     phrases = ("data-dependent", ".item()", ".numpy()")
     return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
 
@@ -170,8 +166,6 @@ def _check_pure(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if _needs_value(node):
-            raise TraceError(_explain(str(node.target)))
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise TraceError(
                 f"jit: {node.target} draws from torch's hidden generator: "
@@ -199,16 +193,6 @@ def _share_conversions(graph: fx.Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-
-
-def _needs_value(node: fx.Node) -> bool:
-    """Whether the operation gives a number, or a tensor whose shape depends on values."""
-    symbols = torch.SymInt | torch.SymFloat | torch.SymBool
-    return any(
-        isinstance(size, symbols)
-        for value in tree.leaves(node.meta.get("val"))
-        for size in (value.shape if isinstance(value, Tensor) else [value])
-    )
 
 
 def _version(constant: Tensor) -> int:

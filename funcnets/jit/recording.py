@@ -1,0 +1,130 @@
+"""Recording: the ATen operations of a function, as they are called for fake tensors.
+
+PyTorch's own `make_fx` gives the same graphs; this takes a third of its time.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._C import DispatchKey
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from funcnets import tree
+
+aten = torch.ops.aten
+Rewrite = Callable[..., Any]  # gives NotImplemented where it leaves the operation alone
+
+
+def record(
+    function: Callable[..., Sequence[Tensor]],
+    leaves: Iterable[Tensor],
+    rewrites: Mapping[Any, Rewrite],
+) -> fx.GraphModule:
+    """The graph of `function(*leaves)`, run on fake tensors, so that nothing is computed.
+
+    Operations that `rewrites` has are recorded as what the rewrite calls instead.  Tensors that the
+    function captures are attributes of the module.  Each node's `meta["val"]` is what it gives for
+    fake tensors.
+    """
+    recording = Recording(rewrites)
+    fakes = [recording.argument(leaf) for leaf in leaves]
+    with recording.shapes, recording:
+        results = function(*fakes)
+    recording.graph.output([recording.node(result) for result in results])
+    return fx.GraphModule(recording.captured, recording.graph)
+
+
+def is_recording() -> bool:
+    """Whether the operations that are called now are recorded."""
+    return any(isinstance(mode, Recording) for mode in _get_current_dispatch_mode_stack())
+
+
+class Recording(TorchDispatchMode):
+    """While this is entered, operations become nodes of `graph`, beneath all transforms."""
+
+    def __init__(self, rewrites: Mapping[Any, Rewrite]) -> None:
+        super().__init__()
+        # Raises where a value is needed; tensors that are captured count as fake ones.
+        self.shapes = FakeTensorMode(allow_non_fake_inputs=True)
+        self.graph = fx.Graph()
+        self.captured: dict[str, Any] = {}
+        self._rewrites = rewrites
+        self._nodes = WeakTensorKeyDictionary()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it would be wrapped, for compilers that never see it, at a cost
+
+    def argument(self, leaf: Tensor) -> Tensor:
+        """A fake tensor like `leaf`, the next argument of the graph."""
+        node = self.graph.placeholder(f"argument{len(self.graph.nodes)}")
+        fake = self.shapes.from_tensor(leaf)
+        self._note(fake, node)
+        return fake
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """The node that gave a tensor; one that none gave was captured."""
+        node = self._nodes.get(tensor)
+        if node is None:
+            name = f"captured{len(self.captured)}"
+            self.captured[name] = tensor
+            node = self._nodes[tensor] = self.graph.get_attr(name)
+            node.meta["val"] = self.shapes.from_tensor(tensor)
+        return node
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if operation is torch.ops.prim.device.default:
+            return operation(*args)
+        with self:
+            result = self._rewritten(operation, args, kwargs)
+        if result is not NotImplemented:
+            return result
+        if torch.Tag.data_dependent_output in operation.tags:
+            return self._value(operation, args, kwargs)
+        if operation is aten.lift_fresh.default:
+            operation = aten.lift_fresh_copy.default  # the captured value may be written to
+        node = self._called(operation, args, kwargs)
+        result = operation(*args, **kwargs)
+        self._note(result, node)
+        return result
+
+    def _rewritten(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if operation in self._rewrites:
+            result = self._rewrites[operation](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if operation.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+            return operation.decompose(*args, **kwargs)
+        return NotImplemented
+
+    def _value(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A number that is read out of what is captured, or known as it is made of a number."""
+        if any(isinstance(leaf, FakeTensor) for leaf in tree.leaves((args, kwargs))):
+            return operation(*args, **kwargs)  # raises, unless it is known
+        with unset_fake_temporarily():
+            return operation(*args, **kwargs)
+
+    def _called(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        args, kwargs = fx.node.map_aggregate((args, kwargs), self._node_or_value)
+        name = operation.overloadpacket.__name__
+        return self.graph.create_node("call_function", operation, args, kwargs, name)
+
+    def _node_or_value(self, value: Any) -> Any:
+        return self.node(value) if isinstance(value, Tensor) else value
+
+    def _note(self, result: Any, node: fx.Node) -> None:
+        node.meta["val"] = result
+        if isinstance(result, Tensor):
+            self._nodes[result] = node
+        elif isinstance(result, tuple | list):
+            for i, part in enumerate(result):
+                if part is not None:
+                    self._note(part, self.graph.call_function(operator.getitem, (node, i)))
