@@ -132,6 +132,21 @@ def test_a_number_read_out_of_a_captured_tensor_stays():
     assert jitted(torch.tensor(1.0)) == 2
 
 
+def test_a_number_that_the_function_wrote_is_known_until_it_depends_on_an_argument():
+    def known(x):
+        three = torch.tensor(2.0)
+        three += 1
+        return x * (three * 2).item()
+
+    def unknown(x):
+        total = torch.tensor(1.0)
+        total += x.sum()
+        return x * total.item()
+
+    assert (jit(known, backend="graph")(torch.ones(3)) == 6).all()
+    assert_refused(unknown, "needs a tensor's value")
+
+
 def test_in_inference_mode_a_tensor_can_be_captured():
     with torch.inference_mode():
         captured = torch.ones(3)

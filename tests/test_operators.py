@@ -27,6 +27,7 @@ CALLS = [
     (convolution.GATHER_TAPS, (WEIGHT, TINY)),
     (convolution.SCATTER_TAPS, (numbers(16, 6), WEIGHT, TINY)),
     (moments.CHANNEL_MOMENTS, (X,)),
+    (moments.CHANNEL_SUMS, (GRAD[:, :3], X)),
     (few.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
     (few.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
 ]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 Backend = Literal["native", "graph", "inductor", "aot_eager"]
 BACKENDS: tuple[Backend, ...] = ("native", "graph", "inductor", "aot_eager")
@@ -26,6 +27,7 @@ def compile_graph(graph: fx.GraphModule, backend: Backend) -> Executable:
 
     The first call compiles, and raises CompileError if that fails.
     """
+    _LazyGraphModule.force_recompile(graph)
     if backend not in COMPILED:
         return torch.no_grad()(graph.forward)
     return torch.no_grad()(_compile_at_first_call(graph, backend))

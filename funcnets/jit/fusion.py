@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS
+from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS
 from funcnets.jit.memory import viewed
+from funcnets.jit.recording import shaped
 
 aten = torch.ops.aten
 Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by which node
@@ -42,8 +43,11 @@ def fuse(graph: fx.GraphModule) -> dict[str, int]:
 def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
     """A new node of `graph`, which knows what it gives for fake tensors."""
     node = graph.call_function(target, args, kwargs)
-    given = fx.node.map_arg((args, kwargs), lambda argument: argument.meta["val"])
-    node.meta["val"] = target(*given[0], **given[1])
+    given: Any = fx.node.map_arg((args, kwargs), lambda argument: argument.meta["val"])
+    if target is operator.getitem:
+        node.meta["val"] = target(*given[0])
+    else:
+        node.meta["val"] = shaped(target, *given)
     return node
 
 
@@ -62,17 +66,12 @@ def channel_sums(node: fx.Node) -> Replacements:
     product_sum, g_sum = (_channel_sum(value, node) for value in (node, g))
     if len(node.users) > 1 or product_sum is None or g_sum is None:
         return {}
-    graph, channels = node.graph, [_value(x).shape[1]]
-    mean, scale = (
-        emit(graph, make, x, channels) for make in (aten.new_zeros.default, aten.new_ones.default)
-    )
-    how = (None, None, None, mean, scale, True, 0.0, [False, True, True])
-    sums = emit(graph, aten.native_batch_norm_backward.default, g, x, *how)
+    graph, sums = node.graph, emit(node.graph, CHANNEL_SUMS, g, x)
     return {
         old: emit(
             graph, aten.view.default, emit(graph, operator.getitem, sums, i), _value(old).shape
         )
-        for i, old in ((1, product_sum), (2, g_sum))
+        for i, old in enumerate((product_sum, g_sum))
     }
 
 

@@ -1,8 +1,10 @@
 """`jit`, the function: what is called for which arguments, and when it is traced anew."""
 
+import contextlib
 import functools
+import gc
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,9 +109,11 @@ class Jitted:
             spell_out_factors(traced.graph)
             if self.lowerings:
                 make_opaque(traced.graph)
+        run = None
         if place and (program := saved.as_program(traced.graph, loops, traced.structure, aliases)):
             saved.write(program, place)
-        run = compile_graph(traced.graph, backend)
+            run = saved.load(program)
+        run = run or compile_graph(traced.graph, backend)
         return self._executable(call, run, traced.structure, aliases, traced)
 
     def _executable(
@@ -131,9 +135,10 @@ class Jitted:
         return saved.place(self.saved_as, backend, lowerings, call.donated, call.key)
 
     def _trace(self, call: _Call) -> Trace:
-        traced = trace(call.rebuild, call.tensors, self.lowerings)
-        if self.lowerings:
-            traced.fired.update(fuse(traced.graph))
+        with _uncollected():
+            traced = trace(call.rebuild, call.tensors, self.lowerings)
+            if self.lowerings:
+                traced.fired.update(fuse(traced.graph))
         return traced
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
@@ -186,6 +191,18 @@ class Jitted:
                     "memory with another argument: clone one of them, or don't donate"
                 )
         return tuple(donated)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """While many objects are made that stay, which Python would search for garbage in between."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _static_key(position: int, value: Any) -> Hashable:
