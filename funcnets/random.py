@@ -36,9 +36,10 @@ _RANDOM_BITS = {torch.float64: 64, torch.float32: 32, torch.float16: 16, torch.b
 _MANTISSA_BITS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 
 # A hundred operations pass over the numbers one after the other: in pieces of this size they
-# stay in the processor's cache, and no operation waits for a second thread (ATen starts one
-# above 2**15 elements, slow on a busy machine).  Elsewhere the piece bounds the memory.
-_PIECE_ON_CPU = 2**15
+# stay in the processor's cache, and an operation takes longer than its call (2,000,000 numbers, in
+# milliseconds on two threads and on one: 33 and 60, by pieces of 2**15 92 and 98, of 2**20 84 and
+# 94).  Elsewhere the piece bounds the memory.
+_PIECE_ON_CPU = 2**18
 _PIECE_ELSEWHERE = 2**24
 
 
