@@ -148,6 +148,18 @@ def test_a_jitted_function_inside_is_seen_through():
     assert targets(record(lambda x: [inner(x)], [torch.ones(2)], {})) == [aten.sin.default]
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr:UserWarning")  # by PyTorch
+def test_a_function_that_traces_is_traced():
+    """PyTorch's linearize makes a graph of its own, and runs that."""
+
+    def function(x):
+        _, along = torch.func.linearize(torch.sin, x)
+        return [along(x)]
+
+    x = torch.tensor([0.3, -1.2, 2.0])
+    torch.testing.assert_close(record(function, [x], {})(x), [x * x.cos()])
+
+
 def test_nothing_is_computed():
     graph = record(lambda x: [x.expand(1 << 20, 1 << 20).clone()], [torch.ones(())], {})
     assert targets(graph) == [aten.expand.default, aten.clone.default]

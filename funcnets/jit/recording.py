@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -57,7 +58,8 @@ def shaped(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     # Numbers that are known, as they are written in the function, fake tensors keep track of.
     fakes = [leaf for leaf in tensors if isinstance(leaf, FakeTensor) and leaf.constant is None]
     devices = {tensor.fake_device for tensor in fakes}
-    if not _is_plain(operation) or len(devices) != 1 or len(fakes) < len(tensors):
+    is_plain = _is_plain(operation) and len(devices) == 1 and len(fakes) == len(tensors)
+    if not is_plain or get_proxy_mode() is not None:  # as in torch.func.linearize, which traces
         return operation(*args, **kwargs)
     shapes = fakes[0].fake_mode
     with in_kernel_invocation_manager(shapes):
