@@ -62,3 +62,23 @@ def test_no_home(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("pathlib.Path.home", home)
     assert native.load(SOURCE) is None
+
+
+def test_a_library_is_compiled_while_other_work_goes_on(cache):
+    library = native.begin(SOURCE)
+    function = library["twice"]
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double]
+    assert function(1.5) == 3
+
+
+def test_what_a_compiler_cannot_compile_is_told_when_it_is_called():
+    library = native.begin("this is no C++")
+    with pytest.raises(
+        RuntimeError, match=r"can't compile .* with CXX=none the graph does without"
+    ):
+        library["twice"]
+
+
+def test_without_a_compiler_there_is_nothing_to_wait_for(monkeypatch):
+    monkeypatch.setenv("CXX", "none")
+    assert native.begin(SOURCE) is None

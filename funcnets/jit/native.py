@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+_COMPILERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="funcnets-compiler")
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
@@ -39,6 +41,28 @@ def load(source: str) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+class Library:
+    """C++ that is being compiled, while other work goes on; its functions are there after that."""
+
+    def __init__(self, source: str) -> None:
+        self._compiled = _COMPILERS.submit(load, source)
+
+    def __getitem__(self, name: str) -> Callable[..., None]:
+        """The function of this name; RuntimeError where the compiler has failed."""
+        library = self._compiled.result()
+        if library is None:
+            raise RuntimeError(
+                f"{_command()[0]} can't compile a kernel of funcnets: with CXX=none the graph does "
+                "without"
+            )
+        return library[name]
+
+
+def begin(source: str) -> Library | None:
+    """Begin to compile C++ `source`, as `load` does it; None if there is no compiler."""
+    return Library(source) if is_available() else None
 
 
 def is_available() -> bool:

@@ -58,7 +58,7 @@ def sizes(x: Tensor, weight: Tensor) -> Sizes:
 
 
 @functools.cache
-def library(given: Sizes, dtype: torch.dtype) -> ctypes.CDLL | None:
+def library(given: Sizes, dtype: torch.dtype) -> native.Library | None:
     """The convolution of these sizes, compiled, if there is a compiler."""
     vectors = -(-given.output[1] // (VECTOR_BYTES // dtype.itemsize))
     pieces = -(-vectors // MOST_TOGETHER)
@@ -67,7 +67,7 @@ def library(given: Sizes, dtype: torch.dtype) -> ctypes.CDLL | None:
     numbers = given._asdict() | {"together": together, "block": max(divisors), "parts": PARTS}
     constants = [f"constexpr int {name.upper()} = {value};" for name, value in numbers.items()]
     text = Path(__file__).with_name("few.cpp").read_text()
-    return native.load("\n".join([f"typedef {SCALARS[dtype]} Scalar;", *constants, text]))
+    return native.begin("\n".join([f"typedef {SCALARS[dtype]} Scalar;", *constants, text]))
 
 
 def is_faster(

@@ -47,9 +47,9 @@ def moments(x: Tensor, *arguments: object, **options: object) -> tuple[Tensor, T
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def library() -> native.Library | None:
     """The sums in C++, if there is a compiler."""
-    return native.load(Path(__file__).with_name("moments.cpp").read_text())
+    return native.begin(Path(__file__).with_name("moments.cpp").read_text())
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:

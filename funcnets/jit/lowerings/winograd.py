@@ -12,9 +12,9 @@ that of the input is such a convolution again.  (Lavin and Gray, 2015, "Fast alg
 convolutional neural networks"; the matrices are Cook and Toom's, which evaluate polynomials at the
 points 0, ±1, ±2 and infinity.)
 
-The small matrices are applied by C++ that is written here, and compiled at the first use; without
-a compiler convolutions stay ATen's.  Rounding errors are three to five times those of a direct
-convolution (4e-6 to 5e-6 of the largest output against 1e-6, 96 channels in float32).
+The small matrices are applied by C++ that is written here, and compiled while the graph is traced;
+without a compiler convolutions stay ATen's.  Rounding errors are three to five times those of a
+direct convolution (4e-6 to 5e-6 of the largest output against 1e-6, 96 channels in float32).
 """
 
 import ctypes
@@ -96,7 +96,7 @@ def _transposed(matrix: Matrix) -> Matrix:
 
 
 @functools.cache
-def library(side: int, dtype: torch.dtype) -> ctypes.CDLL | None:
+def library(side: int, dtype: torch.dtype) -> native.Library | None:
     """The transforms of kernels with so many taps a side, compiled, if there is a compiler."""
     inputs, kernels, outputs = transforms(side)
     matrices = {
@@ -110,7 +110,7 @@ def library(side: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     template = Path(__file__).with_name("tiles.cpp").read_text()
     structs = [_struct(name, matrix) for name, matrix in matrices.items()]
     exports = [f"EXPORT({name})" for name in matrices]
-    return native.load(
+    return native.begin(
         "\n".join([f"typedef {SCALARS[dtype]} Scalar;", template, *structs, *exports])
     )
 
@@ -348,7 +348,7 @@ def is_faster_for_weight(x: Tensor, weight: Tensor, *how: Any) -> bool:
     tiling = tiled(x, weight, *how)
     if tiling is None or saved(tiling, weight) < LEAST_SAVED_OF_WEIGHT:
         return False
-    # Asked last, as the first answer compiles.
+    # Asked last, as the first answer begins to compile.
     return library(tiling.side, x.dtype) is not None
 
 
