@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, losses, models, optim, random, train, tree
@@ -11,56 +13,105 @@ from funcnets.precision import POLICIES
 aten = torch.ops.aten
 
 
-@pytest.fixture(autouse=True)
-def _without_instructions(monkeypatch):
-    monkeypatch.setattr(wide, "has_bfloat16", lambda: False)
+@pytest.fixture(autouse=True, scope="module")
+def _without_instructions():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wide, "has_bfloat16", lambda: False)
+        yield
 
 
 def drawn(*shape, seed=0, dtype=torch.bfloat16):
     return random.normal(random.key(seed), shape).to(dtype)
 
 
-HOW = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-MAPS, KERNELS, BIAS = drawn(2, 3, 6, 6), drawn(4, 3, 3, 3, seed=1), drawn(4, seed=2)
-COTANGENT, SQUARES = drawn(2, 4, 6, 6, seed=3), drawn(2, 5, 5, seed=4)
+sizes = st.integers(1, 5)
+
+
+@st.composite
+def convolutions(draw):
+    """What convolution is given, and the shape of its result."""
+    kernel, padding = draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    side = draw(st.integers(max(1, kernel - 2 * padding), 6))
+    batch, inputs, outputs, stride = (draw(sizes) for _ in range(4))
+    x = drawn(batch, inputs, side, side + 1)
+    weight, bias = drawn(outputs, inputs, kernel, kernel, seed=1), drawn(outputs, seed=2)
+    how = ([stride, 1], [padding, padding], [1, 1], False, [0, 0], 1)
+    return (x, weight, draw(st.sampled_from([bias, None])), *how), {}
+
+
+@st.composite
+def backward_convolutions(draw):
+    (x, weight, _, *how), _ = draw(convolutions())
+    shape = aten.convolution(x, weight, None, *how).shape
+    sizes = draw(st.sampled_from([[len(weight)], None]))
+    return (drawn(*shape, seed=3), x, weight, sizes, *how, [True, True, sizes is not None]), {}
+
+
+@st.composite
+def products(draw, *, batched, added):
+    rows, between, columns = (draw(sizes) for _ in range(3))
+    batch = [draw(sizes)] if batched else []
+    factors = drawn(*batch, rows, between), drawn(*batch, between, columns, seed=1)
+    if not added:
+        return factors, {}
+    scale = {name: draw(st.sampled_from([1, 0.5, -2])) for name in ("alpha", "beta")}
+    return (drawn(*batch, rows, columns, seed=2), *factors), scale
+
+
 CALLS = {
-    aten.convolution.default: ((MAPS, KERNELS, BIAS, *HOW), {}),
-    aten.convolution_backward.default: ((COTANGENT, MAPS, KERNELS, [4], *HOW, [True] * 3), {}),
-    aten.mm.default: ((SQUARES[0], SQUARES[1]), {}),
-    aten.addmm.default: ((SQUARES[0, 0], SQUARES[0], SQUARES[1]), {"alpha": 0.5}),
-    aten.bmm.default: ((SQUARES, SQUARES), {}),
-    aten.baddbmm.default: ((SQUARES, SQUARES, SQUARES), {"beta": 2}),
+    aten.convolution.default: convolutions(),
+    aten.convolution_backward.default: backward_convolutions(),
+    aten.mm.default: products(batched=False, added=False),
+    aten.addmm.default: products(batched=False, added=True),
+    aten.bmm.default: products(batched=True, added=False),
+    aten.baddbmm.default: products(batched=True, added=True),
 }
+LOWERINGS = pytest.mark.parametrize("lowering", wide.LOWERINGS, ids=lambda each: each.name)
 
 
-@pytest.mark.parametrize("lowering", wide.LOWERINGS, ids=lambda lowering: lowering.name)
-def test_the_result_is_that_of_exact_products_rounded_once(lowering):
-    arguments, options = CALLS[lowering.operation]
+@LOWERINGS
+@given(data=st.data())
+@settings(max_examples=25)
+def test_the_result_is_that_of_exact_products_rounded_once(lowering, data):
+    arguments, options = data.draw(CALLS[lowering.operation])
     exact = lowering.operation(*tree.map(in_float64, arguments), **options)
-    assert lowering.applies(*arguments, **options)
     results = lowering.rewrite(*arguments, **options)
     pairs = zip(tree.leaves(results), tree.leaves(exact), strict=True)
     for actual, expected in pairs:
-        assert actual.dtype is torch.bfloat16
-        largest = float(expected.abs().max())
-        torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=1e-6 * largest)
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            assert actual.dtype is torch.bfloat16
+            largest = float(expected.abs().max())
+            torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=1e-6 * largest)
 
 
 def in_float64(leaf):
     return leaf.double() if isinstance(leaf, torch.Tensor) else leaf
 
 
-@pytest.mark.parametrize("lowering", wide.LOWERINGS, ids=lambda lowering: lowering.name)
-def test_the_rule_says_no(lowering, monkeypatch):
-    arguments, _ = CALLS[lowering.operation]
+@LOWERINGS
+@given(data=st.data())
+@settings(max_examples=5)
+def test_the_rule_says_yes_to_bfloat16(lowering, data):
+    arguments, options = data.draw(CALLS[lowering.operation])
+    assert lowering.applies(*arguments, **options)
+
+
+@LOWERINGS
+@given(data=st.data())
+@settings(max_examples=5)
+def test_the_rule_says_no(lowering, data):
+    arguments, options = data.draw(CALLS[lowering.operation])
 
     def like(leaf, how):
         return leaf.to(how) if isinstance(leaf, torch.Tensor) else leaf
 
     for how in (torch.float32, torch.float64, torch.float16, "meta"):
-        assert not lowering.applies(*tree.map(lambda leaf, how=how: like(leaf, how), arguments))
-    monkeypatch.setattr(wide, "has_bfloat16", lambda: True)
-    assert not lowering.applies(*arguments)
+        others = tree.map(lambda leaf, how=how: like(leaf, how), arguments)
+        assert not lowering.applies(*others, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wide, "has_bfloat16", lambda: True)
+        assert not lowering.applies(*arguments, **options)
 
 
 NET = funcnets.sequential(
