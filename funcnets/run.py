@@ -112,6 +112,12 @@ def configure(given: Mapping[str, Any]) -> Config:
     }
     config = Config(**(defaults | dict(given) | {"network": name, "recipe": recipe_name}))
     check(config)
+    usable = (*available(config.device), "auto")
+    if config.precision not in usable:
+        raise UsageError(
+            f"--precision is {config.precision}, which is for GPUs; on --device {config.device} "
+            f"expected one of {', '.join(usable)}"
+        )
     return config
 
 
@@ -130,12 +136,6 @@ def check(config: Config) -> None:
         if getattr(config, field) not in known:
             value = getattr(config, field)
             raise UsageError(f"{FLAGS[field]} is {value!r}; expected one of {', '.join(known)}")
-    usable = (*available(config.device), "auto")
-    if config.precision not in usable:
-        raise UsageError(
-            f"--precision is {config.precision}, which is for GPUs; on --device {config.device} "
-            f"expected one of {', '.join(usable)}"
-        )
     _check_device(config.device)
 
 

@@ -49,21 +49,22 @@ def test_compilers_can_read_what_products_set():
     for tf32 in (True, False):
         torch._dynamo.reset()
         with cuda.products(tf32=tf32):
-            torch.compile(module, backend="aot_eager")(x).sum().backward()
-            for function in jitted:
-                function(x)
+            compiled = torch.compile(module, backend="aot_eager")(x)
+            results = [function(x) for function in jitted]
+        torch.testing.assert_close(compiled, module(x))
+        torch.testing.assert_close(results, [x @ x + x] * 2)
 
 
-class Recorder:
-    """Stands in for CUDA graphs: records without computing, and computes when replayed."""
+class Capturer:
+    """Stands in for CUDA graphs: captures without computing, and computes when replayed."""
 
     def __init__(self, error=None):
-        self.recorded, self.replayed, self.error = 0, 0, error
+        self.captured, self.replayed, self.error = 0, 0, error
 
     def __call__(self, function):
         if self.error:
             raise self.error
-        self.recorded += 1
+        self.captured += 1
         kept = [leaf.clone() for leaf in self.leaves()]
         results = function()
         for leaf, value in zip(self.leaves(), kept, strict=True):
@@ -104,9 +105,9 @@ def batch_of(step):
     return random.normal(random.key(100 + step), (3,))
 
 
-def train_by(replayed, recorder, state, steps):
+def train_by(replayed, capturer, state, steps):
     """What `replayed` gives for a state that stays where it is, and new batches."""
-    recorder.leaves = lambda: state
+    capturer.leaves = lambda: state
     return [replayed(*state, batch_of(step))[0] for step in steps]
 
 
@@ -118,59 +119,59 @@ def expected_of(function, state, steps):
     return given, state
 
 
-def test_a_loop_is_recorded_at_its_second_step_and_gives_the_same():
+def test_a_loop_is_captured_at_its_second_step_and_gives_the_same():
     function, run = momentum_step()
-    recorder = Recorder()
-    replayed = cuda.Replayed(run, (0, 1), recorder)
+    capturer = Capturer()
+    replayed = cuda.Replayed(run, (0, 1), capturer)
     state = begun()
     expected, after = expected_of(function, begun(), range(5))
-    actual = train_by(replayed, recorder, state, range(5))
+    actual = train_by(replayed, capturer, state, range(5))
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(state, after)
-    assert (recorder.recorded, recorder.replayed) == (1, 4)
+    assert (capturer.captured, capturer.replayed) == (1, 4)
 
 
 def test_results_are_the_callers():
     _, run = momentum_step()
-    recorder = Recorder()
-    replayed = cuda.Replayed(run, (0, 1), recorder)
-    given = train_by(replayed, recorder, begun(), range(6))
+    capturer = Capturer()
+    replayed = cuda.Replayed(run, (0, 1), capturer)
+    given = train_by(replayed, capturer, begun(), range(6))
     assert len({float(value) for value in given}) == 6
     assert len({value.data_ptr() for value in given}) == 6
 
 
-def test_a_state_elsewhere_runs_as_it_is_and_is_recorded_when_it_stays():
+def test_a_state_elsewhere_runs_as_it_is_and_is_captured_when_it_stays():
     function, run = momentum_step()
-    recorder = Recorder()
-    replayed = cuda.Replayed(run, (0, 1), recorder)
+    capturer = Capturer()
+    replayed = cuda.Replayed(run, (0, 1), capturer)
     first, second = begun(0), begun(1)
-    train_by(replayed, recorder, first, range(3))
-    train_by(replayed, recorder, second, [0])
-    assert (recorder.recorded, recorder.replayed) == (1, 2)
-    # The first one's recording is still good, and then gives way.
-    train_by(replayed, recorder, first, [3])
-    assert (recorder.recorded, recorder.replayed) == (1, 3)
-    train_by(replayed, recorder, second, [1, 2])
-    assert (recorder.recorded, recorder.replayed) == (2, 4)
+    train_by(replayed, capturer, first, range(3))
+    train_by(replayed, capturer, second, [0])
+    assert (capturer.captured, capturer.replayed) == (1, 2)
+    # The first one's graph is still good, and then gives way.
+    train_by(replayed, capturer, first, [3])
+    assert (capturer.captured, capturer.replayed) == (1, 3)
+    train_by(replayed, capturer, second, [1, 2])
+    assert (capturer.captured, capturer.replayed) == (2, 4)
     for state, seed, steps in ((first, 0, 4), (second, 1, 3)):
         torch.testing.assert_close(state, expected_of(function, begun(seed), range(steps))[1])
 
 
-def test_what_cannot_be_recorded_goes_on_with_a_warning():
+def test_what_cannot_be_captured_goes_on_with_a_warning():
     function, run = momentum_step()
-    recorder = Recorder(RuntimeError("operation not permitted when stream is capturing"))
-    replayed = cuda.Replayed(run, (0, 1), recorder)
+    capturer = Capturer(RuntimeError("operation not permitted when stream is capturing"))
+    replayed = cuda.Replayed(run, (0, 1), capturer)
     state = begun()
-    train_by(replayed, recorder, state, [0])
+    train_by(replayed, capturer, state, [0])
     with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted"):
-        train_by(replayed, recorder, state, [1])
-    train_by(replayed, recorder, state, [2])
+        train_by(replayed, capturer, state, [1])
+    train_by(replayed, capturer, state, [2])
     torch.testing.assert_close(state, expected_of(function, begun(), range(3))[1])
 
 
 def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
     """With every tensor taken for one of a GPU."""
-    recorder, seen = Recorder(), []
+    capturer, seen = Capturer(), []
     wrapped = cuda.with_products
 
     def with_products(run, *, tf32):
@@ -179,13 +180,13 @@ def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
 
     monkeypatch.setattr(cuda, "is_on_gpu", lambda tensors: True)
     monkeypatch.setattr(cuda, "with_products", with_products)
-    monkeypatch.setattr(cuda, "record", recorder)
+    monkeypatch.setattr(cuda, "capture", capturer)
     net, _ = models.get("lenet_bn")
     optimizer = optim.sgd(0.01, momentum=0.9)
     x = random.normal(random.key(1), (4, 1, 28, 28), torch.float64)
     expected = actual = train.create(net, optimizer, random.key(0), x)
     actual = tree.map(torch.clone, actual)
-    recorder.leaves = lambda: tree.leaves(actual)
+    capturer.leaves = lambda: tree.leaves(actual)
     step = train.make_train_step(net, optimizer)
     jitted = funcnets.jit(step, donate_argnums=0, backend="graph", tf32=True)
     for seed in range(4):
@@ -196,7 +197,19 @@ def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
     pairs = zip(tree.leaves(actual), tree.leaves(expected), strict=True)
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs)
-    assert (seen, recorder.recorded, recorder.replayed) == ([True], 1, 3)
+    assert (seen, capturer.captured, capturer.replayed) == ([True], 1, 3)
+
+
+def test_a_run_in_tf32_can_be_evaluated_and_resumed_on_a_cpu(run, monkeypatch):
+    """Where it is float32."""
+    options = ("--limit-train", 64, "--batch-size", 32, "--backend", "graph", "--data", "bundled")
+    with monkeypatch.context() as patch:
+        patch.setattr("funcnets.run.available", lambda device: tuple(precision.POLICIES))
+        how = ("--precision", "tf32", "--schedule", "constant", "--epochs", 1)
+        assert run("train", "--run", "r", "--device", "cpu", *how, *options)[0] == 0
+    assert run("eval", "r")[0] == 0
+    code, _, err = run("train", "--run", "r", "--resume", "--epochs", 2)
+    assert code == 0, err
 
 
 def test_tf32_is_a_precision_of_gpus(run):

@@ -49,13 +49,13 @@ def test_a_training_step_is_that_of_a_cpu(name, side, backend):
 @pytest.mark.parametrize("backend", ["graph", None])
 def test_a_loop_is_replayed_and_gives_the_same(backend, monkeypatch):
     replays = []
-    recorded = cuda.record
+    capture = cuda.capture
 
-    def record(function):
-        replay, results = recorded(function)
+    def noted(function):
+        replay, results = capture(function)
         return lambda: replays.append(replay()), results
 
-    monkeypatch.setattr(cuda, "record", record)
+    monkeypatch.setattr(cuda, "capture", noted)
     net, _ = models.get("lenet_bn")
     optimizer = optim.sgd(0.1, momentum=0.9)
     x = random.normal(random.key(1), (6, 8, 1, 28, 28), torch.float64)

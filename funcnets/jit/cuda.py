@@ -23,7 +23,7 @@ def prepared(
     if not is_on_gpu(leaves):
         return run
     run = with_products(run, tf32=tf32)
-    return Replayed(run, donated, record) if donated else run
+    return Replayed(run, donated, capture) if donated else run
 
 
 def is_on_gpu(tensors: Sequence[Tensor]) -> bool:
@@ -59,10 +59,10 @@ def with_products(run: Executable, *, tf32: bool) -> Executable:
     return precise
 
 
-def record(function: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
+def capture(function: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
     """The CUDA graph of what `function` starts on a GPU, and what that gives once it is replayed.
 
-    Recording computes nothing.
+    Capturing computes nothing.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -70,7 +70,7 @@ def record(function: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[T
     return graph.replay, results
 
 
-class _Recording(NamedTuple):
+class _Captured(NamedTuple):
     addresses: list[int]  # of the donated leaves
     leaves: list[Tensor]  # that it reads and updates
     replay: Replay
@@ -78,53 +78,52 @@ class _Recording(NamedTuple):
 
 
 class Replayed:
-    """An executable that is recorded when its donated arguments come at the same addresses again.
+    """An executable that is captured when its donated arguments come at the same addresses again.
 
     As it updates them in place, they do in a training's loop, from the second step on: then all
-    kernels of a step are started at once.  The other arguments are copied to where the recording
-    reads them, and results from where it writes them.  A call whose donated arguments are
-    elsewhere runs as it is, and the second one in a row is recorded in place of the last.
+    kernels of a step are started at once.  The other arguments are copied to where the graph reads
+    them, and results from where it writes them.  A call whose donated arguments are elsewhere runs
+    as it is, and the second one in a row is captured in place of the last.
 
-    A recording keeps the memory that it works in, and the arguments that it was made for.
+    A captured graph keeps the memory that it works in, and the arguments that it was made for.
     """
 
     def __init__(
         self,
         run: Executable,
         donated: Sequence[int],
-        record: Callable[[Callable[[], Sequence[Tensor]]], tuple[Replay, Sequence[Tensor]]],
+        capture: Callable[[Callable[[], Sequence[Tensor]]], tuple[Replay, Sequence[Tensor]]],
     ) -> None:
-        self.run, self.donated, self.record = run, donated, record
+        self.run, self.donated, self.capture = run, donated, capture
         self._last: list[int] = []
-        self._recording: _Recording | None = None
-        self._can_record = True
+        self._captured: _Captured | None = None
+        self._can_capture = True
 
     def __call__(self, *leaves: Tensor) -> Sequence[Tensor]:
         """What the executable gives for these arguments."""
         addresses = [leaves[position].data_ptr() for position in self.donated]
         again, self._last = addresses == self._last, addresses
-        recording = self._recording
-        if recording is None or recording.addresses != addresses:
-            recording = self._record(leaves, addresses) if again and self._can_record else None
-        if recording is None:
+        is_elsewhere = self._captured is None or self._captured.addresses != addresses
+        if is_elsewhere and again and self._can_capture:
+            self._captured = None  # so that its memory is free
+            self._captured = self._capture(leaves, addresses)
+        captured = self._captured
+        if captured is None or captured.addresses != addresses:
             return self.run(*leaves)
-        for given, read in zip(leaves, recording.leaves, strict=True):
+        for given, read in zip(leaves, captured.leaves, strict=True):
             if given.data_ptr() != read.data_ptr():
                 read.copy_(given)
-        recording.replay()
-        return [result.clone() for result in recording.results]
+        captured.replay()
+        return [result.clone() for result in captured.results]
 
-    def _record(self, leaves: Sequence[Tensor], addresses: list[int]) -> _Recording | None:
-        self._recording = None  # so that its memory is free
+    def _capture(self, leaves: Sequence[Tensor], addresses: list[int]) -> _Captured | None:
         own = [
             leaf if position in self.donated else leaf.clone()
             for position, leaf in enumerate(leaves)
         ]
         try:
-            recorded = self.record(lambda: self.run(*own))
+            return _Captured(addresses, own, *self.capture(lambda: self.run(*own)))
         except RuntimeError as error:
             warnings.warn(f"jit: goes on without a CUDA graph: {error}", stacklevel=2)
-            self._can_record = False
+            self._can_capture = False
             return None
-        self._recording = _Recording(addresses, own, *recorded)
-        return self._recording

@@ -97,9 +97,12 @@ class Jitted:
     def _build(self, call: _Call) -> _Executable:
         backend = self.backend or _usual_backend(call.tensors)
         place = self._place(call, backend)
-        program = place and saved.read(place)
-        if program and (run := saved.load(program)):
-            return self._executable(call, run, program.structure, program.aliases)
+        executable = (place and _read(place)) or self._compile(call, backend, place)
+        run = cuda.prepared(executable.run, call.tensors, call.donated, tf32=self.tf32)
+        return executable._replace(run=run)
+
+    def _compile(self, call: _Call, backend: Backend, place: Path | None) -> _Executable:
+        """Trace a call and compile it; what can be kept at `place` is."""
         traced = self._trace(call)
         loops = fuse_loops(traced.graph) if backend == "native" else ""
         aliases = donate(traced.graph, call.donated)
@@ -114,18 +117,7 @@ class Jitted:
             saved.write(program, place)
             run = saved.load(program)
         run = run or compile_graph(traced.graph, backend)
-        return self._executable(call, run, traced.structure, aliases, traced)
-
-    def _executable(
-        self,
-        call: _Call,
-        run: Executable,
-        structure: Structure,
-        aliases: Aliases,
-        traced: Trace | None = None,
-    ) -> _Executable:
-        run = cuda.prepared(run, call.tensors, call.donated, tf32=self.tf32)
-        return _Executable(run, structure, aliases, traced)
+        return _Executable(run, traced.structure, aliases, traced)
 
     def _place(self, call: _Call, backend: Backend) -> Path | None:
         """Where the program of a call is kept between processes, if it is."""
@@ -203,6 +195,13 @@ def _uncollected() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _read(place: Path) -> _Executable | None:
+    """The program that is kept there, if it is one that can be run here."""
+    program = saved.read(place)
+    run = program and saved.load(program)
+    return _Executable(run, program.structure, program.aliases, None) if program and run else None
 
 
 def _static_key(position: int, value: Any) -> Hashable:

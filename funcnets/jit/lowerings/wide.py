@@ -44,17 +44,15 @@ def _to(dtype: torch.dtype) -> Callable[[Any], Any]:
     return lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) else leaf
 
 
+OPERATIONS = (
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+)
 LOWERINGS = tuple(
-    Lowering(f"wide.{operation._schema.name.removeprefix('aten::')}", operation, is_narrow, rewrite)
-    for operation, rewrite in (
-        (operation, widened(operation))
-        for operation in (
-            aten.convolution.default,
-            aten.convolution_backward.default,
-            aten.mm.default,
-            aten.addmm.default,
-            aten.bmm.default,
-            aten.baddbmm.default,
-        )
-    )
+    Lowering(f"wide.{operation.overloadpacket.__name__}", operation, is_narrow, widened(operation))
+    for operation in OPERATIONS
 )
