@@ -1,10 +1,13 @@
 """Products of bfloat16 numbers in float32, on processors that have no instructions for bfloat16.
 
-There ATen's kernels convert number by number (milliseconds on two cores with AVX2: a product of
-1024×1024 matrices 2264, and 16 in float32; a convolution of 64×64×24×24, 3×3 to 64 channels, 159 in
-the faster memory format, and 19).  A product of two bfloat16 numbers is exact in float32, and
-sums are of float32 where there are such instructions too: the result is the same but for the order
-of the sums, and is rounded to bfloat16 as theirs is.
+There ATen's kernels convert number by number.  Milliseconds on two cores with AVX2, by `funcnets
+bench resnet18 --batch-size 64 --lowerings --precision bfloat16 --only graph`, ATen's and these: a
+convolution of 64×7×7, 3×3 to 64 channels, 53 and 3.1, its derivative 49 and 4.9; the derivative of
+one of 512×1×1, 3×3 to 512 channels, 3132 and 46.
+
+A product of two bfloat16 numbers is exact in float32, and sums are of float32 where there are such
+instructions too: the result is the same but for the order of the sums, and is rounded to bfloat16
+as theirs is.
 """
 
 from collections.abc import Callable
