@@ -17,14 +17,12 @@ from torch import Tensor, fx
 
 from funcnets.jit import native
 from funcnets.jit.memory import written
-from funcnets.jit.native import SCALARS
+from funcnets.jit.native import COMPUTED, STORED
 
 aten = torch.ops.aten
 DEPTH = 4  # loops in each other, in the template
 CHUNK = 1 << 12  # numbers that one thread takes at a time
 LONGEST = 1 << 15  # numbers that one thread takes alone
-STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # what types are in memory, in C++
-COMPUTED = SCALARS | {torch.bfloat16: "float"}  # and in registers
 
 # Operations as C++ of their operands, in order; what else they take by name.
 EXPRESSIONS: dict[Any, str] = {

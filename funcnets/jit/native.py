@@ -16,6 +16,8 @@ import torch
 
 _COMPILERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="funcnets-compiler")
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
+STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
+COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math"),  # which stand in the way of vectors

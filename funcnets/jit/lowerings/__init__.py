@@ -12,6 +12,8 @@ from funcnets.jit.lowerings.moments import MOMENTS
 from funcnets.jit.lowerings.recorder import Lowering, Recorder
 
 DEFAULT: tuple[Lowering, ...] = (
+    winograd.FORWARD,
+    winograd.BACKWARD,
     *wide.LOWERINGS,
     TINY_FORWARD,
     TINY_BACKWARD,
@@ -19,8 +21,6 @@ DEFAULT: tuple[Lowering, ...] = (
     SPLIT_BACKWARD,
     few.FORWARD,
     few.BACKWARD,
-    winograd.FORWARD,
-    winograd.BACKWARD,
     layout.FORWARD,
     layout.BACKWARD,
     layout.POOL_FORWARD,

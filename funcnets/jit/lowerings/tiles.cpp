@@ -1,87 +1,405 @@
-// y = P x Pᵀ for tiles x of maps, with channels as vectors.
+// Winograd's convolutions of stride 1 on channels_last maps, and the gradient of their weight.
 //
-// Before this stand `Scalar` and, for each small matrix, a struct with its sides (OUT rows, IN
-// columns) and the product with IN vectors; after it, for each, EXPORT(name).
+// Tiles are transformed, multiplied over channels and transformed back some at a time, so that what
+// lies between stays in the processor's cache.  No number of threads changes a result.
+//
+// Before this text stand the types of numbers: Stored in memory, Factor in the products, and Real
+// in registers and sums, which is as wide as Stored but where that is bfloat16; SIDE, of a kernel;
+// STEP, of a tile of outputs; TOGETHER, how many tiles of a convolution are in work at a time, and
+// SUMMED, of a weight's gradient; and for each small matrix a struct with its sides (OUT rows, IN
+// columns) and the product with IN vectors.
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <type_traits>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
-constexpr int BYTES = 64;
+constexpr int BYTES = 64, ROWS = 8;
 #else
-constexpr int BYTES = 32;
+constexpr int BYTES = 32, ROWS = 4;
 #endif
-constexpr int LANES = BYTES / sizeof(Scalar);
-typedef Scalar Vector __attribute__((vector_size(BYTES)));
+constexpr int MOST = 3;  // vectors beside each other in a product, of ROWS rows
+constexpr int LANES = BYTES / sizeof(Real);
+constexpr bool IS_NARROW = std::is_same_v<Stored, bfloat16>, IN_PAIRS = std::is_same_v<Factor, bfloat16>;
+constexpr int GROUP = IN_PAIRS ? 2 : 1;  // factors that one multiplication takes together
+constexpr int TILE = STEP + SIDE - 1, AREA = TILE * TILE;
+typedef Real Vector __attribute__((vector_size(BYTES)));
+typedef std::uint32_t Bits __attribute__((vector_size(BYTES)));
+typedef bfloat16 Half __attribute__((vector_size(BYTES / 2)));
 
-// Where the tiles of a tensor lie.  Strides are in numbers: from image to image, from one tile to
-// the next below and beside it, and within a tile; those outside of a map of height by width are 0.
-struct View {
-    long image, below, beside, row, column, channel;
-    long top, left, step, height, width;
+struct Sizes {
+    long images, height, width, channels;  // of the input
+    long out_height, out_width, outputs;
+    long above, before;                             // padding
+    long of_output, of_channel, of_row, of_column;  // strides of the weight
 
-    bool holds(long tile_row, long tile_column, long i, long j) const {
-        const long y = top + tile_row * step + i, x = left + tile_column * step + j;
-        return 0 <= y && y < height && 0 <= x && x < width;
-    }
-    long offset(long n, long tile_row, long tile_column) const {
-        return n * image + tile_row * below + tile_column * beside + top * row + left * column;
-    }
+    long down() const { return (out_height + STEP - 1) / STEP; }
+    long across() const { return (out_width + STEP - 1) / STEP; }
+    long tiles() const { return images * down() * across(); }
 };
 
-static inline Vector load(const Scalar* from, long stride, int count) {
-    Vector x = {};
-    if (stride == 1 && count == LANES)
-        std::memcpy(&x, from, BYTES);
-    else
-        for (int lane = 0; lane < count; ++lane) x[lane] = from[lane * stride];
+// Memory for `count` numbers, and a line of the cache, by which what follows each other is set off.
+template <class T>
+struct Memory {
+    T* const at;
+    explicit Memory(long count)
+        : at((T*)::operator new(count * sizeof(T) + 64, std::align_val_t(64))) {}
+    ~Memory() { ::operator delete(at, std::align_val_t(64)); }
+    Memory(const Memory&) = delete;
+};
+
+template <class T>
+constexpr long LINE = 64 / sizeof(T);
+
+static inline long vectors(long channels) { return (channels + LANES - 1) / LANES; }
+
+template <class V>
+static inline V read(const void* from) {
+    V x;
+    std::memcpy(&x, from, sizeof x);
     return x;
 }
 
-static inline void store(Scalar* to, Vector x, long stride, int count) {
-    if (stride == 1 && count == LANES)
-        std::memcpy(to, &x, BYTES);
-    else
-        for (int lane = 0; lane < count; ++lane) to[lane * stride] = x[lane];
+template <class V>
+static inline void write(void* to, V x) {
+    std::memcpy(to, &x, sizeof x);
 }
 
+// To the nearest, and between two to the even one.
+static inline Half narrow(Vector x) {
+#ifdef __AVX512BF16__
+    if constexpr (sizeof(Real) == 4) return (Half)_mm512_cvtneps_pbh((__m512)x);
+#endif
+    const Bits bits = (Bits)x, nearest = bits + 0x7fff + (bits >> 16 & 1);
+    const Bits shifted = nearest >> 16, is_number = (Bits)(x == x);
+    return __builtin_convertvector((shifted & is_number) | (0x7fc0 & ~is_number), Half);
+}
+
+static inline Vector load(const Stored* from) {
+    if constexpr (IS_NARROW) return (Vector)(__builtin_convertvector(read<Half>(from), Bits) << 16);
+    else return read<Vector>(from);
+}
+
+static inline Vector load(const Stored* from, long count) {
+    if (count >= LANES) return load(from);
+    Stored part[LANES] = {};
+    std::memcpy(part, from, count * sizeof(Stored));
+    return load(part);
+}
+
+static inline void store(Stored* to, Vector x) {
+    if constexpr (IS_NARROW) write(to, narrow(x));
+    else write(to, x);
+}
+
+static inline void store(Stored* to, Vector x, long count) {
+    if (count >= LANES) return store(to, x);
+    Stored part[LANES];
+    store(part, x);
+    std::memcpy(to, part, count * sizeof(Stored));
+}
+
+// P x Pᵀ.
 template <class Matrix>
-static void apply(const Scalar* source, Scalar* target, const Scalar* bias, const long* sizes,
-                  const View* from, const View* to) {
-    constexpr int IN = Matrix::IN, OUT = Matrix::OUT;
-    const long images = sizes[0], rows = sizes[1], columns = sizes[2], channels = sizes[3];
-#pragma omp parallel for collapse(3)
-    for (long n = 0; n < images; ++n)
-        for (long r = 0; r < rows; ++r)
-            for (long q = 0; q < columns; ++q) {
-                const Scalar* first = source + from->offset(n, r, q);
-                Scalar* last = target + to->offset(n, r, q);
-                bool inside[IN * IN], wanted[OUT * OUT];
-                for (int i = 0; i < IN * IN; ++i) inside[i] = from->holds(r, q, i / IN, i % IN);
-                for (int i = 0; i < OUT * OUT; ++i) wanted[i] = to->holds(r, q, i / OUT, i % OUT);
-                for (long c = 0; c < channels; c += LANES) {
-                    const int count = std::min<long>(LANES, channels - c);
-                    const Vector shift = bias ? load(bias + c, 1, count) : Vector{};
-                    Vector x[IN * IN], half[OUT * IN], y[OUT];
-                    for (int i = 0; i < IN * IN; ++i)
-                        x[i] = inside[i]
-                            ? load(first + i / IN * from->row + i % IN * from->column +
-                                   c * from->channel, from->channel, count)
-                            : Vector{};
-                    for (int j = 0; j < IN; ++j) Matrix::times(x + j, IN, half + j, IN);
-                    for (int i = 0; i < OUT; ++i) {
-                        Matrix::times(half + i * IN, 1, y, 1);
-                        for (int j = 0; j < OUT; ++j)
-                            if (wanted[i * OUT + j])
-                                store(last + i * to->row + j * to->column + c * to->channel,
-                                      y[j] + shift, to->channel, count);
-                    }
-                }
-            }
+static inline void transform(const Vector* x, Vector* y) {
+    Vector half[Matrix::OUT * Matrix::IN];
+    for (int j = 0; j < Matrix::IN; ++j) Matrix::times(x + j, Matrix::IN, half + j, Matrix::IN);
+    for (int i = 0; i < Matrix::OUT; ++i)
+        Matrix::times(half + i * Matrix::IN, 1, y + i * Matrix::OUT, 1);
 }
 
-#define EXPORT(name)                                                                        \
-    extern "C" void name(const Scalar* source, Scalar* target, const Scalar* bias,          \
-                         const long* sizes, const View* from, const View* to) {             \
-        apply<struct name##_matrix>(source, target, bias, sizes, from, to);                 \
+// Where a tile's outputs begin.
+struct Place {
+    long image, top, left;
+    Place(const Sizes& s, long tile)
+        : image(tile / (s.down() * s.across())),
+          top(tile / s.across() % s.down() * STEP),
+          left(tile % s.across() * STEP) {}
+};
+
+// The pixels of a square of a map; of those outside, zeros.
+template <int N>
+struct Pixels {
+    const Stored* at[N * N];
+    Pixels(const Stored* image, long height, long width, long channels, long top, long left,
+           const Stored* zeros) {
+        for (int i = 0; i < N * N; ++i) {
+            const long y = top + i / N, x = left + i % N;
+            const bool inside = 0 <= y && y < height && 0 <= x && x < width;
+            at[i] = inside ? image + (y * width + x) * channels : zeros;
+        }
     }
+};
+
+struct Zeros : Memory<Stored> {
+    explicit Zeros(long channels) : Memory(channels) { std::fill_n(at, channels, Stored(0)); }
+};
+
+// Transformed tiles: for each of AREA places (vectors of channels, tiles, LANES).
+struct Factors {
+    const long channels, tiles, apart;  // from one place to the next
+    Memory<Factor> memory;
+    Factors(long channels, long tiles)
+        : channels(channels),
+          tiles(tiles),
+          apart(vectors(channels) * tiles * LANES + LINE<Factor>),
+          memory(apart * AREA) {}
+    Factor* at(int place, long vector, long tile) const {
+        return memory.at + place * apart + (vector * tiles + tile) * LANES;
+    }
+};
+
+// Factors that are multiplied in pairs are pairs of channels, or, with `over_tiles`, of tiles: there
+// of each two tiles, side by side, the first must be written first.
+template <class Matrix, int N>
+static void write_tile(const Pixels<N>& pixels, const Factors& to, long tile, bool over_tiles) {
+    for (long v = 0; v < vectors(to.channels); ++v) {
+        Vector x[N * N], y[AREA];
+        for (int i = 0; i < N * N; ++i)
+            x[i] = load(pixels.at[i] + v * LANES, to.channels - v * LANES);
+        transform<Matrix>(x, y);
+        for (int k = 0; k < AREA; ++k)
+            if constexpr (!IN_PAIRS) {
+                write(to.at(k, v, tile), y[k]);
+            } else if (!over_tiles) {
+                write(to.at(k, v, tile), narrow(y[k]));
+            } else {
+                Factor* pair = to.at(k, v, tile / 2 * 2);
+                const Bits bits = __builtin_convertvector(narrow(y[k]), Bits);
+                write(pair, tile % 2 ? read<Bits>(pair) | bits << 16 : bits);
+            }
+    }
+}
+
+// Adds to each lane the product of one factor, or of two, by those of the lane.
+static inline void multiply_add(Vector& sum, const Factor* one, const Factor* of_lanes) {
+    if constexpr (!IN_PAIRS) {
+        sum += *one * read<Vector>(of_lanes);
+    } else {
+        const Bits pair = Bits{} + read<std::uint32_t>(one), pairs = read<Bits>(of_lanes);
+#ifdef __AVX512BF16__
+        sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)pairs);
+#else
+        sum += (Vector)(pair << 16) * (Vector)(pairs << 16);
+        sum += (Vector)(pair >> 16 << 16) * (Vector)(pairs >> 16 << 16);
+#endif
+    }
+}
+
+// Of ROWS tiles the products with WIDE vectors of outputs, over channels.  `kernels` are (channels /
+// GROUP, WIDE, LANES, GROUP); the result is (tiles, WIDE, LANES).
+template <int WIDE>
+static void over_channels(const Factors& inputs, int place, long tile, const Factor* kernels,
+                          Real* result) {
+    Vector sum[ROWS][WIDE] = {};
+    for (long v = 0; v < vectors(inputs.channels); ++v) {
+        const Factor* tiles = inputs.at(place, v, tile);
+        const long depth = std::min<long>(LANES, inputs.channels - v * LANES);
+        for (long c = 0; c < depth; c += GROUP, kernels += WIDE * LANES * GROUP)
+#pragma GCC unroll 8
+            for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 4
+                for (int w = 0; w < WIDE; ++w)
+                    multiply_add(sum[row][w], tiles + row * LANES + c, kernels + w * LANES * GROUP);
+    }
+    std::memcpy(result, sum, sizeof sum);
+}
+
+// Of ROWS outputs, from a lane on, the products with WIDE vectors of channels, over tiles, are added
+// to the rows of `result`; the first time there is nothing in it yet.
+template <int WIDE>
+static void over_tiles(const Factors& outputs, long output, const Factors& inputs, long vector,
+                       int place, long tiles, Real* result, long row_length, bool is_first) {
+    Vector sum[ROWS][WIDE] = {};
+    const Factor* ones = outputs.at(place, output / LANES, 0) + output % LANES * GROUP;
+    const Factor* lanes = inputs.at(place, vector, 0);
+    const long beside = inputs.tiles * LANES;
+    for (long t = 0; t < tiles; t += GROUP, ones += LANES * GROUP, lanes += LANES * GROUP)
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 4
+            for (int w = 0; w < WIDE; ++w)
+                multiply_add(sum[row][w], ones + row * GROUP, lanes + w * beside);
+    for (int row = 0; row < ROWS; ++row)
+        for (int w = 0; w < WIDE; ++w) {
+            Real* to = result + row * row_length + w * LANES;
+            write(to, is_first ? sum[row][w] : read<Vector>(to) + sum[row][w]);
+        }
+}
+
+// Vectors of channels in panels of 1 to MOST beside each other, as even as can be.
+struct Panels {
+    const long all, count;
+    explicit Panels(long channels)
+        : all(vectors(channels)), count((all + MOST - 1) / MOST) {}
+    long begin(long panel) const { return panel * all / count; }
+    int wide(long panel) const { return begin(panel + 1) - begin(panel); }
+};
+
+template <class F>
+static inline void with_constant(int wide, F call) {
+    if (wide == 1) call(std::integral_constant<int, 1>());
+    if (wide == 2) call(std::integral_constant<int, 2>());
+    if (wide == 3) call(std::integral_constant<int, 3>());
+}
+
+// Transformed kernels: for each of AREA places and each panel as `over_channels` takes them.
+struct Kernels {
+    const Panels panels;
+    const long depth, apart;
+    Memory<Factor> memory;
+    Kernels(const Stored* weight, const Sizes& s)
+        : panels(s.outputs),
+          depth((s.channels + GROUP - 1) / GROUP * GROUP),
+          apart(panels.all * LANES * depth + LINE<Factor>),
+          memory(apart * AREA) {
+#pragma omp parallel for collapse(2)
+        for (long p = 0; p < panels.count; ++p)
+            for (long c = 0; c < depth; ++c)
+                for (int w = 0; w < panels.wide(p); ++w) write_vector(weight, s, p, c, w);
+    }
+    Factor* at(int place, long panel) const {
+        return memory.at + place * apart + panels.begin(panel) * LANES * depth;
+    }
+    void write_vector(const Stored* weight, const Sizes& s, long panel, long c, int w) const {
+        const long first = (panels.begin(panel) + w) * LANES;
+        const long count = c < s.channels ? std::min<long>(LANES, s.outputs - first) : 0;
+        Vector x[SIDE * SIDE], y[AREA];
+        for (int i = 0; i < SIDE * SIDE; ++i) {
+            const long tap = i / SIDE * s.of_row + i % SIDE * s.of_column + c * s.of_channel;
+            Stored part[LANES] = {};
+            for (long o = 0; o < count; ++o) part[o] = weight[tap + (first + o) * s.of_output];
+            x[i] = load(part);
+        }
+        transform<of_kernels>(x, y);
+        const long group = (c / GROUP * panels.wide(panel) + w) * LANES * GROUP;
+        for (int k = 0; k < AREA; ++k) {
+            Factor* to = at(k, panel) + group + c % GROUP;
+            if constexpr (IN_PAIRS) {
+                const Half half = narrow(y[k]);
+                for (int lane = 0; lane < LANES; ++lane) to[lane * GROUP] = half[lane];
+            } else {
+                write(to, y[k]);
+            }
+        }
+    }
+};
+
+// Outputs of a tile, of a panel from vector `w` on, from products (AREA, `apart`).
+static void write_outputs(const Real* products, long apart, const Stored* bias, Stored* y,
+                          const Sizes& s, long tile, long output) {
+    const Place place(s, tile);
+    const long count = s.outputs - output;
+    const long rows = std::min<long>(STEP, s.out_height - place.top);
+    const long columns = std::min<long>(STEP, s.out_width - place.left);
+    Stored* corner = y + ((place.image * s.out_height + place.top) * s.out_width + place.left) * s.outputs;
+    Vector x[AREA], result[STEP * STEP];
+    for (int k = 0; k < AREA; ++k) x[k] = read<Vector>(products + k * apart);
+    transform<to_outputs>(x, result);
+    const Vector shift = bias ? load(bias + output, count) : Vector{};
+    for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; ++j)
+            store(corner + (i * s.out_width + j) * s.outputs + output, result[i * STEP + j] + shift,
+                  count);
+}
+
+extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bias, Stored* y,
+                         const Sizes& s) {
+    const Kernels kernels(weight, s);
+    const Panels& panels = kernels.panels;
+    const Zeros zeros(s.channels);
+    const long apart = TOGETHER * MOST * LANES + LINE<Real>;
+#pragma omp parallel
+    {
+        const Factors inputs(s.channels, TOGETHER);
+        const Memory<Real> products(apart * AREA);
+#pragma omp for schedule(dynamic)
+        for (long first = 0; first < s.tiles(); first += TOGETHER) {
+            const long tiles = std::min<long>(TOGETHER, s.tiles() - first);
+            for (long t = 0; t < tiles; ++t) {
+                const Place place(s, first + t);
+                const Stored* image = x + place.image * s.height * s.width * s.channels;
+                const long top = place.top - s.above, left = place.left - s.before;
+                write_tile<of_inputs, TILE>(
+                    {image, s.height, s.width, s.channels, top, left, zeros.at}, inputs, t, false);
+            }
+            for (long p = 0; p < panels.count; ++p) {
+                const int wide = panels.wide(p);
+                with_constant(wide, [&](auto constant) {
+                    for (int k = 0; k < AREA; ++k)
+                        for (long t = 0; t < tiles; t += ROWS)
+                            over_channels<constant()>(inputs, k, t, kernels.at(k, p),
+                                                      products.at + k * apart + t * wide * LANES);
+                });
+                for (long t = 0; t < tiles; ++t)
+                    for (int w = 0; w < wide; ++w)
+                        write_outputs(products.at + (t * wide + w) * LANES, apart, bias, y, s,
+                                      first + t, (panels.begin(p) + w) * LANES);
+            }
+        }
+    }
+}
+
+// The gradient of the weight, from (AREA, outputs, row_length) products.
+static void write_weight(const Memory<Real>& products, long row_length, Stored* weight,
+                         const Sizes& s) {
+    const long apart = vectors(s.outputs) * LANES * row_length + LINE<Real>;
+#pragma omp parallel for collapse(2)
+    for (long o = 0; o < s.outputs; ++o)
+        for (long first = 0; first < s.channels; first += LANES) {
+            Vector x[AREA], y[SIDE * SIDE];
+            for (int k = 0; k < AREA; ++k)
+                x[k] = read<Vector>(products.at + k * apart + o * row_length + first);
+            transform<to_kernels>(x, y);
+            const long count = std::min<long>(LANES, s.channels - first);
+            for (int i = 0; i < SIDE * SIDE; ++i) {
+                Stored part[LANES], *tap = weight + o * s.of_output + first * s.of_channel +
+                                           i / SIDE * s.of_row + i % SIDE * s.of_column;
+                store(part, y[i]);
+                for (long c = 0; c < count; ++c) tap[c * s.of_channel] = part[c];
+            }
+        }
+}
+
+extern "C" void weight_gradient(const Stored* gradient, const Stored* x, Stored* weight,
+                                const Sizes& s) {
+    const Factors inputs(s.channels, SUMMED), outputs(s.outputs, SUMMED);
+    const Panels panels(s.channels);
+    const long row_length = panels.all * LANES, columns = vectors(s.outputs) * LANES;
+    const long apart = columns * row_length + LINE<Real>;
+    const Memory<Real> products(apart * AREA);
+    const Zeros zeros(std::max(s.channels, s.outputs));
+#pragma omp parallel
+    for (long first = 0; first < s.tiles(); first += SUMMED) {
+        const long tiles = std::min<long>(SUMMED, s.tiles() - first);
+#pragma omp for schedule(dynamic, 4)
+        for (long group = 0; group < tiles; group += GROUP)
+            for (long t = group; t < std::min(group + GROUP, tiles); ++t) {
+                const Place place(s, first + t);
+                const Stored* image = x + place.image * s.height * s.width * s.channels;
+                const long top = place.top - s.above, left = place.left - s.before;
+                write_tile<of_inputs, TILE>(
+                    {image, s.height, s.width, s.channels, top, left, zeros.at}, inputs, t, true);
+                const Stored* map = gradient + place.image * s.out_height * s.out_width * s.outputs;
+                write_tile<of_gradients, STEP>({map, s.out_height, s.out_width, s.outputs, place.top,
+                                                place.left, zeros.at},
+                                               outputs, t, true);
+            }
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int k = 0; k < AREA; ++k)
+            for (long output = 0; output < columns; output += LANES)
+                for (long p = 0; p < panels.count; ++p)
+                    with_constant(panels.wide(p), [&](auto constant) {
+                        for (long o = output; o < output + LANES; o += ROWS)
+                            over_tiles<constant()>(
+                                outputs, o, inputs, panels.begin(p), k, tiles,
+                                products.at + k * apart + o * row_length + panels.begin(p) * LANES,
+                                row_length, first == 0);
+                    });
+    }
+    write_weight(products, row_length, weight, s);
+}

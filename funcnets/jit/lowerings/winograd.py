@@ -6,21 +6,22 @@ makes (m+k-1)² matrix products, and a third matrix turns the result back:
 
     y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A
 
-With tiles of 6×6 inputs a 3×3 kernel takes 36 multiplications for 4×4 outputs in place of 144, a
-5×5 kernel 36 for 2×2 in place of 100.  The transposed formulas give the gradient of the weight;
-that of the input is such a convolution again.  (Lavin and Gray, 2015, "Fast algorithms for
-convolutional neural networks"; the matrices are Cook and Toom's, which evaluate polynomials at the
-points 0, ±1, ±2 and infinity.)
+For 4×4 outputs a 3×3 kernel takes 36 multiplications in place of 144, a 5×5 kernel 64 in place of
+400.  The transposed formulas give the gradient of the weight; that of the input is such a
+convolution again.  (Lavin and Gray, 2015, "Fast algorithms for convolutional neural networks"; the
+matrices are Cook and Toom's, which evaluate polynomials at some points and infinity.)
 
-The small matrices are applied by C++ that is written here, and compiled while the graph is traced;
-without a compiler convolutions stay ATen's.  Rounding errors are three to five times those of a
-direct convolution (4e-6 to 5e-6 of the largest output against 1e-6, 96 channels in float32).
+All of it is C++, compiled while the graph is traced; without a compiler convolutions stay ATen's.
+Rounding errors are about five times those of a direct convolution: 5e-7 (3×3) and 5e-6 (5×5) of the
+largest output in float32, where ATen's are 4e-7, and 1e-2 in bfloat16 (3×3), where rounding the
+output alone takes 2e-3.  The points 0, ±2/3 and ±3/2 leave less than half of the error of 0, ±1 and
+±2 (Barabasz et al., 2020, "Error analysis and improving the accuracy of Winograd convolution for
+deep neural networks").
 """
 
 import ctypes
 import functools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,20 +31,21 @@ from einops import rearrange
 from torch import Tensor
 
 from funcnets.jit import native
-from funcnets.jit.lowerings import layout
 from funcnets.jit.lowerings.convolution import is_plain_convolution
 from funcnets.jit.lowerings.layout import channels_last, in_format_of
 from funcnets.jit.lowerings.recorder import Lowering
-from funcnets.jit.native import SCALARS
+from funcnets.jit.lowerings.wide import has_bfloat16
+from funcnets.jit.native import COMPUTED, STORED
 from funcnets.jit.operators import define
 
-OUTPUTS = {3: 4, 5: 2}  # m by k: a tile gives m×m outputs
-POINTS = (0, 1, -1, 2, -2)  # and infinity: m+k-1 in all
-LEAST_SAVED = 75  # multiplications for each number that is transformed, by `saved`
-LEAST_SAVED_OF_WEIGHT = 48  # for the weight's gradient, in which oneDNN is slower
-MOST_WASTE = 1.35  # outputs computed, of tiles that the map cuts short, to outputs wanted
-FEWEST_TILES = 64  # as the kernels are transformed anew for each batch
-BLOCK_BYTES = 8 << 20  # of tiles at a time, which a processor's cache should hold
+STEP = 4  # a tile gives 4×4 outputs
+POINTS = {  # and infinity: STEP+k-1 in all, by k
+    3: ("0", "2/3", "-2/3", "3/2", "-3/2"),
+    5: ("0", "1", "-1", "2", "-2", "1/2", "-1/2"),
+}
+TOGETHER = 48  # tiles of a convolution that a thread has in work at a time
+SUMMED = 256  # tiles that are added up to a weight's gradient at a time
+LEAST_SAVED = 60  # multiplications for each number that is transformed, by `saved`
 
 Matrix = tuple[tuple[float, ...], ...]
 aten = torch.ops.aten
@@ -60,7 +62,7 @@ class Transforms(NamedTuple):
 @functools.cache
 def transforms(side: int) -> Transforms:
     """Cook and Toom's matrices for a kernel with so many taps a side."""
-    points = [Fraction(point) for point in POINTS]
+    points = [Fraction(point) for point in POINTS[side]]
     infinity = len(points)
 
     def powers(count: int, scale: Sequence[Fraction]) -> list[list[Fraction]]:
@@ -79,7 +81,7 @@ def transforms(side: int) -> Transforms:
         return sum((c * at**i for i, c in enumerate(coefficients)), Fraction(0))
 
     scale = [value(product(k), point) for k, point in enumerate(points)]
-    evaluated = powers(OUTPUTS[side], [Fraction(1)] * infinity)
+    evaluated = powers(STEP, [Fraction(1)] * infinity)
     return Transforms(
         _floats([product(k) for k in range(infinity + 1)]),
         _floats(powers(side, scale)),
@@ -95,151 +97,112 @@ def _transposed(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
 
 
+def factors(side: int, dtype: torch.dtype) -> torch.dtype:
+    """What the products are of: for 3×3 bfloat16 itself where the processor multiplies it fast.
+
+    With 5×5 kernels bfloat16 would take 4 % of the result, and float32 saves more than it costs.
+    """
+    if dtype is torch.bfloat16 and not (side == 3 and torch.cpu._is_avx512_bf16_supported()):
+        return torch.float32
+    return dtype
+
+
 @functools.cache
-def library(side: int, dtype: torch.dtype) -> native.Library | None:
-    """The transforms of kernels with so many taps a side, compiled, if there is a compiler."""
+def library(side: int, stored: torch.dtype, factor: torch.dtype) -> native.Library | None:
+    """The convolutions with kernels of so many taps a side, compiled, if there is a compiler."""
     inputs, kernels, outputs = transforms(side)
     matrices = {
         "of_inputs": inputs,
         "of_kernels": kernels,
-        "of_turned_kernels": tuple(row[::-1] for row in kernels),
         "to_outputs": outputs,
         "of_gradients": _transposed(outputs),
         "to_kernels": _transposed(kernels),
     }
-    template = Path(__file__).with_name("tiles.cpp").read_text()
-    structs = [_struct(name, matrix) for name, matrix in matrices.items()]
-    exports = [f"EXPORT({name})" for name in matrices]
-    return native.begin(
-        "\n".join([f"typedef {SCALARS[dtype]} Scalar;", template, *structs, *exports])
-    )
+    numbers = {"SIDE": side, "STEP": STEP, "TOGETHER": TOGETHER, "SUMMED": SUMMED}
+    lines = [
+        "#include <cstdint>",
+        "using bfloat16 = std::uint16_t;",
+        f"using Stored = {STORED[stored]}; using Factor = {STORED[factor]};",
+        f"using Real = {COMPUTED[stored]};",
+        *(f"constexpr int {name} = {value};" for name, value in numbers.items()),
+        *(_struct(name, matrix) for name, matrix in matrices.items()),
+        Path(__file__).with_name("tiles.cpp").read_text(),
+    ]
+    return native.begin("\n".join(lines))
 
 
 def _struct(name: str, matrix: Matrix) -> str:
-    """C++ that multiplies by `matrix`, of which zeros and ones take no time."""
+    """C++ that multiplies by `matrix`, of which zeros and ones take no time.
 
-    def row(factors: tuple[float, ...]) -> str:
-        terms = [f"Scalar({f}) * x[{i} * of_x]" for i, f in enumerate(factors) if f]
-        return " + ".join(term.removeprefix("Scalar(1.0) * ") for term in terms)
-
-    lines = " ".join(f"y[{i} * of_y] = {row(factors)};" for i, factors in enumerate(matrix))
+    Rows of a point and of its negative share what they are made of, even powers and odd ones.
+    """
+    lines = []
+    rows = dict(enumerate(matrix))
+    while rows:
+        i, row = rows.popitem()
+        even, odd = ([f * (k % 2 == which) for k, f in enumerate(row)] for which in (0, 1))
+        signs = {j: _mirrored(row, other) for j, other in rows.items() if any(even) and any(odd)}
+        mirror = next((j for j, sign in signs.items() if sign), None)
+        if mirror is None:
+            lines.append(f"y[{i} * of_y] = {_sum(row)};")
+        else:
+            del rows[mirror]
+            difference = "even - odd" if signs[mirror] > 0 else "odd - even"
+            lines.append(f"{{ const auto even = {_sum(even)}, odd = {_sum(odd)};")
+            lines.append(f"y[{i} * of_y] = even + odd; y[{mirror} * of_y] = {difference}; }}")
     return (
-        f"struct {name}_matrix {{ static constexpr int OUT = {len(matrix)}, IN = {len(matrix[0])};"
-        f"static void times(const Vector* x, int of_x, Vector* y, int of_y) {{ {lines} }} }};"
+        f"struct {name} {{ static constexpr int OUT = {len(matrix)}, IN = {len(matrix[0])};\n"
+        "template <class V> static inline void times(const V* x, int of_x, V* y, int of_y) {\n"
+        + "\n".join(lines)
+        + "\n} };"
     )
 
 
-STRIDES = ("image", "below", "beside", "row", "column", "channel")
-PLACE = ("top", "left", "step", "height", "width")
+def _mirrored(row: Sequence[float], other: Sequence[float]) -> int:
+    """1 or -1 where that times `row` is `other` but for the sign of its odd powers; else 0."""
+    turned = [f * (-1) ** k for k, f in enumerate(row)]
+    return next((sign for sign in (1, -1) if [sign * f for f in turned] == list(other)), 0)
 
 
-class View(ctypes.Structure):
-    """Where the tiles of a tensor lie, as in tiles.cpp."""
-
-    _fields_ = tuple((name, ctypes.c_long) for name in (*STRIDES, *PLACE))
-
-
-class Tiles(NamedTuple):
-    """A tensor as tiles: how many (images, rows, columns), where, and how many channels."""
-
-    tensor: Tensor
-    counts: tuple[int, int, int]
-    view: View
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The counts, and the number of channels."""
-        return (*self.counts, self.tensor.shape[-1])
+def _sum(row: Sequence[float]) -> str:
+    terms = [f"Real({f}) * x[{i} * of_x]" for i, f in enumerate(row) if f]
+    return " + ".join(term.removeprefix("Real(1.0) * ") for term in terms)
 
 
-def separate(tensor: Tensor) -> Tiles:
-    """Tiles that don't overlap: (height, width, images, rows, columns, channels)."""
-    row, column, image, below, beside, channel = tensor.stride()
-    inside = (0, 0, 0, *tensor.shape[:2])
-    _, _, images, rows, columns, _ = tensor.shape
-    view = View(image, below, beside, row, column, channel, *inside)
-    return Tiles(tensor, (images, rows, columns), view)
-
-
-def transform(
-    side: int, name: str, source: Tiles, target: Tiles, bias: Tensor | None = None
-) -> None:
-    """Write P x Pᵀ, and a number a channel, of each tile of `source` to the one of `target`."""
-    compiled = library(side, source.tensor.dtype)
-    assert compiled is not None, "the rule asks for a compiler"
-    pointers = [
-        ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-        for tensor in (source.tensor, target.tensor, bias)
-    ]
-    sizes = (ctypes.c_long * 4)(*source.sizes)
-    compiled[name](*pointers, sizes, ctypes.byref(source.view), ctypes.byref(target.view))
-
-
-class Block(NamedTuple):
-    """Some rows of tiles of some images."""
-
-    images: slice
-    rows: slice
-
-
-class Tiling(NamedTuple):
-    """How the outputs of a convolution are cut into tiles."""
+class Sizes(NamedTuple):
+    """Those of a convolution of stride 1, as in tiles.cpp; without the weight's strides."""
 
     images: int
-    height: int  # outputs
+    height: int
     width: int
-    side: int  # of the kernel
-    padding: tuple[int, int]
+    channels: int
+    out_height: int
+    out_width: int
+    outputs: int
+    above: int
+    before: int
 
     @property
-    def step(self) -> int:
-        """The side of a tile of outputs."""
-        return OUTPUTS[self.side]
-
-    @property
-    def tile(self) -> int:
-        """The side of what it sees."""
-        return self.step + self.side - 1
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Tiles of an image: from top to bottom, and beside each other."""
-        return -(-self.height // self.step), -(-self.width // self.step)
-
-    def blocks(self, channels: int, bytes_each: int) -> Iterator[Block]:
-        """Blocks of `BLOCK_BYTES`, or one row of tiles, with so many numbers for a tile's pixel."""
-        rows, columns = self.counts
-        of_row = self.tile**2 * columns * channels * bytes_each
-        images = max(1, BLOCK_BYTES // (of_row * rows))
-        step = rows if images > 1 else min(rows, max(1, BLOCK_BYTES // of_row))
-        for i in range(0, self.images, images):
-            for j in range(0, rows, step):
-                yield Block(slice(i, min(i + images, self.images)), slice(j, min(j + step, rows)))
-
-    def of_map(self, maps: Tensor, block: Block, padding: Sequence[int] = (0, 0)) -> Tiles:
-        """The block's tiles, `step` apart, of a map (N, H, W, C) with so much around it."""
-        image, row, column, channel = maps.stride()
-        images = maps[block.images]
-        strides = (image, self.step * row, self.step * column, row, column, channel)
-        place = (block.rows.start * self.step - padding[0], -padding[1], self.step)
-        counts = (len(images), block.rows.stop - block.rows.start, self.counts[1])
-        return Tiles(images, counts, View(*strides, *place, *maps.shape[1:3]))
-
-    def transformed(self, name: str, tiles: Tiles) -> Tensor:
-        """P x Pᵀ of each of the tiles: (tile², tiles, C)."""
-        result = tiles.tensor.new_empty(self.tile, self.tile, *tiles.sizes)
-        transform(self.side, name, tiles, separate(result))
-        return result.view(self.tile**2, -1, tiles.tensor.shape[-1])
+    def tiles(self) -> int:
+        """How many there are of all images."""
+        return self.images * -(-self.out_height // STEP) * -(-self.out_width // STEP)
 
 
-def _tiling(x: Tensor, side: int, padding: Sequence[int]) -> Tiling:
-    height, width = (n + 2 * p - side + 1 for n, p in zip(x.shape[2:], padding, strict=True))
-    return Tiling(len(x), height, width, side, (padding[0], padding[1]))
+def sizes(x: Tensor, outputs: int, side: int, padding: Sequence[int]) -> Sizes:
+    """The sizes of a convolution of (N, C, H, W) to so many channels."""
+    images, channels, height, width = x.shape
+    out_height, out_width = (
+        n + 2 * p - side + 1 for n, p in zip((height, width), padding, strict=True)
+    )
+    return Sizes(images, height, width, channels, out_height, out_width, outputs, *padding)
 
 
-def _taps(weight: Tensor) -> Tiles:
-    """The weight (O, C, k, k) as tiles, for each output a row of them, with channels C."""
-    return separate(rearrange(weight, "o c i j -> i j 1 o 1 c"))
+def _call(name: str, weight: Tensor, given: Sizes, strides: Sequence[int], *at: int | None) -> None:
+    side = weight.shape[2]
+    compiled = library(side, weight.dtype, factors(side, weight.dtype))
+    assert compiled is not None, "the rule asks for a compiler"
+    numbers = (*given, *strides)
+    compiled[name](*map(ctypes.c_void_p, at), (ctypes.c_long * len(numbers))(*numbers))
 
 
 def convolve(
@@ -249,41 +212,33 @@ def convolve(
 
     `turned`: the kernels are turned by half, and their inputs are outputs: (C, O, k, k).
     """
-    tiling = _tiling(x, weight.shape[2], padding)
-    kernels = tiling.transformed("of_turned_kernels" if turned else "of_kernels", _taps(weight))
-    kernels = kernels if turned else kernels.mT
-    result = _empty_output(x, weight, bias, padding, turned)
-    images, y = (rearrange(maps, "n c h w -> n h w c") for maps in (x, result))
-    for block in tiling.blocks(sum(weight.shape[:2]), x.element_size()):
-        tiles = tiling.transformed("of_inputs", tiling.of_map(images, block, padding))
-        products = torch.bmm(tiles, kernels)
-        target = tiling.of_map(y, block)
-        shape = (tiling.tile, tiling.tile, *target.sizes)
-        transform(tiling.side, "to_outputs", separate(products.view(shape)), target, bias)
+    x, result = channels_last(x), _empty_output(x, weight, bias, padding, turned)
+    start, strides = weight.data_ptr(), weight.stride()
+    if turned:
+        outputs, inputs, row, column = strides
+        strides = inputs, outputs, -row, -column
+        start += (weight.shape[2] - 1) * (row + column) * weight.element_size()
+    flat = None if bias is None else bias.contiguous()
+    at = x.data_ptr(), start, None if flat is None else flat.data_ptr(), result.data_ptr()
+    given = sizes(x, result.shape[1], weight.shape[2], padding)
+    _call("convolve", weight, given, strides, *at)
     return result
 
 
 def _empty_output(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], turned: bool
 ) -> Tensor:
-    tiling, channels = _tiling(x, weight.shape[2], padding), weight.shape[turned]
-    y = x.new_empty(tiling.images, tiling.height, tiling.width, channels)
+    given = sizes(x, weight.shape[turned], weight.shape[2], padding)
+    y = x.new_empty(given.images, given.out_height, given.out_width, given.outputs)
     return rearrange(y, "n h w o -> n o h w")
 
 
 def weight_gradient(grad: Tensor, x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
     """The gradient of such a convolution's weight: (N, O, H', W') and x -> (O, C, k, k)."""
-    tiling = _tiling(x, side, padding)
-    images, grads = (rearrange(value, "n c h w -> n h w c") for value in (x, grad))
-    channels, outputs = x.shape[1], grad.shape[1]
-    products = x.new_empty(tiling.tile**2, outputs, channels)
-    for i, block in enumerate(tiling.blocks(channels + outputs, x.element_size())):
-        of_inputs = tiling.transformed("of_inputs", tiling.of_map(images, block, padding))
-        of_grads = tiling.transformed("of_gradients", tiling.of_map(grads, block))
-        products.baddbmm_(of_grads.mT, of_inputs, beta=min(i, 1))  # by 0 what was there is ignored
-    result = _empty_gradient(grad, x, side, padding)
-    tiles = products.view(tiling.tile, tiling.tile, 1, outputs, 1, channels)
-    transform(side, "to_kernels", separate(tiles), _taps(result))
+    grad, x, result = channels_last(grad), channels_last(x), _empty_gradient(grad, x, side, padding)
+    at = (tensor.data_ptr() for tensor in (grad, x, result))
+    given = sizes(x, grad.shape[1], side, padding)
+    _call("weight_gradient", result, given, result.stride(), *at)
     return result
 
 
@@ -303,53 +258,44 @@ WEIGHT_GRADIENT = define(
 )
 
 
-def tiled(x: Tensor, weight: Tensor, *how: Any) -> Tiling | None:
-    """The tiles of a convolution of these arguments, if it can be done by enough of them."""
-    stride, padding, *_ = how
-    if not is_plain_convolution(x, weight, *how) or set(stride) != {1}:
-        return None
-    side = weight.shape[2]
-    usual = weight.shape[3] == side and side in OUTPUTS and max(padding) < side
-    if not usual or x.dtype not in SCALARS:
-        return None
-    tiling = _tiling(x, side, padding)
-    return tiling if tiling.images * math.prod(tiling.counts) >= FEWEST_TILES else None
+def saved(given: Sizes, side: int, cost: float = 1) -> float:
+    """Multiplications that tiles save, for each number that has to be transformed for them.
 
-
-def saved(tiling: Tiling, weight: Tensor) -> float:
-    """Multiplications that tiles save, for each number that has to be transformed for them."""
-    outputs, inputs = weight.shape[:2]
-    wanted = tiling.side**2 * tiling.height * tiling.width
-    done = tiling.tile**2 * math.prod(tiling.counts)
-    return (wanted / done - 1) * outputs * inputs / (outputs + inputs)
+    `cost`: how many of the direct convolution's take as long as one of the tiles'.
+    """
+    inputs, outputs, tiles = given.channels, given.outputs, given.tiles
+    direct = side**2 * given.images * given.out_height * given.out_width
+    done = cost * (STEP + side - 1) ** 2 * tiles
+    # Kernels are transformed number by number, and for each batch anew.
+    transformed = tiles * (inputs + outputs) + 3 * inputs * outputs
+    return (direct / done - 1) * tiles * inputs * outputs / transformed
 
 
 def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
-    """Whether such a convolution, or the gradient of its input, is done faster by tiles.
+    """Whether such a convolution, or a gradient of it, is done faster by tiles, and can be.
 
-    By multiplications saved: 1.0 to 1.3 times at 77 to 82 (96 to 192 channels to 32, 24×24 and
-    12×12), 1.6 at 144 (64 to 192, 24×24); 0.9 at 66 (64 to 64, 7×7).  Where tiles are cut short,
-    less: 0.8 at 80, 1.0 at 133 (6×6).
+    By multiplications saved, on two cores with AVX-512, against the better of oneDNN's two memory
+    formats: for the output, the gradients of input and of weight, in float32 and in bfloat16:
+    2.8, 2.8, 2.5 and 2.7, 2.7, 2.4 times at 400 (256 to 384, 12×12); 2.0, 2.3, 1.7 and 2.0, 2.0,
+    1.6 at 140 (64 to 192, 24×24); 1.4, 1.4, 1.0 and 1.2, 1.2, 1.4 at 62 (64 to 64, 7×7); 1.3, 1.0,
+    0.6 and 1.1, 0.9, 1.0 at 27 (32 to 64, 6×6).
     """
-    tiling = tiled(x, weight, *how)
-    if tiling is None or saved(tiling, weight) < LEAST_SAVED:
+    stride, padding, *_ = how
+    if not is_plain_convolution(x, weight, *how) or set(stride) != {1}:
         return False
-    computed = tiling.step**2 * math.prod(tiling.counts)
-    fits = computed <= MOST_WASTE * tiling.height * tiling.width
-    return fits and library(tiling.side, x.dtype) is not None
-
-
-def is_faster_for_weight(x: Tensor, weight: Tensor, *how: Any) -> bool:
-    """Whether the gradient of such a convolution's weight is made faster by tiles.
-
-    By multiplications saved: 1.1 to 1.3 times at 48 (32 to 32), 1.2 at 82 (96 to 208, 6×6), 1.6
-    at 77 (128 to 32, 24×24), 2.5 at 162 (128 to 128, 12×12).
-    """
-    tiling = tiled(x, weight, *how)
-    if tiling is None or saved(tiling, weight) < LEAST_SAVED_OF_WEIGHT:
+    side = weight.shape[2]
+    usual = weight.shape[3] == side and side in POINTS and max(padding) < side
+    if not usual or x.dtype not in STORED:
+        return False
+    factor, cost = factors(side, x.dtype), 1
+    if x.dtype is torch.bfloat16 and has_bfloat16():
+        if torch.cpu._is_amx_tile_supported():
+            return False  # products in AMX take a fourth or less of a vector's time
+        cost = 1 if factor is x.dtype else 2
+    if saved(sizes(x, weight.shape[0], side, padding), side, cost) < LEAST_SAVED:
         return False
     # Asked last, as the first answer begins to compile.
-    return library(tiling.side, x.dtype) is not None
+    return library(side, x.dtype, factor) is not None
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
@@ -366,16 +312,14 @@ def input_gradient(grad: Tensor, weight: Tensor, padding: Sequence[int]) -> Tens
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, *rest: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """`aten.convolution_backward` where `is_faster_for_weight`; of the input too, if `is_faster`.
+    """`aten.convolution_backward` where `is_faster`.
 
     The last argument is the mask of what is wanted: gradients of input, weight and bias.
     """
     *how, mask = rest
     grad_x = grad_weight = None
-    if mask[0] and is_faster(x, weight, *how):
+    if mask[0]:
         grad_x = input_gradient(grad, weight, how[1])
-    elif mask[0]:
-        grad_x = layout.input_gradient(grad, x, weight, *how)
     if mask[1]:
         tiles = channels_last(grad), channels_last(x)
         grad_weight = in_format_of(weight, WEIGHT_GRADIENT(*tiles, weight.shape[2], how[1]))
@@ -391,6 +335,6 @@ FORWARD = Lowering(
 BACKWARD = Lowering(
     "winograd.backward",
     aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: is_faster_for_weight(x, weight, *how[:-1]),
+    lambda grad, x, weight, bias_sizes, *how: is_faster(x, weight, *how[:-1]),
     backward,
 )
