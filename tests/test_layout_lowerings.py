@@ -1,8 +1,10 @@
 """Lowerings that choose a memory format give the same numbers, and leave a state's layout alone."""
 
+import math
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import funcnets
@@ -35,6 +37,18 @@ def cases(draw):
     return x, weight, draw_tensor(draw, outputs), stride, padding
 
 
+@pytest.fixture(params=[False, True], ids=["AVX2", "AVX-512"])
+def _vectors(request, monkeypatch):
+    """The rules of one kind of processor or the other."""
+    monkeypatch.setattr(layout, "has_avx512", lambda: request.param)
+
+
+# What the fixture sets holds for all examples.
+of_each_processor = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.usefixtures("_vectors")
+@of_each_processor
 @given(cases(), st.booleans())
 def test_forward(case, with_bias):
     x, weight, bias, stride, padding = case
@@ -42,6 +56,8 @@ def test_forward(case, with_bias):
     torch.testing.assert_close(layout.forward(*arguments), aten.convolution(*arguments))
 
 
+@pytest.mark.usefixtures("_vectors")
+@of_each_processor
 @given(cases(), st.tuples(st.booleans(), st.booleans(), st.booleans()), formats)
 def test_backward(case, mask, memory_format):
     x, weight, bias, stride, padding = case
@@ -75,6 +91,28 @@ def test_max_pooling(drawn, memory_format):
         for function in (layout.pool_backward, aten.max_pool2d_with_indices_backward)
     )
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "dtype", "expected"),
+    [
+        # Whether a product stands for it: of a weight's gradient, of 1×1 kernels; by processor.
+        (36, torch.float32, ((True, True), (False, False))),
+        (16, torch.float32, ((True, True), (False, False))),
+        (4, torch.float32, ((True, True), (True, True))),
+        (16, torch.bfloat16, ((True, True), (True, True))),
+        (36, torch.bfloat16, ((True, True), (False, False))),
+        (49, torch.float32, ((False, True), (False, False))),
+    ],
+)
+def test_products_are_for_small_maps(monkeypatch, pixels, dtype, expected):
+    side, weight = [math.isqrt(pixels)] * 2, torch.empty(8, 8, 1, 1, dtype=dtype)
+    for has_avx512, answers in zip((False, True), expected, strict=True):
+        monkeypatch.setattr(layout, "has_avx512", lambda answer=has_avx512: answer)
+        pointwise = layout.is_pointwise(weight, [1, 1], [0, 0], side)
+        assert (layout.is_small(side, dtype), pointwise) == answers
+        assert layout.is_pointwise(weight, [2, 1], [0, 0], side)
+        assert not layout.is_pointwise(weight, [1, 1], [1, 0], side)
 
 
 @pytest.mark.parametrize(
