@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS
+from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, library
 from funcnets.jit.memory import viewed
 from funcnets.jit.recording import shaped
 
@@ -26,18 +26,25 @@ Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by whic
 def fuse(graph: fx.GraphModule) -> dict[str, int]:
     """Apply the rules to `graph`, which must have come from `trace`, and tell how often each."""
     fired: Counter[str] = Counter()
-    for node in list(graph.graph.nodes):
-        for rule in RULES.get(node.target, ()):
-            with graph.graph.inserting_before(node):
-                replacements = rule(node)
-            if replacements and all(map(_is_alike, replacements, replacements.values())):
-                for old, new in replacements.items():
-                    old.replace_all_uses_with(new)
-                fired[f"fusion.{rule.__name__}"] += 1
-                break
+    for rules in (RULES, LAST_RULES):
+        for node in list(graph.graph.nodes):
+            for rule in rules.get(node.target, ()):
+                if _apply(rule, node):
+                    fired[f"fusion.{rule.__name__}"] += 1
+                    break
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return dict(fired)
+
+
+def _apply(rule: "Rule", node: fx.Node) -> bool:
+    with node.graph.inserting_before(node):
+        replacements = rule(node)
+    if not replacements or not all(map(_is_alike, replacements, replacements.values())):
+        return False
+    for old, new in replacements.items():
+        old.replace_all_uses_with(new)
+    return True
 
 
 def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
@@ -108,10 +115,35 @@ def multiply_add(node: fx.Node) -> Replacements:
     return {}
 
 
-RULES: dict[Any, tuple[Callable[[fx.Node], Replacements], ...]] = {
+def as_stored(node: fx.Node) -> Replacements:
+    """Statistics of maps that were converted from bfloat16, of the maps as they are in memory."""
+    narrow = [_narrow(operand) for operand in _args(node)]
+    if None in narrow or library() is None:
+        return {}
+    results = emit(node.graph, node.target, *narrow)
+    return {part: emit(node.graph, operator.getitem, results, part.args[1]) for part in node.users}
+
+
+def _narrow(value: fx.Node) -> fx.Node | None:
+    """What `value` is in bfloat16, if it is a conversion of that and nothing else."""
+    if not _is(value, aten._to_copy.default):
+        return None
+    before, after = _value(value.all_input_nodes[0]), _value(value)
+    types = before.dtype, after.dtype
+    usual = types == (torch.bfloat16, torch.float32) and before.stride() == after.stride()
+    return value.all_input_nodes[0] if usual else None
+
+
+Rule = Callable[[fx.Node], Replacements]
+RULES: dict[Any, tuple[Rule, ...]] = {
     aten.mul.Scalar: (times_one,),
     aten.mul.Tensor: (channel_sums,),
     aten.add.Tensor: (deviation, multiply_add),
+}
+# Those that would hide from the others what belongs together.
+LAST_RULES: dict[Any, tuple[Rule, ...]] = {
+    CHANNEL_MOMENTS: (as_stored,),
+    CHANNEL_SUMS: (as_stored,),
 }
 
 

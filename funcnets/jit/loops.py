@@ -128,6 +128,7 @@ def fuse_loops(graph: fx.GraphModule) -> str:
 
     Without a compiler, or anything to make loops of, the graph stays, and there is no C++.
     """
+    _repeat_conversions(graph.graph)
     names: dict[str, str] = {}  # of functions, by their sources
     found = [run for run in runs(graph.graph) if len(run.nest) <= DEPTH]
     plans = [plan(run, names.setdefault(source(run), f"loop{i}")) for i, run in enumerate(found)]
@@ -141,6 +142,20 @@ def fuse_loops(graph: fx.GraphModule) -> str:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return code
+
+
+def _repeat_conversions(graph: fx.Graph) -> None:
+    """Let each operation convert a map from bfloat16 for itself, so that it is read as it is."""
+    for node in list(graph.nodes):
+        if node.target is not aten._to_copy.default or not _is_element_wise(node):
+            continue
+        types = [_dtype(x) for x in (*node.all_input_nodes, node)]
+        if types == [torch.bfloat16, torch.float32]:
+            for user in list(node.users):
+                if _is_element_wise(user) and _shape(user) == _shape(node):
+                    with graph.inserting_before(user):
+                        user.replace_input_with(node, graph.node_copy(node))
+    graph.eliminate_dead_code()
 
 
 def is_loop(node: fx.Node) -> bool:
@@ -171,6 +186,15 @@ class Run:
     def __init__(self, nodes: Sequence[fx.Node]) -> None:
         self.nodes = tuple(nodes)
 
+    def split(self, values: Sequence[fx.Node]) -> tuple["Run", "Run"]:
+        """The operations that `values` are made of, and the others."""
+        needed = set(values)
+        for node in reversed(self.nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        parts = ([node for node in self.nodes if (node in needed) is of] for of in (True, False))
+        return Run(next(parts)), Run(next(parts))
+
     @property
     def operands(self) -> list[fx.Node]:
         """What they take from elsewhere, each once."""
@@ -194,30 +218,39 @@ class Run:
 def runs(graph: fx.Graph) -> list[Run]:
     """Runs of at least two operations, in order.
 
-    A run ends where something else reads one of its values, so that it can stand there as a whole.
+    Where something else reads a value of a run, what it is made of ends there, so that it can stand
+    there as a whole.  The rest goes on, so that a later loop can compute it for itself; it moves to
+    that place in `graph`.
     """
     begun: dict[fx.Node, Run] = {}  # runs that can go on, by their nodes
     found: dict[Run, None] = {}
+
+    def begin(run: Run) -> None:
+        begun.update(dict.fromkeys(run.nodes, run))
+        found[run] = None
+
     for node in graph.nodes:
         if any(written(node)):
             begun.clear()  # what stands before this must be read before it
-        joined: list[Run] = []
-        fits = _is_element_wise(node)
-        for operand in node.all_input_nodes:
-            run = begun.get(operand)
-            if run is None or run in joined:
+        read = [operand for operand in node.all_input_nodes if operand in begun]
+        fitting = [x for x in read if _is_element_wise(node) and _shape(x) == _shape(node)]
+        joined = dict.fromkeys(begun[operand] for operand in fitting)
+        for run in dict.fromkeys(begun[operand] for operand in read):
+            if run in joined:
                 continue
-            if fits and _shape(operand) == _shape(node):
-                joined.append(run)
-            else:
-                for member in run.nodes:
-                    del begun[member]
-        if fits:
-            whole = Run([member for run in joined for member in run.nodes] + [node])
-            begun.update(dict.fromkeys(whole.nodes, whole))
+            needed, rest = run.split(read)
+            for member in run.nodes:
+                del begun[member]
+            del found[run]
+            found[needed] = None
+            if rest.nodes:
+                begin(rest)
+            for member in rest.nodes:  # nothing has read them yet, and they may read `needed`
+                node.prepend(member)
+        if _is_element_wise(node):
             for run in joined:
                 del found[run]
-            found[whole] = None
+            begin(Run([member for run in joined for member in run.nodes] + [node]))
     return [run for run in found if len(run.nodes) > 1]
 
 
@@ -231,7 +264,7 @@ def _dtype(node: fx.Node) -> torch.dtype:
 
 def _is_element_wise(node: fx.Node) -> bool:
     converts = node.target is aten._to_copy.default
-    known = {"dtype"} if converts else {"alpha", "value"}
+    known = {"dtype", "layout", "device"} if converts else {"alpha", "value"}
     if node.target not in EXPRESSIONS or node.kwargs.keys() - known:
         return False
     values = [node.meta["val"], *(operand.meta["val"] for operand in node.all_input_nodes)]

@@ -61,18 +61,18 @@ def geometry(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence
 
 
 def gather_taps(weight: Tensor, shape: Geometry) -> Tensor:
-    """The dense matrix (out·output pixels, in·input pixels) that the kernel stands for."""
+    """The dense matrix (output pixels·out, input pixels·in) that the kernel stands for."""
     flat = rearrange(weight, "o c h w -> o (h w) c")
     outside = torch.zeros_like(flat[:, 0])
     columns = [outside if tap is None else flat[:, tap] for tap in shape.taps()]
     pixels = _pixels(shape.input)
-    return rearrange(torch.stack(columns, 1), "o (q p) c -> (o q) (p c)", p=pixels)
+    return rearrange(torch.stack(columns, 1), "o (q p) c -> (q o) (p c)", p=pixels)
 
 
 def scatter_taps(matrix: Tensor, weight: Tensor, shape: Geometry) -> Tensor:
     """The adjoint of `gather_taps`: the gradient of the kernel from that of the matrix."""
     pixels, taps = _pixels(shape.input), shape.taps()
-    entries = rearrange(matrix, "(o q) (p c) -> (q p) o c", p=pixels, o=weight.shape[0])
+    entries = rearrange(matrix, "(q o) (p c) -> (q p) o c", p=pixels, o=weight.shape[0])
     sums = [torch.zeros_like(entries[0])] * _pixels(shape.kernel)
     for entry, tap in enumerate(taps):
         if tap is not None:
@@ -148,7 +148,7 @@ def tiny_forward(
     """`aten.convolution` where `is_tiny`, as one matrix product over (channel, pixel)."""
     shape = geometry(x, weight, stride, padding)
     result = rearrange(x, "n c h w -> n (h w c)") @ GATHER_TAPS(weight, _numbers(shape)).T
-    result = rearrange(result, "n (o h w) -> n o h w", h=shape.output[0], w=shape.output[1])
+    result = rearrange(result, "n (h w o) -> n o h w", h=shape.output[0], w=shape.output[1])
     return result if bias is None else result + rearrange(bias, "o -> o 1 1")
 
 
@@ -167,7 +167,7 @@ def tiny_backward(
     """
     *_, mask = rest
     shape = geometry(x, weight, stride, padding)
-    flat = rearrange(grad, "n o h w -> n (o h w)")
+    flat = rearrange(grad, "n o h w -> n (h w o)")
     grad_x = grad_weight = None
     if mask[0]:
         product = flat @ GATHER_TAPS(weight, _numbers(shape))

@@ -1,37 +1,163 @@
-// Mean and biased variance of each channel of plain maps, in two passes.  Within a plane numbers are
-// added up as vectors of their own type, planes as doubles; no number of threads changes the order.
+// Mean and biased variance of each channel of maps, and sums over all but the channels.
+//
+// Maps are plain (images, channels, pixels), or rows of channels (rows, channels), as channels_last
+// ones are.  They are read once, block by block: within a block numbers are added up in their own
+// type, bfloat16 as float, and the blocks as doubles.  No number of threads changes the order.
 
-template <class Number>
-static void moments(const Number* x, Number* mean, Number* variance, long images, long channels,
-                    long pixels) {
-    const double count = double(images) * pixels;
-#pragma omp parallel for
-    for (long c = 0; c < channels; ++c) {
-        double total = 0, squares = 0;
-        for (long n = 0; n < images; ++n) {
-            const Number* plane = x + (n * channels + c) * pixels;
-            Number sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (long i = 0; i < pixels; ++i) sum += plane[i];
-            total += sum;
-        }
-        const Number middle = total / count;
-        for (long n = 0; n < images; ++n) {
-            const Number* plane = x + (n * channels + c) * pixels;
-            Number sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (long i = 0; i < pixels; ++i) sum += (plane[i] - middle) * (plane[i] - middle);
-            squares += sum;
-        }
-        mean[c] = middle;
-        variance[c] = squares / count;
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+using bfloat16 = std::uint16_t;
+
+constexpr long ROWS = 64;          // of a block
+constexpr long MOST_PARTS = 32;    // of the rows, summed apart, of two blocks at least
+constexpr long LONGEST = 1 << 15;  // numbers that one thread takes alone
+
+static inline float number(bfloat16 x) {
+    const std::uint32_t bits = std::uint32_t(x) << 16;
+    float y;
+    std::memcpy(&y, &bits, sizeof y);
+    return y;
+}
+static inline float number(float x) { return x; }
+static inline double number(double x) { return x; }
+
+// Chan, Golub and LeVeque, 1979, "Updating formulae and a pairwise algorithm for computing sample
+// variances".
+struct Moments {
+    double count = 0, mean = 0, squares = 0;
+    void add(const Moments& other) {
+        if (!other.count) return;
+        const double sum = count + other.count, difference = other.mean - mean;
+        squares += other.squares + difference * difference * count * (other.count / sum);
+        mean += difference * (other.count / sum);
+        count = sum;
     }
+};
+
+struct Sums {
+    double products = 0, sum = 0;
+    void add(const Sums& other) {
+        products += other.products;
+        sum += other.sum;
+    }
+};
+
+// What a block of `WIDE` channels beside each other adds up to: `count` numbers each, `apart`.
+template <int WIDE, class Stored>
+static inline void of_block(const Stored* x, long count, long apart, Moments* result) {
+    using Number = decltype(number(*x));
+    Number sum[WIDE] = {}, squares[WIDE] = {}, mean[WIDE];
+    for (long i = 0; i < count; ++i)
+        for (int c = 0; c < WIDE; ++c) sum[c] += number(x[i * apart + c]);
+    for (int c = 0; c < WIDE; ++c) mean[c] = sum[c] / count;
+    for (long i = 0; i < count; ++i)
+        for (int c = 0; c < WIDE; ++c) {
+            const Number difference = number(x[i * apart + c]) - mean[c];
+            squares[c] += difference * difference;
+        }
+    for (int c = 0; c < WIDE; ++c)
+        result[c].add({double(count), double(sum[c]) / count, squares[c]});
 }
 
-#define EXPORT(Number)                                                                \
-    extern "C" void Number##_moments(const Number* x, Number* mean, Number* variance, \
-                                     long images, long channels, long pixels) {       \
-        moments(x, mean, variance, images, channels, pixels);                         \
+template <int WIDE, class Stored>
+static inline void of_block(const Stored* g, const Stored* x, long count, long apart, Sums* result) {
+    using Number = decltype(number(*x));
+    Number products[WIDE] = {}, sum[WIDE] = {};
+    for (long i = 0; i < count; ++i)
+        for (int c = 0; c < WIDE; ++c) {
+            const Number factor = number(g[i * apart + c]);
+            products[c] += factor * number(x[i * apart + c]);
+            sum[c] += factor;
+        }
+    for (int c = 0; c < WIDE; ++c) result[c].add({products[c], sum[c]});
+}
+
+// The same of a plane, whose numbers follow each other.
+template <class Stored>
+static inline void of_plane(const Stored* x, long count, Moments& result) {
+    using Number = decltype(number(*x));
+    Number sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < count; ++i) sum += number(x[i]);
+    const Number mean = sum / count;
+#pragma omp simd reduction(+ : squares)
+    for (long i = 0; i < count; ++i)
+        squares += (number(x[i]) - mean) * (number(x[i]) - mean);
+    result.add({double(count), double(sum) / count, squares});
+}
+
+template <class Stored>
+static inline void of_plane(const Stored* g, const Stored* x, long count, Sums& result) {
+    using Number = decltype(number(*x));
+    Number products = 0, sum = 0;
+#pragma omp simd reduction(+ : products, sum)
+    for (long i = 0; i < count; ++i) {
+        products += number(g[i]) * number(x[i]);
+        sum += number(g[i]);
     }
-EXPORT(float)
-EXPORT(double)
+    result.add({products, sum});
+}
+
+template <class Result, class... Maps>
+static std::vector<Result> over_planes(long images, long channels, long pixels, Maps... maps) {
+    std::vector<Result> results(channels);
+#pragma omp parallel for if (images * channels * pixels > LONGEST)
+    for (long c = 0; c < channels; ++c)
+        for (long n = 0; n < images; ++n)
+            of_plane(maps + (n * channels + c) * pixels..., pixels, results[c]);
+    return results;
+}
+
+// A block of rows, WIDE channels at a time, and the rest in smaller steps.
+template <int WIDE, class Result, class... Maps>
+static inline void across(long rows, long channels, long first, Result* results, Maps... maps) {
+    for (; first + WIDE <= channels; first += WIDE)
+        of_block<WIDE>(maps + first..., rows, channels, results + first);
+    if constexpr (WIDE > 1) across<WIDE / 2>(rows, channels, first, results, maps...);
+}
+
+template <class Result, class... Maps>
+static std::vector<Result> over_rows(long rows, long channels, Maps... maps) {
+    const long parts = std::clamp(rows / (2 * ROWS), 1l, MOST_PARTS);
+    std::vector<Result> results(parts * channels);
+#pragma omp parallel for if (rows * channels > LONGEST)
+    for (long part = 0; part < parts; ++part) {
+        const long end = (part + 1) * rows / parts;
+        for (long row = part * rows / parts; row < end; row += ROWS)
+            across<64>(std::min(ROWS, end - row), channels, 0, &results[part * channels],
+                       maps + row * channels...);
+    }
+    for (long i = channels; i < parts * channels; ++i) results[i % channels].add(results[i]);
+    return results;
+}
+
+// With `pixels` 0 the maps are `images` rows.
+template <class Result, class... Maps>
+static std::vector<Result> over_all(long images, long channels, long pixels, Maps... maps) {
+    if (!pixels) return over_rows<Result>(images, channels, maps...);
+    return over_planes<Result>(images, channels, pixels, maps...);
+}
+
+#define EXPORT(Stored, Number)                                                                \
+    extern "C" void Stored##_moments(const Stored* x, Number* mean, Number* variance,         \
+                                     long images, long channels, long pixels) {               \
+        const auto all = over_all<Moments>(images, channels, pixels, x);                      \
+        for (long c = 0; c < channels; ++c) {                                                 \
+            mean[c] = all[c].mean;                                                            \
+            variance[c] = all[c].squares / all[c].count;                                      \
+        }                                                                                     \
+    }                                                                                         \
+    extern "C" void Stored##_sums(const Stored* g, const Stored* x, Number* products,         \
+                                  Number* sums, long images, long channels, long pixels) {    \
+        const auto all = over_all<Sums>(images, channels, pixels, g, x);                      \
+        for (long c = 0; c < channels; ++c) {                                                 \
+            products[c] = all[c].products;                                                    \
+            sums[c] = all[c].sum;                                                             \
+        }                                                                                     \
+    }
+EXPORT(float, float)
+EXPORT(double, double)
+EXPORT(bfloat16, float)
