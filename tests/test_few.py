@@ -98,11 +98,20 @@ def test_what_the_rule_leaves_to_others(shape, changes):
 def test_other_types_formats_and_machines_are_left_to_others(monkeypatch):
     x, weight, _ = arguments(3, 2, 6, (28, 28), (5, 5))
     assert few.is_faster(x, weight, *HOW)
-    assert not few.is_faster(x.bfloat16(), weight.bfloat16(), *HOW)
+    assert not few.is_faster(x.half(), weight.half(), *HOW)
     assert not few.is_faster(x.to(memory_format=torch.channels_last), weight, *HOW)
     assert not few.is_faster(x.to("meta"), weight.to("meta"), *HOW)
     monkeypatch.setattr(few, "library", lambda given, dtype: None)
     assert not few.is_faster(x, weight, *HOW)
+
+
+def test_the_output_in_bfloat16_is_made_in_float32():
+    x, weight, bias = (each.bfloat16() for each in arguments(3, 1, 6, (28, 28), (5, 5)))
+    assert few.is_faster(x, weight, *HOW)
+    wide = few.convolve(*(each.float() for each in (x, weight, bias)))
+    assert torch.equal(few.forward(x, weight, bias, *HOW), wide.bfloat16())
+    gradient = few.BACKWARD.applies(wide.bfloat16(), x, weight, [6], *HOW, [True] * 3)
+    assert not gradient
 
 
 def test_it_fires_in_a_graph():

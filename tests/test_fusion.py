@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnets
-from funcnets import layers, models, random, tree
+from funcnets import layers, models, precision, random, tree
 from funcnets.jit import DEFAULT
 from funcnets.jit.lowerings import moments
 
@@ -45,18 +45,76 @@ def test_moments(x):
     )
 
 
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}
+
+
 @pytest.mark.parametrize("compiler", [True, False])
-@pytest.mark.parametrize("shape", [(3, 5, 4, 4), (2, 1, 9, 7), (300, 6, 24, 24)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 4, 4), (2, 1, 9, 7), (300, 6, 24, 24), (40, 103, 8, 9), (70, 33, 1, 1)]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_moments_of_planes(shape, dtype, compiler, monkeypatch):
-    """Exact to the type's last place, by C++ and without it."""
+def test_moments_are_exact(shape, dtype, memory_format, compiler, monkeypatch):
+    """To the type's last place, by C++ and without it."""
     if not compiler:
         monkeypatch.setattr(moments, "library", lambda: None)
     x = 3 + random.normal(random.key(0), shape, dtype)
     expected = aten.var_mean.correction(x.double(), [0, 2, 3], correction=0)
-    for actual, exact in zip(moments.moments(x), expected, strict=True):
-        tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}[dtype]
+    for actual, exact in zip(
+        moments.moments(x.to(memory_format=memory_format)), expected, strict=True
+    ):
+        tolerance = TOLERANCES[dtype] * (1 if compiler else 100)
         torch.testing.assert_close(actual.double(), exact, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 5, 2, 4), (3, 5, 4, 4), (30, 103, 8, 9), (300, 40)])
+def test_sums_over_channels(shape, dtype, memory_format):
+    """Of maps in bfloat16 in float32, the sum that is one in bfloat16 rounded once."""
+    x, grad = (1 + random.normal(random.key(i), shape).to(dtype) for i in (0, 1))
+    dims = [0, *range(2, len(shape))]
+    if len(shape) == 4:
+        x, grad = (each.to(memory_format=memory_format) for each in (x, grad))
+    products, sums = moments.channel_sums(grad, x)
+    exact = [each.sum(dims) for each in (grad.double() * x.double(), grad.double())]
+    tolerance = TOLERANCES[dtype]
+    for actual, expected in zip((products, sums), exact, strict=True):
+        assert actual.dtype == (torch.float32 if dtype is torch.bfloat16 else dtype)
+        torch.testing.assert_close(actual.double(), expected, rtol=10 * tolerance, atol=1e-4)
+    assert moments.is_narrow_sum(grad, dims) is (dtype is torch.bfloat16)
+    if dtype is torch.bfloat16:
+        assert torch.equal(moments.channel_sum(grad), sums.bfloat16())
+        mean, variance = moments.channel_moments(x)
+        expected = aten.var_mean.correction(x.double(), dims, correction=0)
+        for actual, other in zip((variance, mean), expected, strict=True):
+            torch.testing.assert_close(actual.double(), other, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_statistics_are_of_the_map_in_bfloat16(memory_format):
+    """And derivatives of batch norm don't keep it in float32."""
+    x = 3 + random.normal(random.key(0), (4, 40, 6, 6)).to(memory_format=memory_format)
+    net = funcnets.sequential(bn=layers.batch_norm(), relu=layers.relu())
+    net = precision.cast(net, precision.POLICIES["bfloat16"])
+    params, state = net.init(random.key(0), x)
+
+    def gradient(params, x):
+        def loss(params, x):
+            y, new = net.apply(params, state, x, train=True)
+            return (y * torch.cos(9 * x)).sum(), new
+
+        return torch.func.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    expected = tree.leaves(gradient(params, x))
+    for backend in ("graph", "native"):
+        jitted = funcnets.jit(gradient, backend=backend)
+        for actual, other in zip(tree.leaves(jitted(params, x)), expected, strict=True):
+            assert (actual - other).abs().max() <= 8e-3 * other.abs().max()
+        fired = jitted.trace(params, x).fired
+        assert fired["fusion.as_stored"] == 2
+        targets = [node.target for node in jitted.trace(params, x).graph.graph.nodes]
+        assert {moments.CHANNEL_MOMENTS, moments.CHANNEL_SUMS} <= set(targets)
 
 
 @pytest.mark.parametrize(

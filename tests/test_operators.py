@@ -5,7 +5,7 @@ import torch
 
 from funcnets import random
 from funcnets.jit import inductor
-from funcnets.jit.lowerings import convolution, few, layout, moments, winograd
+from funcnets.jit.lowerings import convolution, few, layout, maxima, moments, pooling, winograd
 
 
 def numbers(*shape, seed=0):
@@ -28,6 +28,13 @@ CALLS = [
     (convolution.SCATTER_TAPS, (numbers(16, 6), WEIGHT, TINY)),
     (moments.CHANNEL_MOMENTS, (X,)),
     (moments.CHANNEL_SUMS, (GRAD[:, :3], X)),
+    (moments.CHANNEL_SUM, (X.bfloat16(),)),
+    (moments.CHANNEL_MOMENTS, (LAST.bfloat16(),)),
+    (moments.CHANNEL_SUMS, (X[:, :, 0, 0].bfloat16(), LAST[:, :, 0, 0].bfloat16())),
+    (maxima.MAXIMA, (X, [3, 2], [2, 1], [1, 0], [3, 6])),
+    (maxima.GATHER, (LAST[..., :3], LAST[..., :3].byte(), [3, 3], [1, 2], [1, 1], [6, 6])),
+    (pooling.AVERAGE, (X[..., :6], [2, 3])),
+    (pooling.SPREAD, (X, [2, 1])),
     (few.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
     (few.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
 ]

@@ -1,4 +1,4 @@
-"""Average pools by slices equal ATen's, in float64, and stand where their rule says."""
+"""Average pools in C++ equal ATen's, to the bit, and stand where their rule says."""
 
 import pytest
 import torch
@@ -25,18 +25,22 @@ def cases(draw):
     return numbers(images, channels, rows * kernel[0], columns * kernel[-1]), kernel
 
 
-@given(cases(), st.booleans())
-def test_pools(case, given_stride):
+@given(cases(), st.booleans(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_pools(case, given_stride, dtype):
     x, kernel = case
-    stride = kernel if given_stride else []
+    x, stride = x.to(dtype), kernel if given_stride else []
     assert pooling.is_apart(x, kernel, stride)
     expected = aten.avg_pool2d(x, kernel, stride)
-    torch.testing.assert_close(pooling.average_forward(x, kernel, stride), expected)
-    gradient = numbers(*expected.shape, seed=1)
+    assert torch.equal(pooling.average_forward(x, kernel, stride), expected)
+    gradient = numbers(*expected.shape, seed=1).to(dtype)
     how = (kernel, stride, [0, 0], False, True, None)
-    torch.testing.assert_close(
-        pooling.average_backward(gradient, x, *how), aten.avg_pool2d_backward(gradient, x, *how)
-    )
+    actual = pooling.average_backward(gradient, x, *how)
+    assert torch.equal(actual, aten.avg_pool2d_backward(gradient, x, *how))
+
+
+def test_without_a_compiler_pools_stay(monkeypatch):
+    monkeypatch.setattr(pooling, "library", lambda height, width: None)
+    assert not pooling.is_apart(torch.ones(2, 3, 6, 6), [2, 2])
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,7 @@ def test_pools(case, given_stride):
         (torch.ones(0, 3, 6, 6), ([2, 2],)),
         (torch.ones(2, 3, 6, 6).to(memory_format=torch.channels_last), ([2, 2],)),
         (torch.ones(2, 3, 6, 6, device="meta"), ([2, 2],)),
+        (torch.ones(2, 3, 6, 6).half(), ([2, 2],)),
     ],
 )
 def test_other_pools_stay(x, how):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from funcnets.jit.lowerings.maxima import GATHER, MAXIMA, is_usual
 from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, library
 from funcnets.jit.memory import viewed
 from funcnets.jit.recording import shaped
@@ -115,6 +116,27 @@ def multiply_add(node: fx.Node) -> Replacements:
     return {}
 
 
+def max_pool(node: fx.Node) -> Replacements:
+    """A max pool, with its gradients, that keeps the place of each maximum as a byte."""
+    x, *how = _args(node)
+    kernel, stride, padding, *_ = *how, [0, 0]
+    parts = {part.args[1]: part for part in node.users}
+    gradients = list(parts[1].users) if 1 in parts else []
+    operation = aten.max_pool2d_with_indices_backward.default
+    is_all = all(_is(each, operation) and each.args[-1] is parts[1] for each in gradients)
+    if not is_all or not is_usual(_value(x), *how):
+        return {}
+    graph, (image, small) = node.graph, (_value(each).shape[2:] for each in (x, parts[0]))
+    results = emit(graph, MAXIMA, x, kernel, stride, padding, list(small))
+    maxima, where = (emit(graph, operator.getitem, results, i) for i in (0, 1))
+    replaced = {parts[0]: maxima}
+    for each in gradients:
+        with graph.inserting_before(each):
+            grad = _args(each)[0]
+            replaced[each] = emit(graph, GATHER, grad, where, kernel, stride, padding, list(image))
+    return replaced
+
+
 def as_stored(node: fx.Node) -> Replacements:
     """Statistics of maps that were converted from bfloat16, of the maps as they are in memory."""
     narrow = [_narrow(operand) for operand in _args(node)]
@@ -136,6 +158,7 @@ def _narrow(value: fx.Node) -> fx.Node | None:
 
 Rule = Callable[[fx.Node], Replacements]
 RULES: dict[Any, tuple[Rule, ...]] = {
+    aten.max_pool2d_with_indices.default: (max_pool,),
     aten.mul.Scalar: (times_one,),
     aten.mul.Tensor: (channel_sums,),
     aten.add.Tensor: (deviation, multiply_add),

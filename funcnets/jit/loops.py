@@ -48,39 +48,6 @@ EXPRESSIONS: dict[Any, str] = {
 # The C library's exponential takes one number at a time.  This is Taylor's series about the nearest
 # n·log 2, to half a unit or so in the last place; below the smallest normal number it is 0.
 HEADER = """
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-
-// The bits of it: as a class of its own it would keep the compiler from making vectors.
-using bfloat16 = std::uint16_t;
-
-// In memory's type: after each operation, to the nearest, and between two to the even one.
-template <class Stored, class T>
-static inline Stored stored(T x) {
-    if constexpr (!std::is_same_v<Stored, bfloat16>) return x;
-    const float rounded = x;
-    std::uint32_t bits;
-    std::memcpy(&bits, &rounded, sizeof bits);
-    return rounded != rounded ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-// In a register's type.
-template <class Stored>
-static inline auto computed(Stored x) {
-    if constexpr (std::is_same_v<Stored, bfloat16>) {
-        const std::uint32_t bits = std::uint32_t(x) << 16;
-        float y;
-        std::memcpy(&y, &bits, sizeof y);
-        return y;
-    } else {
-        return x;
-    }
-}
-
 template <class T>
 static inline T exponential(T x) {
     using Limits = std::numeric_limits<T>;

@@ -18,6 +18,7 @@ _COMPILERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="funcnets-comp
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
 COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers
+NUMBERS = Path(__file__).with_name("numbers.hpp").read_text()
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math"),  # which stand in the way of vectors
@@ -28,6 +29,8 @@ FLAGS = (
 def load(source: str) -> ctypes.CDLL | None:
     """The library that C++ `source` compiles to, by $CXX or g++; None if there is no compiler.
 
+    Before it stands numbers.hpp.
+
     It is kept in the user's cache directory, under a name that changes with the source, the
     compiler and the processor.  It must be plain code: a call lets other threads go on.
     """
@@ -35,6 +38,7 @@ def load(source: str) -> ctypes.CDLL | None:
         identity = target()
         if identity is None:
             return None
+        source = NUMBERS + source
         name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
         path = cache_directory() / f"{name[:32]}.so"
         if not path.exists():

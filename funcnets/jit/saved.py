@@ -114,4 +114,4 @@ def versions() -> str:
 
 
 def _sources(package: Path) -> Sequence[Path]:
-    return sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp"))
+    return sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp", ".hpp"))

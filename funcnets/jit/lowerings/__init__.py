@@ -8,7 +8,7 @@ other lowerings.
 from funcnets.jit.lowerings import few, layout, pooling, wide, winograd
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
-from funcnets.jit.lowerings.moments import MOMENTS
+from funcnets.jit.lowerings.moments import MOMENTS, NARROW_SUM
 from funcnets.jit.lowerings.recorder import Lowering, Recorder
 
 DEFAULT: tuple[Lowering, ...] = (
@@ -28,6 +28,7 @@ DEFAULT: tuple[Lowering, ...] = (
     pooling.AVERAGE_FORWARD,
     pooling.AVERAGE_BACKWARD,
     MOMENTS,
+    NARROW_SUM,
 )
 
 __all__ = ["DEFAULT", "Lowering", "Recorder"]

@@ -5,9 +5,6 @@
 // ROWS and COLUMNS (of the kernel), TOGETHER (vectors of a row at a time), BLOCK (outputs at a
 // time, a divisor of OUTPUTS) and PARTS (sums of a weight's gradient that are kept apart).
 
-#include <algorithm>
-#include <cstring>
-
 typedef Scalar Vector __attribute__((vector_size(32)));
 
 constexpr int LANES = sizeof(Vector) / sizeof(Scalar);

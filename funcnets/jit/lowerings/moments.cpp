@@ -4,25 +4,11 @@
 // ones are.  They are read once, block by block: within a block numbers are added up in their own
 // type, bfloat16 as float, and the blocks as doubles.  No number of threads changes the order.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <vector>
-
-using bfloat16 = std::uint16_t;
 
 constexpr long ROWS = 64;          // of a block
 constexpr long MOST_PARTS = 32;    // of the rows, summed apart, of two blocks at least
 constexpr long LONGEST = 1 << 15;  // numbers that one thread takes alone
-
-static inline float number(bfloat16 x) {
-    const std::uint32_t bits = std::uint32_t(x) << 16;
-    float y;
-    std::memcpy(&y, &bits, sizeof y);
-    return y;
-}
-static inline float number(float x) { return x; }
-static inline double number(double x) { return x; }
 
 // Chan, Golub and LeVeque, 1979, "Updating formulae and a pairwise algorithm for computing sample
 // variances".
@@ -37,6 +23,11 @@ struct Moments {
     }
 };
 
+struct Sum {
+    double sum = 0;
+    void add(const Sum& other) { sum += other.sum; }
+};
+
 struct Sums {
     double products = 0, sum = 0;
     void add(const Sums& other) {
@@ -48,14 +39,14 @@ struct Sums {
 // What a block of `WIDE` channels beside each other adds up to: `count` numbers each, `apart`.
 template <int WIDE, class Stored>
 static inline void of_block(const Stored* x, long count, long apart, Moments* result) {
-    using Number = decltype(number(*x));
+    using Number = decltype(computed(*x));
     Number sum[WIDE] = {}, squares[WIDE] = {}, mean[WIDE];
     for (long i = 0; i < count; ++i)
-        for (int c = 0; c < WIDE; ++c) sum[c] += number(x[i * apart + c]);
+        for (int c = 0; c < WIDE; ++c) sum[c] += computed(x[i * apart + c]);
     for (int c = 0; c < WIDE; ++c) mean[c] = sum[c] / count;
     for (long i = 0; i < count; ++i)
         for (int c = 0; c < WIDE; ++c) {
-            const Number difference = number(x[i * apart + c]) - mean[c];
+            const Number difference = computed(x[i * apart + c]) - mean[c];
             squares[c] += difference * difference;
         }
     for (int c = 0; c < WIDE; ++c)
@@ -64,41 +55,58 @@ static inline void of_block(const Stored* x, long count, long apart, Moments* re
 
 template <int WIDE, class Stored>
 static inline void of_block(const Stored* g, const Stored* x, long count, long apart, Sums* result) {
-    using Number = decltype(number(*x));
+    using Number = decltype(computed(*x));
     Number products[WIDE] = {}, sum[WIDE] = {};
     for (long i = 0; i < count; ++i)
         for (int c = 0; c < WIDE; ++c) {
-            const Number factor = number(g[i * apart + c]);
-            products[c] += factor * number(x[i * apart + c]);
+            const Number factor = computed(g[i * apart + c]);
+            products[c] += factor * computed(x[i * apart + c]);
             sum[c] += factor;
         }
     for (int c = 0; c < WIDE; ++c) result[c].add({products[c], sum[c]});
 }
 
+template <int WIDE, class Stored>
+static inline void of_block(const Stored* x, long count, long apart, Sum* result) {
+    using Number = decltype(computed(*x));
+    Number sum[WIDE] = {};
+    for (long i = 0; i < count; ++i)
+        for (int c = 0; c < WIDE; ++c) sum[c] += computed(x[i * apart + c]);
+    for (int c = 0; c < WIDE; ++c) result[c].add({sum[c]});
+}
+
 // The same of a plane, whose numbers follow each other.
 template <class Stored>
 static inline void of_plane(const Stored* x, long count, Moments& result) {
-    using Number = decltype(number(*x));
+    using Number = decltype(computed(*x));
     Number sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
-    for (long i = 0; i < count; ++i) sum += number(x[i]);
+    for (long i = 0; i < count; ++i) sum += computed(x[i]);
     const Number mean = sum / count;
 #pragma omp simd reduction(+ : squares)
     for (long i = 0; i < count; ++i)
-        squares += (number(x[i]) - mean) * (number(x[i]) - mean);
+        squares += (computed(x[i]) - mean) * (computed(x[i]) - mean);
     result.add({double(count), double(sum) / count, squares});
 }
 
 template <class Stored>
 static inline void of_plane(const Stored* g, const Stored* x, long count, Sums& result) {
-    using Number = decltype(number(*x));
+    using Number = decltype(computed(*x));
     Number products = 0, sum = 0;
 #pragma omp simd reduction(+ : products, sum)
     for (long i = 0; i < count; ++i) {
-        products += number(g[i]) * number(x[i]);
-        sum += number(g[i]);
+        products += computed(g[i]) * computed(x[i]);
+        sum += computed(g[i]);
     }
     result.add({products, sum});
+}
+
+template <class Stored>
+static inline void of_plane(const Stored* x, long count, Sum& result) {
+    decltype(computed(*x)) sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < count; ++i) sum += computed(x[i]);
+    result.add({sum});
 }
 
 template <class Result, class... Maps>
@@ -161,3 +169,9 @@ static std::vector<Result> over_all(long images, long channels, long pixels, Map
 EXPORT(float, float)
 EXPORT(double, double)
 EXPORT(bfloat16, float)
+
+extern "C" void bfloat16_sum(const bfloat16* x, bfloat16* sum, long images, long channels,
+                             long pixels) {
+    const auto all = over_all<Sum>(images, channels, pixels, x);
+    for (long c = 0; c < channels; ++c) sum[c] = stored<bfloat16>(all[c].sum);
+}

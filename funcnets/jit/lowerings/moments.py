@@ -64,7 +64,8 @@ def library() -> native.Library | None:
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of maps (N, C, ...), of bfloat16 in float32."""
-    return _of_channels("moments", x)
+    mean, variance = _of_channels("moments", [x], *_empty_numbers(x))
+    return mean, variance
 
 
 def channel_sums(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,22 +76,39 @@ def channel_sums(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     is_fast_in_aten = (_is_last(x) and x.shape[1] >= MANY_CHANNELS) or not _fills_vectors(x)
     is_narrow = x.dtype not in SCALARS
     if is_narrow or (library() is not None and not is_fast_in_aten):
-        return _of_channels("sums", grad, x)
+        products, sums = _of_channels("sums", [grad, x], *_empty_numbers(x))
+        return products, sums
     mean, scale = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
     how = (None, None, None, mean, scale, True, 0.0, [False, True, True])
     _, products, sums = aten.native_batch_norm_backward(grad, x, *how)
     return products, sums
 
 
-def _of_channels(name: str, *maps: Tensor) -> tuple[Tensor, Tensor]:
+def is_narrow_sum(
+    x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, **options: object
+) -> bool:
+    """Whether it is the sum over all but the channels, of a map in bfloat16 without gaps."""
+    if x.ndim not in (2, 4) or x.device.type != "cpu" or not x.numel() or keepdim or options:
+        return False
+    usual = x.dtype is torch.bfloat16 and (x.is_contiguous() or _is_last(x))
+    return usual and list(dim or ()) == [0, *range(2, x.ndim)] and library() is not None
+
+
+def channel_sum(x: Tensor) -> Tensor:
+    """The sum over all but the channels of maps in bfloat16, (C,), rounded once."""
+    return _of_channels("sum", [x], _empty_sum(x))[0]
+
+
+def _empty_sum(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1])
+
+
+def _of_channels(name: str, maps: Sequence[Tensor], *results: Tensor) -> tuple[Tensor, ...]:
     compiled, x = library(), maps[-1]
     assert compiled is not None, "the rewrite asks for a compiler"
     is_last = _is_last(x)
-    if not is_last:
-        maps = tuple(each.contiguous() for each in maps)
-    elif x.ndim == 4:
-        maps = tuple(each.contiguous(memory_format=torch.channels_last) for each in maps)
-    results = _empty_numbers(*maps)
+    rows = torch.channels_last if is_last and x.ndim == 4 else torch.contiguous_format
+    maps = [each.contiguous(memory_format=rows) for each in maps]
     pixels = math.prod(x.shape[2:])
     sizes = (x.numel() // x.shape[1], x.shape[1], 0) if is_last else (*x.shape[:2], pixels)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (*maps, *results))
@@ -110,4 +128,11 @@ CHANNEL_MOMENTS = define(
 CHANNEL_SUMS = define(
     "channel_sums(Tensor grad, Tensor x) -> (Tensor, Tensor)", channel_sums, _empty_numbers
 )
+CHANNEL_SUM = define("channel_sum(Tensor x) -> Tensor", channel_sum, _empty_sum)
 MOMENTS = Lowering("moments", aten.var_mean.correction, is_over_channels, moments)
+NARROW_SUM = Lowering(
+    "moments.narrow_sum",
+    aten.sum.dim_IntList,
+    is_narrow_sum,
+    lambda x, *dims: CHANNEL_SUM(x),
+)

@@ -1,19 +1,25 @@
-"""Average pools whose windows don't overlap, as element-wise operations on slices of the map.
+"""Average pools whose windows don't overlap, in C++ for the size of the window.
 
-ATen's kernel goes through the pixels of a plain map one by one (256×6×28×28, 2×2 windows, in
-milliseconds: 2.5 and back 3.5, against 0.8 and 0.6).  For channels_last it has a quick one.
+ATen's kernel goes through the pixels of a plain map one by one (256×6×24×24, 2×2 windows, on two
+cores with AVX-512, milliseconds: 0.81 and back 0.84 against 0.11 and 0.10; in bfloat16 0.87 and
+1.32 against 0.24 and 0.17).  For channels_last it has a quick one.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from funcnets.jit import native
 from funcnets.jit.lowerings.recorder import Lowering
+from funcnets.jit.native import STORED
+from funcnets.jit.operators import define
 
-MOST_SLICES = 4  # pixels of a window: each is a pass
+MOST_PIXELS = 4  # of a window
 
 aten = torch.ops.aten
 
@@ -32,13 +38,15 @@ def is_apart(
     return (
         x.ndim == 4
         and x.device.type == "cpu"
+        and x.dtype in STORED
         and x.is_contiguous()
         and x.numel() > 0
-        and height * width <= MOST_SLICES
+        and height * width <= MOST_PIXELS
         and (not stride or _sides(stride) == (height, width))
         and not any(padding)
         and x.shape[2] % height == x.shape[3] % width == 0
         and divisor_override is None
+        and library(height, width) is not None
     )
 
 
@@ -46,30 +54,61 @@ def _sides(size: Sequence[int]) -> tuple[int, int]:
     return size[0], size[-1]
 
 
-def _slices(x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
-    """Of each window the same pixel: as many maps of the output's shape as a window has pixels."""
-    height, width = _sides(kernel)
-    for i, j in itertools.product(range(height), range(width)):
-        yield x[:, :, i::height, j::width]
+@functools.cache
+def library(height: int, width: int) -> native.Library | None:
+    """The pools of windows of this size, if there is a compiler."""
+    constants = f"constexpr int HEIGHT = {height}, WIDTH = {width};"
+    text = Path(__file__).with_name("pooling.cpp").read_text()
+    return native.begin(f"{constants}\n{text}")
+
+
+def average(x: Tensor, kernel: Sequence[int]) -> Tensor:
+    """`aten.avg_pool2d` where `is_apart`."""
+    result = _empty_average(x, kernel)
+    _call("average", kernel, x.contiguous(), result, result.shape)
+    return result
+
+
+def spread(grad: Tensor, kernel: Sequence[int]) -> Tensor:
+    """`aten.avg_pool2d_backward` where `is_apart`."""
+    result = _empty_spread(grad, kernel)
+    _call("spread", kernel, grad.contiguous(), result, grad.shape)
+    return result
+
+
+def _call(
+    name: str, kernel: Sequence[int], given: Tensor, result: Tensor, shape: Sequence[int]
+) -> None:
+    compiled = library(*_sides(kernel))
+    assert compiled is not None, "the rule asks for a compiler"
+    images, channels, height, width = shape
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (given, result))
+    sizes = (images * channels, height, width)
+    compiled[f"{STORED[given.dtype]}_{name}"](*pointers, *map(ctypes.c_long, sizes))
+
+
+def _empty_average(x: Tensor, kernel: Sequence[int]) -> Tensor:
+    sides = (n // k for n, k in zip(x.shape[2:], _sides(kernel), strict=True))
+    return x.new_empty(*x.shape[:2], *sides)
+
+
+def _empty_spread(grad: Tensor, kernel: Sequence[int]) -> Tensor:
+    sides = (n * k for n, k in zip(grad.shape[2:], _sides(kernel), strict=True))
+    return grad.new_empty(*grad.shape[:2], *sides)
+
+
+AVERAGE = define("average(Tensor x, int[] kernel) -> Tensor", average, _empty_average)
+SPREAD = define("spread(Tensor grad, int[] kernel) -> Tensor", spread, _empty_spread)
 
 
 def average_forward(x: Tensor, kernel: Sequence[int], *how: Any) -> Tensor:
     """`aten.avg_pool2d` where `is_apart`."""
-    first, *rest = _slices(x, kernel)
-    total = first
-    for part in rest:
-        total = total + part
-    return total / (len(rest) + 1)
+    return AVERAGE(x, kernel)
 
 
 def average_backward(grad: Tensor, x: Tensor, kernel: Sequence[int], *how: Any) -> Tensor:
     """`aten.avg_pool2d_backward` where `is_apart`."""
-    result = torch.empty_like(x)
-    parts = list(_slices(result, kernel))
-    share = grad / len(parts)
-    for part in parts:
-        part.copy_(share)
-    return result
+    return SPREAD(grad, kernel)
 
 
 AVERAGE_FORWARD = Lowering(

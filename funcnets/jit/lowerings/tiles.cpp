@@ -9,10 +9,7 @@
 // SUMMED, of a weight's gradient; and for each small matrix a struct with its sides (OUT rows, IN
 // columns) and the product with IN vectors.
 
-#include <algorithm>
-#include <cstring>
 #include <new>
-#include <type_traits>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif

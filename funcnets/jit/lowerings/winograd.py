@@ -120,8 +120,6 @@ def library(side: int, stored: torch.dtype, factor: torch.dtype) -> native.Libra
     }
     numbers = {"SIDE": side, "STEP": STEP, "TOGETHER": TOGETHER, "SUMMED": SUMMED}
     lines = [
-        "#include <cstdint>",
-        "using bfloat16 = std::uint16_t;",
         f"using Stored = {STORED[stored]}; using Factor = {STORED[factor]};",
         f"using Real = {COMPUTED[stored]};",
         *(f"constexpr int {name} = {value};" for name, value in numbers.items()),

@@ -1,0 +1,114 @@
+"""Max pools on channels_last maps that keep where a maximum is as a byte, and gather gradients.
+
+ATen keeps the place of each in eight bytes, and scatters.  Milliseconds on two cores with AVX-512,
+ATen's and these, 3×3 windows, batch 128: 256 channels of 12×12, stride 1, 4.5 and 2.5, back 3.9 and
+3.1; in bfloat16 3.6 and 2.5, back 4.8 and 3.0; 64 of 48×48, stride 2, 5.5 and 4.8, back 7.2 and
+6.4; in bfloat16 4.7 and 3.4, back 6.3 and 5.4.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from funcnets.jit import native
+from funcnets.jit.native import STORED
+from funcnets.jit.operators import define
+
+MOST_TAPS = 256  # of a window, that a byte can tell apart
+
+
+def is_usual(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> bool:
+    """Whether it is a max pool of a channels_last map on the CPU that can be done so."""
+    return (
+        x.ndim == 4
+        and x.device.type == "cpu"
+        and x.dtype in STORED
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and set(dilation) == {1}
+        and len(kernel) == len(stride) == len(padding) == 2
+        and math.prod(kernel) <= MOST_TAPS
+        and library() is not None
+    )
+
+
+@functools.cache
+def library() -> native.Library | None:
+    """The pools in C++, if there is a compiler."""
+    return native.begin(Path(__file__).with_name("maxima.cpp").read_text())
+
+
+def maxima(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    side: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Maxima of windows, (N, C, *side), and the taps at which they are, as bytes."""
+    results = _empty_maxima(x, kernel, stride, padding, side)
+    x = x.contiguous(memory_format=torch.channels_last)
+    _call("maxima", x.shape, side, (*kernel, *stride, *padding), x, *results)
+    return results
+
+
+def gather(
+    grad: Tensor,
+    where: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    side: Sequence[int],
+) -> Tensor:
+    """The gradient of a max pool's input, (N, C, *side), from where its maxima were."""
+    result = _empty_map(grad, side)
+    given = (each.contiguous(memory_format=torch.channels_last) for each in (grad, where))
+    _call("gather", result.shape, grad.shape[2:], (*kernel, *stride, *padding), *given, result)
+    return result
+
+
+def _call(
+    name: str, shape: Sequence[int], out: Sequence[int], how: Sequence[int], *tensors: Tensor
+) -> None:
+    compiled = library()
+    assert compiled is not None, "the rule asks for a compiler"
+    numbers = (*shape, *out, *how)
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+    sizes = (ctypes.c_long * len(numbers))(*numbers)
+    compiled[f"{STORED[tensors[0].dtype]}_{name}"](*pointers, sizes)
+
+
+def _empty_map(x: Tensor, side: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    result = x.new_empty(len(x), *side, x.shape[1], dtype=dtype or x.dtype)
+    return result.permute(0, 3, 1, 2)
+
+
+def _empty_maxima(
+    x: Tensor, kernel: object, stride: object, padding: object, side: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    return _empty_map(x, side), _empty_map(x, side, torch.uint8)
+
+
+MAXIMA = define(
+    "maxima(Tensor x, int[] kernel, int[] stride, int[] padding, int[] side) -> (Tensor, Tensor)",
+    maxima,
+    _empty_maxima,
+)
+GATHER = define(
+    "gather_maxima(Tensor grad, Tensor where, int[] kernel, int[] stride, int[] padding, "
+    "int[] side) -> Tensor",
+    gather,
+    lambda grad, where, kernel, stride, padding, side: _empty_map(grad, side),
+)

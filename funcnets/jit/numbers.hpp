@@ -1,0 +1,34 @@
+// Types of numbers in memory, and what they are in registers; stands before all other C++.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+// The bits of it: as a class of its own it would keep the compiler from making vectors.
+using bfloat16 = std::uint16_t;
+
+// In memory's type: to the nearest, and between two to the even one.
+template <class Stored, class T>
+static inline Stored stored(T x) {
+    if constexpr (!std::is_same_v<Stored, bfloat16>) return x;
+    const float rounded = x;
+    std::uint32_t bits;
+    std::memcpy(&bits, &rounded, sizeof bits);
+    return rounded != rounded ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// In a register's type.
+template <class Stored>
+static inline auto computed(Stored x) {
+    if constexpr (std::is_same_v<Stored, bfloat16>) {
+        const std::uint32_t bits = std::uint32_t(x) << 16;
+        float y;
+        std::memcpy(&y, &bits, sizeof y);
+        return y;
+    } else {
+        return x;
+    }
+}
