@@ -142,7 +142,8 @@ def as_stored(node: fx.Node) -> Replacements:
     narrow = [_narrow(operand) for operand in _args(node)]
     if None in narrow or library() is None:
         return {}
-    results = emit(node.graph, node.target, *narrow)
+    operation: Any = node.target
+    results = emit(node.graph, operation, *narrow)
     return {part: emit(node.graph, operator.getitem, results, part.args[1]) for part in node.users}
 
 

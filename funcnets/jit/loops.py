@@ -45,6 +45,8 @@ EXPRESSIONS: dict[Any, str] = {
     aten.tanh_backward.default: "{0} * (1 - {1} * {1})",
     aten._to_copy.default: "{0}",  # to another type
 }
+# Those whose results need no rounding, where their operands are rounded.
+EXACT = {aten.neg.default, aten.relu.default, aten.threshold_backward.default}
 # The C library's exponential takes one number at a time.  This is Taylor's series about the nearest
 # n·log 2, to half a unit or so in the last place; below the smallest normal number it is 0.
 HEADER = """
@@ -311,14 +313,15 @@ def source(run: Run) -> str:
 
     def note(node: fx.Node, value: str) -> None:
         names[node] = f"v{len(lines)}"
-        lines.append(f"const auto {names[node]} = computed({value});")
+        lines.append(f"const {COMPUTED[_dtype(node)]} {names[node]} = {value};")
 
     for i, node in enumerate(operands):
-        note(node, element(i))
+        note(node, f"computed({element(i)})")
     for node in run.nodes:
-        note(node, f"stored<{STORED[_dtype(node)]}>({_expression(node, names)})")
+        value, to = _expression(node, names), _dtype(node)
+        note(node, value if node.target in EXACT else f"rounded<{STORED[to]}>({value})")
     for i, node in enumerate(results, len(operands)):
-        lines.append(f"{element(i)} = stored<{types[i]}>({names[node]});")
+        lines.append(f"{element(i)} = kept<{types[i]}>({names[node]});")
     pointers = [POINTER.format(each, i, DEPTH * i) for i, each in enumerate(types)]
     return TEMPLATE.format(
         chunk=CHUNK, longest=LONGEST, pointers=" ".join(pointers), body=" ".join(lines)

@@ -10,16 +10,6 @@
 // The bits of it: as a class of its own it would keep the compiler from making vectors.
 using bfloat16 = std::uint16_t;
 
-// In memory's type: to the nearest, and between two to the even one.
-template <class Stored, class T>
-static inline Stored stored(T x) {
-    if constexpr (!std::is_same_v<Stored, bfloat16>) return x;
-    const float rounded = x;
-    std::uint32_t bits;
-    std::memcpy(&bits, &rounded, sizeof bits);
-    return rounded != rounded ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 // In a register's type.
 template <class Stored>
 static inline auto computed(Stored x) {
@@ -31,4 +21,31 @@ static inline auto computed(Stored x) {
     } else {
         return x;
     }
+}
+
+// To what memory's type can hold: to the nearest, and between two to the even one.
+template <class Stored, class T>
+static inline auto rounded(T x) {
+    decltype(computed(Stored())) y = x;
+    if constexpr (std::is_same_v<Stored, bfloat16>) {
+        std::uint32_t bits;
+        std::memcpy(&bits, &y, sizeof bits);
+        bits = y != y ? 0x7fc00000 : (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+        std::memcpy(&y, &bits, sizeof y);
+    }
+    return y;
+}
+
+// A number that is rounded already, in memory's type.
+template <class Stored, class T>
+static inline Stored kept(T x) {
+    if constexpr (!std::is_same_v<Stored, bfloat16>) return x;
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits >> 16;
+}
+
+template <class Stored, class T>
+static inline Stored stored(T x) {
+    return kept<Stored>(rounded<Stored>(x));
 }
