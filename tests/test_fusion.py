@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, models, precision, random, tree
-from funcnets.jit import DEFAULT
+from funcnets.jit import DEFAULT, native
 from funcnets.jit.lowerings import moments
 
 aten = torch.ops.aten
@@ -57,7 +57,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}
 def test_moments_are_exact(shape, dtype, memory_format, compiler, monkeypatch):
     """To the type's last place, by C++ and without it."""
     if not compiler:
-        monkeypatch.setattr(moments, "library", lambda: None)
+        monkeypatch.setattr(native, "is_available", lambda: False)
     x = 3 + random.normal(random.key(0), shape, dtype)
     expected = aten.var_mean.correction(x.double(), [0, 2, 3], correction=0)
     for actual, exact in zip(

@@ -39,7 +39,7 @@ def test_pools(case, given_stride, dtype):
 
 
 def test_without_a_compiler_pools_stay(monkeypatch):
-    monkeypatch.setattr(pooling, "library", lambda height, width: None)
+    monkeypatch.setattr(pooling, "library", lambda height, width, dtype: None)
     assert not pooling.is_apart(torch.ones(2, 3, 6, 6), [2, 2])
 
 

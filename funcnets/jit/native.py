@@ -71,6 +71,22 @@ def begin(source: str) -> Library | None:
     return Library(source) if is_available() else None
 
 
+def begin_for(
+    path: Path, dtype: torch.dtype, *declarations: str, **constants: int
+) -> Library | None:
+    """Begin to compile a file's C++ for one type, `Stored` in memory and `Real` in registers.
+
+    `constants` and `declarations` stand before it.
+    """
+    lines = [
+        f"using Stored = {STORED[dtype]}; using Real = {COMPUTED[dtype]};",
+        *(f"constexpr int {name} = {value};" for name, value in constants.items()),
+        *declarations,
+        path.read_text(),
+    ]
+    return begin("\n".join(lines))
+
+
 def is_available() -> bool:
     """Whether there is a compiler, and a place for what it builds."""
     return load("") is not None

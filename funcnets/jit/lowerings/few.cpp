@@ -1,31 +1,31 @@
 // Convolutions of few channels, stride 1, no padding, on plain maps (N, C, H, W).  Sizes are
 // constants, so that sums stay in registers.
 //
-// Before this text stand: Scalar, INPUTS and OUTPUTS (channels), HEIGHT and WIDTH (of the input),
+// Before this text stand: Real, INPUTS and OUTPUTS (channels), HEIGHT and WIDTH (of the input),
 // ROWS and COLUMNS (of the kernel), TOGETHER (vectors of a row at a time), BLOCK (outputs at a
 // time, a divisor of OUTPUTS) and PARTS (sums of a weight's gradient that are kept apart).
 
-typedef Scalar Vector __attribute__((vector_size(32)));
+typedef Real Vector __attribute__((vector_size(32)));
 
-constexpr int LANES = sizeof(Vector) / sizeof(Scalar);
+constexpr int LANES = sizeof(Vector) / sizeof(Real);
 constexpr int OUT_HEIGHT = HEIGHT - ROWS + 1, OUT_WIDTH = WIDTH - COLUMNS + 1;
 constexpr int VECTORS = (OUT_WIDTH + LANES - 1) / LANES;
 constexpr int TAPS = OUTPUTS * INPUTS * ROWS * COLUMNS;
 static_assert(OUT_WIDTH >= LANES && OUTPUTS % BLOCK == 0);
 
-static inline Vector load(const Scalar* from) {
+static inline Vector load(const Real* from) {
     Vector vector;
     std::memcpy(&vector, from, sizeof vector);
     return vector;
 }
 
-static inline void store(Scalar* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
+static inline void store(Real* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
 
 // Where the vector of a row begins: the last one lies over the one before, to end with the row.
 static inline int start(int vector) { return std::min(vector * LANES, OUT_WIDTH - LANES); }
 
 // Row y of BLOCK outputs from `first` on.
-static inline void row(const Scalar* image, const Scalar* weight, const Scalar* bias, Scalar* output,
+static inline void row(const Real* image, const Real* weight, const Real* bias, Real* output,
                        int first, int y) {
     for (int before = 0; before < VECTORS; before += TOGETHER) {
         Vector sum[BLOCK][TOGETHER];
@@ -43,7 +43,7 @@ static inline void row(const Scalar* image, const Scalar* weight, const Scalar* 
                         seen[v] = load(image + (c * HEIGHT + y + i) * WIDTH + start(before + v) + j);
 #pragma GCC unroll 16
                     for (int o = 0; o < BLOCK; ++o) {
-                        const Scalar tap = weight[(((first + o) * INPUTS + c) * ROWS + i) * COLUMNS + j];
+                        const Real tap = weight[(((first + o) * INPUTS + c) * ROWS + i) * COLUMNS + j];
 #pragma GCC unroll 4
                         for (int v = 0; v < TOGETHER; ++v) sum[o][v] += tap * seen[v];
                     }
@@ -56,12 +56,12 @@ static inline void row(const Scalar* image, const Scalar* weight, const Scalar* 
     }
 }
 
-extern "C" void convolve(const Scalar* x, const Scalar* weight, const Scalar* bias, Scalar* output,
+extern "C" void convolve(const Real* x, const Real* weight, const Real* bias, Real* output,
                          long images) {
 #pragma omp parallel for
     for (long n = 0; n < images; ++n) {
-        const Scalar* image = x + n * INPUTS * HEIGHT * WIDTH;
-        Scalar* result = output + n * OUTPUTS * OUT_HEIGHT * OUT_WIDTH;
+        const Real* image = x + n * INPUTS * HEIGHT * WIDTH;
+        Real* result = output + n * OUTPUTS * OUT_HEIGHT * OUT_WIDTH;
         for (int first = 0; first < OUTPUTS; first += BLOCK)
             for (int y = 0; y < OUT_HEIGHT; ++y) row(image, weight, bias, result, first, y);
     }
@@ -70,7 +70,7 @@ extern "C" void convolve(const Scalar* x, const Scalar* weight, const Scalar* bi
 // What an image adds to the weight's gradient from PAIR outputs on, lane by lane.
 constexpr int PAIR = OUTPUTS % 2 ? 1 : 2;
 
-static inline void taps(const Scalar* image, const Scalar* gradient, Vector* total, int first) {
+static inline void taps(const Real* image, const Real* gradient, Vector* total, int first) {
     const int rest = OUT_WIDTH % LANES;
     Vector last = {};  // ones in the lanes of a row's last vector that no vector before it has
     for (int lane = LANES - rest; lane < LANES; ++lane) last[lane] = 1;
@@ -80,7 +80,7 @@ static inline void taps(const Scalar* image, const Scalar* gradient, Vector* tot
             for (int y = 0; y < OUT_HEIGHT; ++y)
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v) {
-                    const Scalar* seen = image + (c * HEIGHT + y + i) * WIDTH + start(v);
+                    const Real* seen = image + (c * HEIGHT + y + i) * WIDTH + start(v);
                     Vector factor[PAIR];
 #pragma GCC unroll 2
                     for (int o = 0; o < PAIR; ++o) {
@@ -101,17 +101,17 @@ static inline void taps(const Scalar* image, const Scalar* gradient, Vector* tot
 }
 
 // The weight's gradient, as PARTS sums (PARTS, OUTPUTS, INPUTS, ROWS, COLUMNS) over images.
-extern "C" void weight_gradient(const Scalar* x, const Scalar* gradient, Scalar* sums, long images) {
+extern "C" void weight_gradient(const Real* x, const Real* gradient, Real* sums, long images) {
 #pragma omp parallel for
     for (long part = 0; part < PARTS; ++part) {
         Vector total[TAPS] = {};
         for (long n = part * images / PARTS; n < (part + 1) * images / PARTS; ++n) {
-            const Scalar* image = x + n * INPUTS * HEIGHT * WIDTH;
+            const Real* image = x + n * INPUTS * HEIGHT * WIDTH;
             for (int first = 0; first < OUTPUTS; first += PAIR)
                 taps(image, gradient + n * OUTPUTS * OUT_HEIGHT * OUT_WIDTH, total, first);
         }
         for (int k = 0; k < TAPS; ++k) {
-            Scalar sum = 0;
+            Real sum = 0;
             for (int lane = 0; lane < LANES; ++lane) sum += total[k][lane];
             sums[part * TAPS + k] = sum;
         }

@@ -67,9 +67,8 @@ def library(given: Sizes, dtype: torch.dtype) -> native.Library | None:
     together = -(-vectors // pieces)
     divisors = (n for n in range(1, MOST_SUMS // together + 1) if given.outputs % n == 0)
     numbers = given._asdict() | {"together": together, "block": max(divisors), "parts": PARTS}
-    constants = [f"constexpr int {name.upper()} = {value};" for name, value in numbers.items()]
-    text = Path(__file__).with_name("few.cpp").read_text()
-    return native.begin("\n".join([f"typedef {SCALARS[dtype]} Scalar;", *constants, text]))
+    constants = {name.upper(): value for name, value in numbers.items()}
+    return native.begin_for(Path(__file__).with_name("few.cpp"), dtype, **constants)
 
 
 def is_faster(

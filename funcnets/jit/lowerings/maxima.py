@@ -40,14 +40,14 @@ def is_usual(
         and set(dilation) == {1}
         and len(kernel) == len(stride) == len(padding) == 2
         and math.prod(kernel) <= MOST_TAPS
-        and library() is not None
+        and library(x.dtype) is not None
     )
 
 
 @functools.cache
-def library() -> native.Library | None:
+def library(dtype: torch.dtype) -> native.Library | None:
     """The pools in C++, if there is a compiler."""
-    return native.begin(Path(__file__).with_name("maxima.cpp").read_text())
+    return native.begin_for(Path(__file__).with_name("maxima.cpp"), dtype)
 
 
 def maxima(
@@ -82,12 +82,12 @@ def gather(
 def _call(
     name: str, shape: Sequence[int], out: Sequence[int], how: Sequence[int], *tensors: Tensor
 ) -> None:
-    compiled = library()
+    compiled = library(tensors[0].dtype)
     assert compiled is not None, "the rule asks for a compiler"
     numbers = (*shape, *out, *how)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
     sizes = (ctypes.c_long * len(numbers))(*numbers)
-    compiled[f"{STORED[tensors[0].dtype]}_{name}"](*pointers, sizes)
+    compiled[name](*pointers, sizes)
 
 
 def _empty_map(x: Tensor, side: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

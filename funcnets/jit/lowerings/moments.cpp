@@ -3,6 +3,8 @@
 // Maps are plain (images, channels, pixels), or rows of channels (rows, channels), as channels_last
 // ones are.  They are read once, block by block: within a block numbers are added up in their own
 // type, bfloat16 as float, and the blocks as doubles.  No number of threads changes the order.
+//
+// Before this text stand the types Stored, in memory, and Real, in registers.
 
 #include <vector>
 
@@ -37,62 +39,55 @@ struct Sums {
 };
 
 // What a block of `WIDE` channels beside each other adds up to: `count` numbers each, `apart`.
-template <int WIDE, class Stored>
+template <int WIDE>
 static inline void of_block(const Stored* x, long count, long apart, Moments* result) {
-    using Number = decltype(computed(*x));
-    Number sum[WIDE] = {}, squares[WIDE] = {}, mean[WIDE];
+    Real sum[WIDE] = {}, squares[WIDE] = {}, mean[WIDE];
     for (long i = 0; i < count; ++i)
         for (int c = 0; c < WIDE; ++c) sum[c] += computed(x[i * apart + c]);
     for (int c = 0; c < WIDE; ++c) mean[c] = sum[c] / count;
     for (long i = 0; i < count; ++i)
         for (int c = 0; c < WIDE; ++c) {
-            const Number difference = computed(x[i * apart + c]) - mean[c];
+            const Real difference = computed(x[i * apart + c]) - mean[c];
             squares[c] += difference * difference;
         }
     for (int c = 0; c < WIDE; ++c)
         result[c].add({double(count), double(sum[c]) / count, squares[c]});
 }
 
-template <int WIDE, class Stored>
+template <int WIDE>
 static inline void of_block(const Stored* g, const Stored* x, long count, long apart, Sums* result) {
-    using Number = decltype(computed(*x));
-    Number products[WIDE] = {}, sum[WIDE] = {};
+    Real products[WIDE] = {}, sum[WIDE] = {};
     for (long i = 0; i < count; ++i)
         for (int c = 0; c < WIDE; ++c) {
-            const Number factor = computed(g[i * apart + c]);
+            const Real factor = computed(g[i * apart + c]);
             products[c] += factor * computed(x[i * apart + c]);
             sum[c] += factor;
         }
     for (int c = 0; c < WIDE; ++c) result[c].add({products[c], sum[c]});
 }
 
-template <int WIDE, class Stored>
+template <int WIDE>
 static inline void of_block(const Stored* x, long count, long apart, Sum* result) {
-    using Number = decltype(computed(*x));
-    Number sum[WIDE] = {};
+    Real sum[WIDE] = {};
     for (long i = 0; i < count; ++i)
         for (int c = 0; c < WIDE; ++c) sum[c] += computed(x[i * apart + c]);
     for (int c = 0; c < WIDE; ++c) result[c].add({sum[c]});
 }
 
 // The same of a plane, whose numbers follow each other.
-template <class Stored>
 static inline void of_plane(const Stored* x, long count, Moments& result) {
-    using Number = decltype(computed(*x));
-    Number sum = 0, squares = 0;
+    Real sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
     for (long i = 0; i < count; ++i) sum += computed(x[i]);
-    const Number mean = sum / count;
+    const Real mean = sum / count;
 #pragma omp simd reduction(+ : squares)
     for (long i = 0; i < count; ++i)
         squares += (computed(x[i]) - mean) * (computed(x[i]) - mean);
     result.add({double(count), double(sum) / count, squares});
 }
 
-template <class Stored>
 static inline void of_plane(const Stored* g, const Stored* x, long count, Sums& result) {
-    using Number = decltype(computed(*x));
-    Number products = 0, sum = 0;
+    Real products = 0, sum = 0;
 #pragma omp simd reduction(+ : products, sum)
     for (long i = 0; i < count; ++i) {
         products += computed(g[i]) * computed(x[i]);
@@ -101,9 +96,8 @@ static inline void of_plane(const Stored* g, const Stored* x, long count, Sums& 
     result.add({products, sum});
 }
 
-template <class Stored>
 static inline void of_plane(const Stored* x, long count, Sum& result) {
-    decltype(computed(*x)) sum = 0;
+    Real sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (long i = 0; i < count; ++i) sum += computed(x[i]);
     result.add({sum});
@@ -149,29 +143,25 @@ static std::vector<Result> over_all(long images, long channels, long pixels, Map
     return over_planes<Result>(images, channels, pixels, maps...);
 }
 
-#define EXPORT(Stored, Number)                                                                \
-    extern "C" void Stored##_moments(const Stored* x, Number* mean, Number* variance,         \
-                                     long images, long channels, long pixels) {               \
-        const auto all = over_all<Moments>(images, channels, pixels, x);                      \
-        for (long c = 0; c < channels; ++c) {                                                 \
-            mean[c] = all[c].mean;                                                            \
-            variance[c] = all[c].squares / all[c].count;                                      \
-        }                                                                                     \
-    }                                                                                         \
-    extern "C" void Stored##_sums(const Stored* g, const Stored* x, Number* products,         \
-                                  Number* sums, long images, long channels, long pixels) {    \
-        const auto all = over_all<Sums>(images, channels, pixels, g, x);                      \
-        for (long c = 0; c < channels; ++c) {                                                 \
-            products[c] = all[c].products;                                                    \
-            sums[c] = all[c].sum;                                                             \
-        }                                                                                     \
+extern "C" void moments(const Stored* x, Real* mean, Real* variance, long images, long channels,
+                        long pixels) {
+    const auto all = over_all<Moments>(images, channels, pixels, x);
+    for (long c = 0; c < channels; ++c) {
+        mean[c] = all[c].mean;
+        variance[c] = all[c].squares / all[c].count;
     }
-EXPORT(float, float)
-EXPORT(double, double)
-EXPORT(bfloat16, float)
+}
 
-extern "C" void bfloat16_sum(const bfloat16* x, bfloat16* sum, long images, long channels,
-                             long pixels) {
+extern "C" void sums(const Stored* g, const Stored* x, Real* products, Real* sums, long images,
+                     long channels, long pixels) {
+    const auto all = over_all<Sums>(images, channels, pixels, g, x);
+    for (long c = 0; c < channels; ++c) {
+        products[c] = all[c].products;
+        sums[c] = all[c].sum;
+    }
+}
+
+extern "C" void sum(const Stored* x, Stored* sum, long images, long channels, long pixels) {
     const auto all = over_all<Sum>(images, channels, pixels, x);
-    for (long c = 0; c < channels; ++c) sum[c] = stored<bfloat16>(all[c].sum);
+    for (long c = 0; c < channels; ++c) sum[c] = stored<Stored>(all[c].sum);
 }

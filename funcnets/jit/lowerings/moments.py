@@ -19,7 +19,7 @@ from torch import Tensor
 
 from funcnets.jit import native
 from funcnets.jit.lowerings.recorder import Lowering
-from funcnets.jit.native import SCALARS, STORED
+from funcnets.jit.native import SCALARS
 from funcnets.jit.operators import define
 
 FEWEST_PIXELS = 16  # of a plain map, from which a plane fills vectors
@@ -49,7 +49,7 @@ def _fills_vectors(x: Tensor) -> bool:
 
 def moments(x: Tensor, *arguments: object, **options: object) -> tuple[Tensor, Tensor]:
     """`aten.var_mean` where `is_over_channels`: variance and mean, (C,) each."""
-    if _fills_vectors(x) and library() is not None:
+    if _fills_vectors(x) and native.is_available():
         mean, variance = CHANNEL_MOMENTS(x)
     else:
         mean, variance = aten.batch_norm_update_stats(x, None, None, 0.0)
@@ -57,9 +57,9 @@ def moments(x: Tensor, *arguments: object, **options: object) -> tuple[Tensor, T
 
 
 @functools.cache
-def library() -> native.Library | None:
+def library(dtype: torch.dtype) -> native.Library | None:
     """The sums in C++, if there is a compiler."""
-    return native.begin(Path(__file__).with_name("moments.cpp").read_text())
+    return native.begin_for(Path(__file__).with_name("moments.cpp"), dtype)
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def channel_sums(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     is_fast_in_aten = (_is_last(x) and x.shape[1] >= MANY_CHANNELS) or not _fills_vectors(x)
     is_narrow = x.dtype not in SCALARS
-    if is_narrow or (library() is not None and not is_fast_in_aten):
+    if is_narrow or (native.is_available() and not is_fast_in_aten):
         products, sums = _of_channels("sums", [grad, x], *_empty_numbers(x))
         return products, sums
     mean, scale = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
@@ -91,7 +91,7 @@ def is_narrow_sum(
     if x.ndim not in (2, 4) or x.device.type != "cpu" or not x.numel() or keepdim or options:
         return False
     usual = x.dtype is torch.bfloat16 and (x.is_contiguous() or _is_last(x))
-    return usual and list(dim or ()) == [0, *range(2, x.ndim)] and library() is not None
+    return usual and list(dim or ()) == [0, *range(2, x.ndim)] and library(x.dtype) is not None
 
 
 def channel_sum(x: Tensor) -> Tensor:
@@ -104,7 +104,8 @@ def _empty_sum(x: Tensor) -> Tensor:
 
 
 def _of_channels(name: str, maps: Sequence[Tensor], *results: Tensor) -> tuple[Tensor, ...]:
-    compiled, x = library(), maps[-1]
+    x = maps[-1]
+    compiled = library(x.dtype)
     assert compiled is not None, "the rewrite asks for a compiler"
     is_last = _is_last(x)
     rows = torch.channels_last if is_last and x.ndim == 4 else torch.contiguous_format
@@ -112,7 +113,7 @@ def _of_channels(name: str, maps: Sequence[Tensor], *results: Tensor) -> tuple[T
     pixels = math.prod(x.shape[2:])
     sizes = (x.numel() // x.shape[1], x.shape[1], 0) if is_last else (*x.shape[:2], pixels)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (*maps, *results))
-    compiled[f"{STORED[x.dtype]}_{name}"](*pointers, *map(ctypes.c_long, sizes))
+    compiled[name](*pointers, *map(ctypes.c_long, sizes))
     return results
 
 

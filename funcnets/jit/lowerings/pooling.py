@@ -46,7 +46,7 @@ def is_apart(
         and not any(padding)
         and x.shape[2] % height == x.shape[3] % width == 0
         and divisor_override is None
-        and library(height, width) is not None
+        and library(height, width, x.dtype) is not None
     )
 
 
@@ -55,11 +55,10 @@ def _sides(size: Sequence[int]) -> tuple[int, int]:
 
 
 @functools.cache
-def library(height: int, width: int) -> native.Library | None:
+def library(height: int, width: int, dtype: torch.dtype) -> native.Library | None:
     """The pools of windows of this size, if there is a compiler."""
-    constants = f"constexpr int HEIGHT = {height}, WIDTH = {width};"
-    text = Path(__file__).with_name("pooling.cpp").read_text()
-    return native.begin(f"{constants}\n{text}")
+    path = Path(__file__).with_name("pooling.cpp")
+    return native.begin_for(path, dtype, HEIGHT=height, WIDTH=width)
 
 
 def average(x: Tensor, kernel: Sequence[int]) -> Tensor:
@@ -79,12 +78,12 @@ def spread(grad: Tensor, kernel: Sequence[int]) -> Tensor:
 def _call(
     name: str, kernel: Sequence[int], given: Tensor, result: Tensor, shape: Sequence[int]
 ) -> None:
-    compiled = library(*_sides(kernel))
+    compiled = library(*_sides(kernel), given.dtype)
     assert compiled is not None, "the rule asks for a compiler"
     images, channels, height, width = shape
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (given, result))
     sizes = (images * channels, height, width)
-    compiled[f"{STORED[given.dtype]}_{name}"](*pointers, *map(ctypes.c_long, sizes))
+    compiled[name](*pointers, *map(ctypes.c_long, sizes))
 
 
 def _empty_average(x: Tensor, kernel: Sequence[int]) -> Tensor:

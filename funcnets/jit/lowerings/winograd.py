@@ -35,7 +35,7 @@ from funcnets.jit.lowerings.convolution import is_plain_convolution
 from funcnets.jit.lowerings.layout import channels_last, in_format_of
 from funcnets.jit.lowerings.recorder import Lowering
 from funcnets.jit.lowerings.wide import has_bfloat16
-from funcnets.jit.native import COMPUTED, STORED
+from funcnets.jit.native import STORED
 from funcnets.jit.operators import define
 
 STEP = 4  # a tile gives 4×4 outputs
@@ -118,15 +118,17 @@ def library(side: int, stored: torch.dtype, factor: torch.dtype) -> native.Libra
         "of_gradients": _transposed(outputs),
         "to_kernels": _transposed(kernels),
     }
-    numbers = {"SIDE": side, "STEP": STEP, "TOGETHER": TOGETHER, "SUMMED": SUMMED}
-    lines = [
-        f"using Stored = {STORED[stored]}; using Factor = {STORED[factor]};",
-        f"using Real = {COMPUTED[stored]};",
-        *(f"constexpr int {name} = {value};" for name, value in numbers.items()),
-        *(_struct(name, matrix) for name, matrix in matrices.items()),
-        Path(__file__).with_name("tiles.cpp").read_text(),
-    ]
-    return native.begin("\n".join(lines))
+    structs = (_struct(name, matrix) for name, matrix in matrices.items())
+    return native.begin_for(
+        Path(__file__).with_name("tiles.cpp"),
+        stored,
+        f"using Factor = {STORED[factor]};",
+        *structs,
+        SIDE=side,
+        STEP=STEP,
+        TOGETHER=TOGETHER,
+        SUMMED=SUMMED,
+    )
 
 
 def _struct(name: str, matrix: Matrix) -> str:
