@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from funcnets.jit import native
 from funcnets.jit.lowerings.maxima import GATHER, MAXIMA, is_usual
 from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, library
 from funcnets.jit.memory import viewed
@@ -36,9 +35,6 @@ def fuse(graph: fx.GraphModule) -> dict[str, int]:
                     break
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    for node in graph.graph.nodes:
-        if node.target in LAST_RULES:
-            library(_value(node.args[0]).dtype)  # begins to compile, now that the type is known
     return dict(fired)
 
 
@@ -144,7 +140,7 @@ def max_pool(node: fx.Node) -> Replacements:
 def as_stored(node: fx.Node) -> Replacements:
     """Statistics of maps that were converted from bfloat16, of the maps as they are in memory."""
     narrow = [_narrow(operand) for operand in _args(node)]
-    if None in narrow or not native.is_available():
+    if None in narrow or library(torch.bfloat16) is None:
         return {}
     operation: Any = node.target
     results = emit(node.graph, operation, *narrow)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-_COMPILERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="funcnets-compiler")
+_COMPILERS = ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
 COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers

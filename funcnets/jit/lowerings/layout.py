@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from funcnets.jit.lowerings import maxima
 from funcnets.jit.lowerings.convolution import is_plain_convolution
 from funcnets.jit.lowerings.recorder import Lowering
 from funcnets.jit.operators import define
@@ -214,7 +215,9 @@ def columns(
 
 def pool_forward(x: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
     """`aten.max_pool2d_with_indices` on channels_last."""
-    return aten.max_pool2d_with_indices(channels_last(x), *how)
+    x = channels_last(x)
+    maxima.is_usual(x, *how)  # begins to compile what `fusion.max_pool` takes
+    return aten.max_pool2d_with_indices(x, *how)
 
 
 def pool_backward(grad: Tensor, x: Tensor, *rest: Any) -> Tensor:

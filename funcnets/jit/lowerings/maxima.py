@@ -25,7 +25,7 @@ MOST_TAPS = 256  # of a window, that a byte can tell apart
 def is_usual(
     x: Tensor,
     kernel: Sequence[int],
-    stride: Sequence[int],
+    stride: Sequence[int] = (),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,

@@ -49,7 +49,7 @@ def _fills_vectors(x: Tensor) -> bool:
 
 def moments(x: Tensor, *arguments: object, **options: object) -> tuple[Tensor, Tensor]:
     """`aten.var_mean` where `is_over_channels`: variance and mean, (C,) each."""
-    if _fills_vectors(x) and native.is_available():
+    if _fills_vectors(x) and library(x.dtype) is not None:
         mean, variance = CHANNEL_MOMENTS(x)
     else:
         mean, variance = aten.batch_norm_update_stats(x, None, None, 0.0)
