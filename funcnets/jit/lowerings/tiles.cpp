@@ -21,7 +21,8 @@ constexpr int BYTES = 32, ROWS = 4;
 #endif
 constexpr int MOST = 3;  // vectors beside each other in a product, of ROWS rows
 constexpr int LANES = BYTES / sizeof(Real);
-constexpr bool IS_NARROW = std::is_same_v<Stored, bfloat16>, IN_PAIRS = std::is_same_v<Factor, bfloat16>;
+constexpr bool IS_NARROW = std::is_same_v<Stored, bfloat16>;
+constexpr bool IN_PAIRS = std::is_same_v<Factor, bfloat16>;
 constexpr int GROUP = IN_PAIRS ? 2 : 1;  // factors that one multiplication takes together
 constexpr int TILE = STEP + SIDE - 1, AREA = TILE * TILE;
 typedef Real Vector __attribute__((vector_size(BYTES)));
@@ -135,6 +136,21 @@ struct Pixels {
 struct Zeros : Memory<Stored> {
     explicit Zeros(long channels) : Memory(channels) { std::fill_n(at, channels, Stored(0)); }
 };
+
+// What a tile of outputs sees of the input.
+static Pixels<TILE> seen(const Stored* x, const Sizes& s, long tile, const Zeros& zeros) {
+    const Place place(s, tile);
+    const Stored* image = x + place.image * s.height * s.width * s.channels;
+    const long top = place.top - s.above, left = place.left - s.before;
+    return {image, s.height, s.width, s.channels, top, left, zeros.at};
+}
+
+// The tile's own pixels of a map of the outputs' size.
+static Pixels<STEP> own(const Stored* y, const Sizes& s, long tile, const Zeros& zeros) {
+    const Place place(s, tile);
+    const Stored* map = y + place.image * s.out_height * s.out_width * s.outputs;
+    return {map, s.out_height, s.out_width, s.outputs, place.top, place.left, zeros.at};
+}
 
 // Transformed tiles: for each of AREA places (vectors of channels, tiles, LANES).
 struct Factors {
@@ -286,22 +302,22 @@ struct Kernels {
     }
 };
 
-// Outputs of a tile, of a panel from vector `w` on, from products (AREA, `apart`).
+// The outputs of a tile, of the vector of channels from `output` on, from AREA products `apart`.
 static void write_outputs(const Real* products, long apart, const Stored* bias, Stored* y,
                           const Sizes& s, long tile, long output) {
     const Place place(s, tile);
     const long count = s.outputs - output;
     const long rows = std::min<long>(STEP, s.out_height - place.top);
     const long columns = std::min<long>(STEP, s.out_width - place.left);
-    Stored* corner = y + ((place.image * s.out_height + place.top) * s.out_width + place.left) * s.outputs;
+    const long first = (place.image * s.out_height + place.top) * s.out_width + place.left;
     Vector x[AREA], result[STEP * STEP];
     for (int k = 0; k < AREA; ++k) x[k] = read<Vector>(products + k * apart);
     transform<to_outputs>(x, result);
     const Vector shift = bias ? load(bias + output, count) : Vector{};
     for (int i = 0; i < rows; ++i)
         for (int j = 0; j < columns; ++j)
-            store(corner + (i * s.out_width + j) * s.outputs + output, result[i * STEP + j] + shift,
-                  count);
+            store(y + (first + i * s.out_width + j) * s.outputs + output,
+                  result[i * STEP + j] + shift, count);
 }
 
 extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bias, Stored* y,
@@ -317,13 +333,8 @@ extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bi
 #pragma omp for schedule(dynamic)
         for (long first = 0; first < s.tiles(); first += TOGETHER) {
             const long tiles = std::min<long>(TOGETHER, s.tiles() - first);
-            for (long t = 0; t < tiles; ++t) {
-                const Place place(s, first + t);
-                const Stored* image = x + place.image * s.height * s.width * s.channels;
-                const long top = place.top - s.above, left = place.left - s.before;
-                write_tile<of_inputs, TILE>(
-                    {image, s.height, s.width, s.channels, top, left, zeros.at}, inputs, t, false);
-            }
+            for (long t = 0; t < tiles; ++t)
+                write_tile<of_inputs>(seen(x, s, first + t, zeros), inputs, t, false);
             for (long p = 0; p < panels.count; ++p) {
                 const int wide = panels.wide(p);
                 with_constant(wide, [&](auto constant) {
@@ -376,15 +387,8 @@ extern "C" void weight_gradient(const Stored* gradient, const Stored* x, Stored*
 #pragma omp for schedule(dynamic, 4)
         for (long group = 0; group < tiles; group += GROUP)
             for (long t = group; t < std::min(group + GROUP, tiles); ++t) {
-                const Place place(s, first + t);
-                const Stored* image = x + place.image * s.height * s.width * s.channels;
-                const long top = place.top - s.above, left = place.left - s.before;
-                write_tile<of_inputs, TILE>(
-                    {image, s.height, s.width, s.channels, top, left, zeros.at}, inputs, t, true);
-                const Stored* map = gradient + place.image * s.out_height * s.out_width * s.outputs;
-                write_tile<of_gradients, STEP>({map, s.out_height, s.out_width, s.outputs, place.top,
-                                                place.left, zeros.at},
-                                               outputs, t, true);
+                write_tile<of_inputs>(seen(x, s, first + t, zeros), inputs, t, true);
+                write_tile<of_gradients>(own(gradient, s, first + t, zeros), outputs, t, true);
             }
 #pragma omp for collapse(2) schedule(dynamic)
         for (int k = 0; k < AREA; ++k)
