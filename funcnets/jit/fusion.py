@@ -124,7 +124,7 @@ def max_pool(node: fx.Node) -> Replacements:
     gradients = list(parts[1].users) if 1 in parts else []
     operation = aten.max_pool2d_with_indices_backward.default
     is_all = all(_is(each, operation) and each.args[-1] is parts[1] for each in gradients)
-    if not is_all or not is_usual(_value(x), *how):
+    if 0 not in parts or not is_all or not is_usual(_value(x), *how):
         return {}
     graph, (image, small) = node.graph, (_value(each).shape[2:] for each in (x, parts[0]))
     results = emit(graph, MAXIMA, x, kernel, stride, padding, list(small))

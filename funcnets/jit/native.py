@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+# As many as a network's kernels need, so that the longest doesn't wait for the others.
 _COMPILERS = ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
@@ -29,10 +30,9 @@ FLAGS = (
 def load(source: str) -> ctypes.CDLL | None:
     """The library that C++ `source` compiles to, by $CXX or g++; None if there is no compiler.
 
-    Before it stands numbers.hpp.
-
-    It is kept in the user's cache directory, under a name that changes with the source, the
-    compiler and the processor.  It must be plain code: a call lets other threads go on.
+    Before the source stands numbers.hpp.  The library is kept in the user's cache directory, under
+    a name that changes with the source, the compiler and the processor.  It must be plain code: a
+    call lets other threads go on.
     """
     try:
         identity = target()

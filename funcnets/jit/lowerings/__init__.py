@@ -12,7 +12,7 @@ from funcnets.jit.lowerings.moments import MOMENTS, NARROW_SUM
 from funcnets.jit.lowerings.recorder import Lowering, Recorder
 
 DEFAULT: tuple[Lowering, ...] = (
-    winograd.FORWARD,
+    winograd.FORWARD,  # before what widens, as it reads bfloat16 as it is
     winograd.BACKWARD,
     *wide.LOWERINGS,
     TINY_FORWARD,
