@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, models, precision, random, tree
-from funcnets.jit import DEFAULT, native
+from funcnets.jit import DEFAULT
 from funcnets.jit.lowerings import moments
 
 aten = torch.ops.aten
@@ -57,13 +57,14 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}
 def test_moments_are_exact(shape, dtype, memory_format, compiler, monkeypatch):
     """To the type's last place, by C++ and without it."""
     if not compiler:
-        monkeypatch.setattr(native, "is_available", lambda: False)
+        monkeypatch.setattr(moments, "library", lambda dtype: None)
     x = 3 + random.normal(random.key(0), shape, dtype)
     expected = aten.var_mean.correction(x.double(), [0, 2, 3], correction=0)
     for actual, exact in zip(
         moments.moments(x.to(memory_format=memory_format)), expected, strict=True
     ):
-        tolerance = TOLERANCES[dtype] * (1 if compiler else 100)
+        is_rough = not compiler and memory_format is torch.channels_last  # ATen's sums of rows
+        tolerance = TOLERANCES[dtype] * (100 if is_rough else 1)
         torch.testing.assert_close(actual.double(), exact, rtol=tolerance, atol=0)
 
 
@@ -81,7 +82,9 @@ def test_sums_over_channels(shape, dtype, memory_format):
     tolerance = TOLERANCES[dtype]
     for actual, expected in zip((products, sums), exact, strict=True):
         assert actual.dtype == (torch.float32 if dtype is torch.bfloat16 else dtype)
-        torch.testing.assert_close(actual.double(), expected, rtol=10 * tolerance, atol=1e-4)
+        torch.testing.assert_close(
+            actual.double(), expected, rtol=10 * tolerance, atol=100 * tolerance
+        )
     assert moments.is_narrow_sum(grad, dims) is (dtype is torch.bfloat16)
     if dtype is torch.bfloat16:
         assert torch.equal(moments.channel_sum(grad), sums.bfloat16())

@@ -58,7 +58,7 @@ def test_gradients(case):
     how = (list(bias.shape), [1, 1], padding, *PLAIN, [True, True, False])
     expected = aten.convolution_backward(grad, x, weight, *how)
     torch.testing.assert_close(of_input, expected[0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(of_weight, expected[1], rtol=1e-9, atol=1e-8)
+    torch.testing.assert_close(of_weight, expected[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("mask", list(itertools.product([True, False], repeat=3)))

@@ -49,6 +49,11 @@ def load(source: str) -> ctypes.CDLL | None:
         return None
 
 
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """In which type numbers of a type are in registers: bfloat16 in float32."""
+    return dtype if dtype in SCALARS else torch.float32
+
+
 class Library:
     """C++ that is being compiled, while other work goes on; its functions are there after that."""
 

@@ -145,7 +145,7 @@ def tiny_forward(
     padding: Sequence[int],
     *rest: Any,
 ) -> Tensor:
-    """`aten.convolution` where `is_tiny`, as one matrix product over (channel, pixel)."""
+    """`aten.convolution` where `is_tiny`, as one matrix product over (pixel, channel)."""
     shape = geometry(x, weight, stride, padding)
     result = rearrange(x, "n c h w -> n (h w c)") @ GATHER_TAPS(weight, _numbers(shape)).T
     result = rearrange(result, "n (h w o) -> n o h w", h=shape.output[0], w=shape.output[1])

@@ -86,13 +86,9 @@ def is_faster(
         and max(kernel) <= LARGEST_KERNEL
         and given.rows * given.columns >= FEWEST_TAPS
         and given.output[0] > 0
-        and given.output[1] * _computed(x.dtype).itemsize >= VECTOR_BYTES
-        and library(given, _computed(x.dtype)) is not None
+        and given.output[1] * native.computed(x.dtype).itemsize >= VECTOR_BYTES
+        and library(given, native.computed(x.dtype)) is not None
     )
-
-
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in SCALARS else torch.float32
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:

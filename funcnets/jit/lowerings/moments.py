@@ -75,7 +75,7 @@ def channel_sums(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     is_fast_in_aten = (_is_last(x) and x.shape[1] >= MANY_CHANNELS) or not _fills_vectors(x)
     is_narrow = x.dtype not in SCALARS
-    if is_narrow or (native.is_available() and not is_fast_in_aten):
+    if is_narrow or (not is_fast_in_aten and library(x.dtype) is not None):
         products, sums = _of_channels("sums", [grad, x], *_empty_numbers(x))
         return products, sums
     mean, scale = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
@@ -119,7 +119,7 @@ def _of_channels(name: str, maps: Sequence[Tensor], *results: Tensor) -> tuple[T
 
 def _empty_numbers(*maps: Tensor) -> tuple[Tensor, Tensor]:
     x = maps[-1]
-    dtype = x.dtype if x.dtype in SCALARS else torch.float32
+    dtype = native.computed(x.dtype)
     return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
 

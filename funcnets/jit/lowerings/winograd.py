@@ -12,9 +12,9 @@ convolution again.  (Lavin and Gray, 2015, "Fast algorithms for convolutional ne
 matrices are Cook and Toom's, which evaluate polynomials at some points and infinity.)
 
 All of it is C++, compiled while the graph is traced; without a compiler convolutions stay ATen's.
-Rounding errors are about five times those of a direct convolution: 5e-7 (3×3) and 5e-6 (5×5) of the
-largest output in float32, where ATen's are 4e-7, and 1e-2 in bfloat16 (3×3), where rounding the
-output alone takes 2e-3.  The points 0, ±2/3 and ±3/2 leave less than half of the error of 0, ±1 and
+Rounding errors are a few times those of a direct convolution: up to 2e-6 (3×3) and 1e-5 (5×5) of
+the largest number in float32, and 2e-2 in bfloat16 (3×3), where rounding the output alone takes up
+to 4e-3.  The points 0, ±2/3 and ±3/2 leave less than half of the error of 0, ±1 and
 ±2 (Barabasz et al., 2020, "Error analysis and improving the accuracy of Winograd convolution for
 deep neural networks").
 """
