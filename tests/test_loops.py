@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import funcnets
 from funcnets import random, tree
-from funcnets.jit import loops, native
+from funcnets.jit import expressions, loops, native
 
 aten = torch.ops.aten
 
@@ -24,6 +24,7 @@ OPERATIONS = {
     aten.div.Scalar: lambda x, y: aten.div.Scalar(x, 3),
     aten.neg.default: lambda x, y: -x,
     aten.rsqrt.default: lambda x, y: (x * x + 1).rsqrt(),
+    aten.pow.Tensor_Scalar: lambda x, y: x**3,
     aten.addcmul.default: lambda x, y: torch.addcmul(x, y, y, value=-0.5),
     aten.lerp.Scalar: lambda x, y: torch.lerp(x, y, 0.3) + torch.lerp(x, y, 0.9),
     aten.relu.default: lambda x, y: x.relu(),
@@ -95,8 +96,8 @@ def test_programs_give_the_same_numbers(dtype, layout, donate):
     for _ in range(2):
         actual = jitted(*(value.clone() for value in values))
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-    calls = [n for n in graph_of(jitted).nodes if loops.is_loop(n)]
-    assert len(calls) > 40
+    calls = filter(loops.is_loop, graph_of(jitted).nodes)
+    assert sum(len(call.args[0]) for call in calls) > 40
 
 
 def graph_of(jitted):
@@ -105,7 +106,7 @@ def graph_of(jitted):
 
 
 def test_every_expression_is_tried():
-    assert OPERATIONS.keys() == loops.EXPRESSIONS.keys()
+    assert OPERATIONS.keys() == expressions.EXPRESSIONS.keys()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=map(str, OPERATIONS))
@@ -160,7 +161,7 @@ def test_types_meet_in_a_loop():
 
     def function(x, y):
         z = (x.float() * y).bfloat16().relu()
-        return z, z.float() + y, (z.double() + 1) * 2
+        return z, z.float() + y, (z.double() + 1) * 2, torch.addcmul(z, z, y), y / z.double()
 
     x, y = random.normal(random.key(0), SHAPE).bfloat16(), random.normal(random.key(1), SHAPE)
     jitted = funcnets.jit(function, backend="native")
@@ -259,12 +260,13 @@ def test_other_types_and_numbers_that_no_code_can_hold_are_left_to_aten():
     arguments = torch.ones(3), torch.ones(3, dtype=torch.float64), torch.arange(3)
     graph = traced(
         lambda x, y, z: (
-            *((x * float("inf")).relu(), (x * y).relu() * x, (z * z + z) * z),
+            *((x * float("inf")).relu(), (x * y[0]).neg(), (z * z + z) * z, x**2 + x**0.5),
             *((z.float() + x) / x, (x + x).half() * 2),
         ),
         *arguments,
     )
-    taken = [node for run in loops.runs(graph.graph) for node in run.nodes]
+    found = [run.nodes for run in loops.runs(graph.graph)]
+    taken = [node for nodes in found if len(nodes) > 1 for node in nodes]
     assert [node.target for node in taken] == [aten.add.Tensor, aten.div.Tensor]
     assert {node.meta["val"].dtype for node in taken} == {torch.float32}
 
@@ -278,3 +280,77 @@ def test_a_loop_reads_what_another_gives():
     jitted = funcnets.jit(function, backend="native")
     torch.testing.assert_close(jitted(x), function(x))
     assert sum(map(loops.is_loop, graph_of(jitted).nodes)) == 2
+
+
+def test_small_runs_at_the_ends_are_one_call():
+    def function(weight, mean, x):
+        scale = weight.bfloat16()
+        new = {"weight": weight - x.sum(0) * 0.1, "mean": torch.lerp(mean, x.sin().sum(0), 0.1)}
+        return new, (x @ scale.float().T).sum(), -mean
+
+    weight, mean = random.normal(random.key(0), (4, 4)), random.normal(random.key(1), (4,))
+    x = random.normal(random.key(2), (5, 4))
+    jitted = funcnets.jit(function, backend="native")
+    torch.testing.assert_close(jitted(weight, mean, x), function(weight, mean, x))
+    calls = [call.args[0] for call in graph_of(jitted).nodes if loops.is_loop(call)]
+    assert [list(map(len, call)) for call in calls] == [[1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("large", [1 << 13, 1 << 16, (1 << 16) + 1])
+def test_runs_of_a_call_write_over_nothing_that_another_reads(large):
+    """Also where they run at the same time; large ones stay alone."""
+
+    def function(x, y, z):
+        a, b = x + y * 2, y + x * 3  # each in the memory of what the other reads
+        return a, b, (z * x[0]).relu(), -z
+
+    values = [random.normal(random.key(seed), (n,)) for seed, n in enumerate((large, large, 7))]
+    jitted = funcnets.jit(function, backend="native", donate_argnums=(0, 1, 2))
+    for _ in range(3):
+        expected = function(*values)
+        values = [value.clone() for value in values]
+        torch.testing.assert_close(jitted(*values), expected)
+        x, y, *_ = expected
+        values = [x, y, values[-1]]
+
+
+def test_what_was_written_to_is_read_before():
+    """A run whose operand is written over later can't go to the end."""
+
+    def function(x):
+        y = x.sin()
+        early = -y
+        y.add_(1)
+        return early, y * x.sum()
+
+    x = torch.ones(3, dtype=torch.float64)
+    jitted = funcnets.jit(function, backend="native")
+    torch.testing.assert_close(jitted(x), function(x))
+
+
+def test_a_line_is_a_line_in_all_shapes():
+    """What batch norm computes a channel is one loop, whatever it is broadcast to."""
+
+    def function(x, scale):
+        mean = x.mean((0, 2, 3))
+        shift = (mean[:, None, None] * scale.view(1, 4, 1, 1)).squeeze()
+        inverse = ((shift * shift + 1).rsqrt() * scale.bfloat16())[None, :, None]
+        return x.mean((1, 2, 3), keepdim=True) + inverse.view(4, 1, 1, 1).squeeze(-1), shift
+
+    x, scale = random.normal(random.key(0), (3, 4, 5, 5)), random.normal(random.key(1), (4,))
+    jitted = funcnets.jit(function, backend="native")
+    torch.testing.assert_close(jitted(x, scale), function(x, scale))
+    assert sum(map(loops.is_loop, graph_of(jitted).nodes)) == 1
+
+
+@pytest.mark.parametrize(
+    "turned", [lambda x: x.T, lambda x: x[:1].expand(3, 3), lambda x: x.flip(0)]
+)
+def test_nothing_is_written_over_what_is_read_in_another_order(turned):
+    def function(x):
+        y = x.sin()
+        return (turned(y) * 2).relu().cos()
+
+    x = random.normal(random.key(0), (3, 3), torch.float64)
+    jitted = funcnets.jit(function, backend="native")
+    torch.testing.assert_close(jitted(x), function(x))

@@ -1,73 +1,35 @@
 """Loops: runs of operations element by element become one pass each, in C++ for the whole graph.
 
 What lies between convolutions, matrix products and pools is bound by memory, so each pass that is
-saved is time saved.  All loops of a graph are compiled at once; equal ones, as those of repeated
-blocks, are one function, whatever their sizes.  In bfloat16 each operation is computed in float32
-and rounded, as if it stood alone.  Without a compiler the graph stays as it is.
+saved is time saved; what is small is bound by the calls, so small runs that can stand at one place
+are one call.  All loops of a graph are compiled at once; equal ones, as those of repeated blocks,
+are one function, whatever their sizes.  In bfloat16 each operation is computed in float32 and
+rounded, as if it stood alone.  Without a compiler the graph stays as it is.
 """
 
 import ctypes
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from funcnets.jit import native
-from funcnets.jit.memory import written
+from funcnets.jit.expressions import EXACT, expression
+from funcnets.jit.memory import memory_owners, written
 from funcnets.jit.native import COMPUTED, STORED
+from funcnets.jit.runs import Run, flatten_lines, repeat_conversions, runs, whole
 
-aten = torch.ops.aten
 DEPTH = 4  # loops in each other, in the template
 CHUNK = 1 << 12  # numbers that one thread takes at a time
 LONGEST = 1 << 15  # numbers that one thread takes alone
+LARGEST_IN_GROUP = 1 << 16  # numbers of a run that can be one of many in a call
 
-# Operations as C++ of their operands, in order; what else they take by name.
-EXPRESSIONS: dict[Any, str] = {
-    aten.add.Tensor: "{0} + {alpha} * {1}",
-    aten.sub.Tensor: "{0} - {alpha} * {1}",
-    aten.mul.Tensor: "{0} * {1}",
-    aten.div.Tensor: "{0} / {1}",
-    aten.add.Scalar: "{0} + {1}",
-    aten.mul.Scalar: "{0} * {1}",
-    aten.div.Scalar: "{0} / {1}",
-    aten.neg.default: "-{0}",
-    aten.rsqrt.default: "1 / std::sqrt({0})",
-    aten.addcmul.default: "{0} + {value} * {1} * {2}",
-    aten.lerp.Scalar: "{2} < 0.5 ? {0} + {2} * ({1} - {0}) : {1} - (1 - {2}) * ({1} - {0})",
-    # These let what isn't a number through, as ATen does.
-    aten.relu.default: "{0} <= 0 ? 0 : {0}",
-    aten.threshold_backward.default: "{1} <= {2} ? 0 : {0}",
-    aten.sigmoid.default: "1 / (1 + exponential(-{0}))",
-    aten.sigmoid_backward.default: "{0} * (1 - {1}) * {1}",
-    aten.tanh_backward.default: "{0} * (1 - {1} * {1})",
-    aten._to_copy.default: "{0}",  # to another type
-}
-# Those whose results need no rounding, where their operands are rounded.
-EXACT = {aten.neg.default, aten.relu.default, aten.threshold_backward.default}
-# The C library's exponential takes one number at a time.  This is Taylor's series about the nearest
-# n·log 2, to half a unit or so in the last place; below the smallest normal number it is 0.
-HEADER = """
-template <class T>
-static inline T exponential(T x) {
-    using Limits = std::numeric_limits<T>;
-    using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-    constexpr int digits = Limits::digits - 1, most = Limits::max_exponent;
-    constexpr T log2 = 0.693147180559945309417232L, high = T(0.693145751953125);
-    constexpr T low = 0.693147180559945309417232L - 0.693145751953125L;
-    x = x > most * log2 ? most * log2 : x < -most * log2 ? -most * log2 : x;
-    const T n = std::floor(x * (1 / log2) + T(0.5)), rest = (x - n * high) - n * low;
-    T y = 1;
-#pragma GCC unroll 13
-    for (int i = sizeof(T) == 4 ? 7 : 13; i; --i) y = 1 + y * rest * (T(1) / i);
-    const Bits bits = Bits(std::max<Bits>(Bits(n) + most - 1, 0)) << digits;
-    T power;
-    std::memcpy(&power, &bits, sizeof power);
-    return y * power;
-}
-"""
+HEADER = Path(__file__).with_name("loops.hpp").read_text()
 TEMPLATE = """
 extern "C" void NAME(void** at, const long* size, const long* stride) {{
     const long rows = size[3] < {chunk} ? {chunk} / size[3] : 1;
@@ -97,34 +59,32 @@ def fuse_loops(graph: fx.GraphModule) -> str:
 
     Without a compiler, or anything to make loops of, the graph stays, and there is no C++.
     """
-    _repeat_conversions(graph.graph)
+    if not native.is_available():
+        return ""
+    repeat_conversions(graph.graph)
+    flatten_lines(graph.graph)
     names: dict[str, str] = {}  # of functions, by their sources
-    found = [run for run in runs(graph.graph) if len(run.nest) <= DEPTH]
-    plans = [plan(run, names.setdefault(source(run), f"loop{i}")) for i, run in enumerate(found)]
-    code = "\n".join([HEADER, *(text.replace("NAME", name) for text, name in names.items())])
+    found = groups(graph.graph)
+    plans = [
+        [plan(run, names.setdefault(source(run), f"loop{len(names)}")) for run in group]
+        for group in found
+    ]
+    code = "\n".join(
+        [
+            f"constexpr long DEPTH = {DEPTH};",
+            HEADER,
+            *(text.replace("NAME", name) for text, name in names.items()),
+        ]
+    )
     library = native.load(code) if found else None
     if library is None:
         return ""
-    for i, (run, each) in enumerate(zip(found, plans, strict=True)):
+    for i, (group, each) in enumerate(zip(found, plans, strict=True)):
         graph.add_submodule(f"loop{i}", Loop(each, library))
-        _replace(graph.graph, run, f"loop{i}")
+        _replace(graph.graph, group, f"loop{i}")
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return code
-
-
-def _repeat_conversions(graph: fx.Graph) -> None:
-    """Let each operation convert a map from bfloat16 for itself, so that it is read as it is."""
-    for node in list(graph.nodes):
-        if node.target is not aten._to_copy.default or not _is_element_wise(node):
-            continue
-        types = [_dtype(x) for x in (*node.all_input_nodes, node)]
-        if types == [torch.bfloat16, torch.float32]:
-            for user in list(node.users):
-                if _is_element_wise(user) and _shape(user) == _shape(node):
-                    with graph.inserting_before(user):
-                        user.replace_input_with(node, graph.node_copy(node))
-    graph.eliminate_dead_code()
 
 
 def is_loop(node: fx.Node) -> bool:
@@ -132,125 +92,58 @@ def is_loop(node: fx.Node) -> bool:
     return node.op == "call_module"
 
 
-def _replace(graph: fx.Graph, run: "Run", name: str) -> None:
-    results = run.results
-    with graph.inserting_after(run.nodes[-1]):
-        call = graph.call_module(name, (run.operands, [None] * len(results)))
-    call.meta["val"] = [node.meta["val"] for node in results]
-    for i, node in reversed(list(enumerate(results))):
-        with graph.inserting_after(call):
+def groups(graph: fx.Graph) -> list[list[Run]]:
+    """Runs that are called together: small ones at the ends of the graph, others each for itself.
+
+    What is made of arguments alone can all be made at the beginning, and what only the caller reads
+    at the end.  A single operation is left to ATen, unless it is in such a group.
+    """
+    owners = memory_owners(graph)
+    changed = {owners[value] for node in graph.nodes for value in written(node)}
+    first: list[Run] = []
+    last: list[Run] = []
+    alone: list[list[Run]] = []
+    for run in runs(graph):
+        if len(run.nest) > DEPTH:
+            continue
+        is_small = run.size <= LARGEST_IN_GROUP
+        if is_small and all(whole(x).op == "placeholder" for x in run.operands):
+            first.append(run)
+        elif is_small and run.is_last and not changed & {owners[x] for x in run.operands}:
+            last.append(run)
+        elif len(run.nodes) > 1:
+            alone.append([run])
+    return [group for group in (first, *alone, last) if sum(len(run.nodes) for run in group) > 1]
+
+
+def _replace(graph: fx.Graph, group: Sequence[Run], name: str) -> None:
+    """Let the loop of this name do what the runs do."""
+    operands = [list(map(whole, run.operands)) for run in group]
+    results = [node for run in group for node in run.results]
+    with graph.inserting_before(_place(graph, group)):
+        call = graph.call_module(name, (operands, [[None] * len(run.results) for run in group]))
+        call.meta["val"] = [node.meta["val"] for node in results]
+        inside = {node for run in group for node in run.nodes}
+        for i, node in enumerate(results):
             part = graph.call_function(operator.getitem, (call, i))
-        part.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in run.nodes)
-    for node in reversed(run.nodes):
-        graph.erase_node(node)
+            part.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
+    for run in group:
+        for node in reversed(run.nodes):
+            graph.erase_node(node)
 
 
-class Run:
-    """Operations on maps of one shape that can be one loop, where the last of them stands.
-
-    What they take is read off the graph each time, as other runs in it may have become loops.
-    """
-
-    def __init__(self, nodes: Sequence[fx.Node]) -> None:
-        self.nodes = tuple(nodes)
-
-    def split(self, values: Sequence[fx.Node]) -> tuple["Run", "Run"]:
-        """The operations that `values` are made of, and the others."""
-        needed = set(values)
-        for node in reversed(self.nodes):
-            if node in needed:
-                needed.update(node.all_input_nodes)
-        parts = ([node for node in self.nodes if (node in needed) is of] for of in (True, False))
-        return Run(next(parts)), Run(next(parts))
-
-    @property
-    def operands(self) -> list[fx.Node]:
-        """What they take from elsewhere, each once."""
-        inside = set(self.nodes)
-        taken = dict.fromkeys(x for node in self.nodes for x in node.all_input_nodes)
-        return [operand for operand in taken if operand not in inside]
-
-    @property
-    def results(self) -> list[fx.Node]:
-        """Those that are read elsewhere."""
-        inside = set(self.nodes)
-        return [node for node in self.nodes if not inside.issuperset(node.users)]
-
-    @property
-    def nest(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Its loops, and the steps of operands and results in them, as `nest` gives them."""
-        values = [node.meta["val"] for node in (*self.operands, *self.results)]
-        return nest(values[-1], values)
-
-
-def runs(graph: fx.Graph) -> list[Run]:
-    """Runs of at least two operations, in order.
-
-    Where something else reads a value of a run, what it is made of ends there, so that it can stand
-    there as a whole.  The rest goes on, so that a later loop can compute it for itself; it moves to
-    that place in `graph`.
-    """
-    begun: dict[fx.Node, Run] = {}  # runs that can go on, by their nodes
-    found: dict[Run, None] = {}
-
-    def begin(run: Run) -> None:
-        begun.update(dict.fromkeys(run.nodes, run))
-        found[run] = None
-
-    for node in graph.nodes:
-        if any(written(node)):
-            begun.clear()  # what stands before this must be read before it
-        read = [operand for operand in node.all_input_nodes if operand in begun]
-        fitting = [x for x in read if _is_element_wise(node) and _shape(x) == _shape(node)]
-        joined = dict.fromkeys(begun[operand] for operand in fitting)
-        for run in dict.fromkeys(begun[operand] for operand in read):
-            if run in joined:
-                continue
-            needed, rest = run.split(read)
-            for member in run.nodes:
-                del begun[member]
-            del found[run]
-            found[needed] = None
-            if rest.nodes:
-                begin(rest)
-            for member in rest.nodes:  # nothing has read them yet, and they may read `needed`
-                node.prepend(member)
-        if _is_element_wise(node):
-            for run in joined:
-                del found[run]
-            begin(Run([member for run in joined for member in run.nodes] + [node]))
-    return [run for run in found if len(run.nodes) > 1]
-
-
-def _shape(node: fx.Node) -> Any:
-    return node.meta["val"].shape
-
-
-def _dtype(node: fx.Node) -> torch.dtype:
-    return node.meta["val"].dtype
-
-
-def _is_element_wise(node: fx.Node) -> bool:
-    converts = node.target is aten._to_copy.default
-    known = {"dtype", "layout", "device"} if converts else {"alpha", "value"}
-    if node.target not in EXPRESSIONS or node.kwargs.keys() - known:
-        return False
-    values = [node.meta["val"], *(operand.meta["val"] for operand in node.all_input_nodes)]
-    numbers = () if converts else (*node.args, *node.kwargs.values())
-    return (
-        all(x.device.type == "cpu" and x.dtype in STORED for x in values)
-        and (converts or len({x.dtype for x in values}) == 1)
-        and all(
-            isinstance(x, int | float) and math.isfinite(x)
-            for x in numbers
-            if not isinstance(x, fx.Node)
-        )
-    )
+def _place(graph: fx.Graph, group: Sequence[Run]) -> fx.Node:
+    """The node before which a group can stand: after its operands, and before those who read it."""
+    if len(group) == 1:
+        return group[0].nodes[-1]
+    if group[0].is_last:
+        return next(iter(graph.find_nodes(op="output")))
+    return next(node for node in graph.nodes if node.op != "placeholder")
 
 
 class Plan(NamedTuple):
-    """What a loop takes and gives, and how it walks over that."""
+    """What the loop of one run takes and gives, and how it walks over that."""
 
     function: str  # its name in the library
     operands: list[tuple[Sequence[int], Sequence[int]]]  # shape and strides
@@ -261,7 +154,8 @@ class Plan(NamedTuple):
 
 def plan(run: Run, function: str) -> Plan:
     """The plan of a run, which the C++ `function` is for."""
-    operands, results = ([n.meta["val"] for n in nodes] for nodes in (run.operands, run.results))
+    operands = [whole(node).meta["val"] for node in run.operands]
+    results = [node.meta["val"] for node in run.results]
     outer = [(1, (0,) * (len(operands) + len(results)))] * (DEPTH - len(run.nest))
     size, steps = zip(*outer, *run.nest, strict=True)
     return Plan(
@@ -273,30 +167,50 @@ def plan(run: Run, function: str) -> Plan:
     )
 
 
+class _Part(ctypes.Structure):
+    """`Part` in C++."""
+
+    _fields_ = (("function", ctypes.c_void_p), ("at", ctypes.c_long))
+
+
 class Loop(torch.nn.Module):
-    """A run of operations as a function of its operands, by its C++ in `library`."""
+    """Runs of operations as one function of their operands, by their C++ in `library`."""
 
-    def __init__(self, plan: Plan, library: ctypes.CDLL) -> None:
+    def __init__(self, plans: Sequence[Plan], library: ctypes.CDLL) -> None:
         super().__init__()
-        self.plan = plan
-        self.size = (ctypes.c_long * DEPTH)(*plan.size)
-        self.strides = (ctypes.c_long * len(plan.strides))(*plan.strides)
-        self.pointers = ctypes.c_void_p * (len(plan.operands) + len(plan.results))
-        self.function: Callable[..., None] = library[plan.function]
+        self.plans = plans
+        counts = [len(plan.operands) + len(plan.results) for plan in plans]
+        functions = [ctypes.cast(library[plan.function], ctypes.c_void_p) for plan in plans]
+        parts = map(_Part, functions, accumulate(counts, initial=0))
+        sizes, strides = chain(*(p.size for p in plans)), chain(*(p.strides for p in plans))
+        many = sum(math.prod(plan.size) for plan in plans) > LONGEST
+        self.pointers = ctypes.c_void_p * sum(counts)
+        self.before = (_Part * len(plans))(*parts), ctypes.c_long(len(plans)), ctypes.c_bool(many)
+        self.after = _longs(*sizes), _longs(*strides)
+        self.call: Callable[..., None] = library["call"]
 
-    def forward(self, operands: list[Tensor], targets: list[Tensor | None]) -> list[Tensor]:
+    def forward(
+        self, operands: list[list[Tensor]], targets: list[list[Tensor | None]]
+    ) -> list[Tensor]:
         """The results, each in its target, or in new memory where that is None."""
-        given = [
-            x if x.stride() == stride else x.new_empty_strided(shape, stride).copy_(x)
-            for x, (shape, stride) in zip(operands, self.plan.operands, strict=True)
-        ]
-        results = [
-            torch.empty_strided(shape, stride, dtype=dtype, device=device) if x is None else x
-            for x, (shape, stride, dtype, device) in zip(targets, self.plan.results, strict=True)
-        ]
-        pointers = self.pointers(*(x.data_ptr() for x in (*given, *results)))
-        self.function(pointers, self.size, self.strides)
+        results: list[Tensor] = []
+        numbers: list[Tensor] = []
+        for plan, given, wanted in zip(self.plans, operands, targets, strict=True):
+            for x, (shape, stride) in zip(given, plan.operands, strict=True):
+                is_usual = x.stride() == stride
+                numbers.append(x if is_usual else x.new_empty_strided(shape, stride).copy_(x))
+            for target, (shape, stride, dtype, device) in zip(wanted, plan.results, strict=True):
+                if target is None:
+                    target = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+                numbers.append(target)
+                results.append(target)
+        pointers = self.pointers(*[x.data_ptr() for x in numbers])
+        self.call(*self.before, pointers, *self.after)
         return results
+
+
+def _longs(*numbers: int) -> ctypes.Array[ctypes.c_long]:
+    return (ctypes.c_long * len(numbers))(*numbers)
 
 
 def source(run: Run) -> str:
@@ -307,59 +221,22 @@ def source(run: Run) -> str:
     def element(i: int) -> str:
         return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{DEPTH * i + DEPTH - 1}]') }]"
 
-    types = [STORED[_dtype(node)] for node in (*operands, *results)]
+    types = [STORED[node.meta["val"].dtype] for node in (*operands, *results)]
     names: dict[fx.Node, str] = {}
     lines: list[str] = []
 
     def note(node: fx.Node, value: str) -> None:
         names[node] = f"v{len(lines)}"
-        lines.append(f"const {COMPUTED[_dtype(node)]} {names[node]} = {value};")
+        lines.append(f"const {COMPUTED[node.meta['val'].dtype]} {names[node]} = {value};")
 
     for i, node in enumerate(operands):
         note(node, f"computed({element(i)})")
     for node in run.nodes:
-        value, to = _expression(node, names), _dtype(node)
-        note(node, value if node.target in EXACT else f"rounded<{STORED[to]}>({value})")
+        value, to = expression(node, names), STORED[node.meta["val"].dtype]
+        note(node, value if node.target in EXACT else f"rounded<{to}>({value})")
     for i, node in enumerate(results, len(operands)):
         lines.append(f"{element(i)} = kept<{types[i]}>({names[node]});")
     pointers = [POINTER.format(each, i, DEPTH * i) for i, each in enumerate(types)]
     return TEMPLATE.format(
         chunk=CHUNK, longest=LONGEST, pointers=" ".join(pointers), body=" ".join(lines)
     )
-
-
-def _expression(node: fx.Node, names: dict[fx.Node, str]) -> str:
-    """C++ of an operation, with its operands by their names."""
-
-    def literal(number: Any) -> str:
-        return f"{COMPUTED[_dtype(node)]}({float(number)!r})"
-
-    values = [names[x] if isinstance(x, fx.Node) else literal(x) for x in node.args]
-    if node.target is aten._to_copy.default:
-        return values[0]
-    factors = {"alpha": 1, "value": 1} | node.kwargs
-    scalars = {name: literal(factor) for name, factor in factors.items()}
-    return EXPRESSIONS[node.target].format(*values, **scalars)
-
-
-def nest(result: Tensor, tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
-    """Loops over `result`, the innermost last: the size of each, and how far each tensor steps.
-
-    Dimensions that all tensors walk through evenly are one loop.
-    """
-    strides = [_expanded_strides(tensor, result.ndim) for tensor in tensors]
-    loops: list[tuple[int, tuple[int, ...]]] = []
-    for d in sorted(range(result.ndim), key=result.stride, reverse=True):
-        size, steps = result.shape[d], tuple(each[d] for each in strides)
-        if size == 1:
-            continue
-        if loops and loops[-1][1] == tuple(size * step for step in steps):
-            size *= loops.pop()[0]
-        loops.append((size, steps))
-    return loops
-
-
-def _expanded_strides(tensor: Tensor, ndim: int) -> list[int]:
-    """The strides of a tensor that is expanded to a larger shape, of `ndim` dimensions."""
-    sides = zip(tensor.shape, tensor.stride(), strict=True)
-    return [0] * (ndim - tensor.ndim) + [0 if size == 1 else stride for size, stride in sides]

@@ -62,17 +62,27 @@ def reuse_memory(graph: fx.GraphModule) -> None:
 
 
 def _reuse_in_loop(graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads") -> None:
-    chosen: list[Any] = [None] * len(loop.meta["val"])
-    for part in loop.users:
-        i: Any = part.args[1]
-        copy = _only_copy(part)
-        if copy is not None and reads.end_at(copy.args[0], part, loop, place):
-            chosen[i] = copy.args[0]
-            graph.erase_node(copy)
-        else:
-            free = (x for x in reads.over(part, loop, place) if x not in chosen)
-            chosen[i] = next(free, None)
-    loop.args = (loop.args[0], chosen)
+    """Let each run of a loop write where nothing reads after it, and no other of its runs does."""
+    parts: dict[Any, fx.Node] = {part.args[1]: part for part in loop.users}
+    operands: Any = loop.args[0]
+    targets: Any = loop.args[1]
+    chosen: list[fx.Node | None] = []
+    for own, results in zip(operands, targets, strict=True):
+        taken = {reads.owners[x] for each in operands if each is not own for x in each}
+        for _ in results:
+            part = parts[len(chosen)]
+            copy = _only_copy(part)
+            free = reads.over(part, loop, place)
+            if copy is not None and reads.end_at(copy.args[0], part, loop, place):
+                free.insert(0, copy.args[0])
+            target = next((x for x in free if reads.owners[x] not in taken), None)
+            if copy is not None and target is copy.args[0]:
+                graph.erase_node(copy)
+            if target is not None:
+                taken.add(reads.owners[target])
+            chosen.append(target)
+    given = iter(chosen)
+    loop.args = (operands, [[next(given) for _ in results] for results in targets])
 
 
 def _only_copy(node: fx.Node) -> Any:

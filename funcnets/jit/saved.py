@@ -39,7 +39,7 @@ class Program(NamedTuple):
     """
 
     code: str
-    loops: dict[str, Plan]
+    loops: dict[str, Sequence[Plan]]
     source: str
     structure: Structure
     aliases: Aliases
@@ -55,7 +55,7 @@ def as_program(
     python = graph.graph.python_code("self")
     if python.globals.keys() - NAMES or graph.graph.find_nodes(op="get_attr"):
         return None
-    loops = {name: loop.plan for name, loop in graph.named_children() if isinstance(loop, Loop)}
+    loops = {name: loop.plans for name, loop in graph.named_children() if isinstance(loop, Loop)}
     return Program(python.src, loops, source, structure, aliases)
 
 
@@ -66,7 +66,7 @@ def load(program: Program) -> Executable | None:
         library = native.load(program.source)
         if library is None:
             return None
-        loops = {name: Loop(plan, library) for name, plan in program.loops.items()}
+        loops = {name: Loop(plans, library) for name, plans in program.loops.items()}
     names: dict[str, Any] = dict(NAMES)
     exec(compile(program.code, "<saved program>", "exec"), names)
     forward = functools.partial(names["forward"], SimpleNamespace(**loops))

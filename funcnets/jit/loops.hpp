@@ -1,0 +1,45 @@
+// What the loops of a graph are called by, and what they need.
+//
+// Before this text stands DEPTH, how many loops are in each other.
+
+// The C library's exponential takes one number at a time.  This is Taylor's series about the nearest
+// n·log 2, to half a unit or so in the last place; below the smallest normal number it is 0.
+template <class T>
+static inline T exponential(T x) {
+    using Limits = std::numeric_limits<T>;
+    using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+    constexpr int digits = Limits::digits - 1, most = Limits::max_exponent;
+    constexpr T log2 = 0.693147180559945309417232L, high = T(0.693145751953125);
+    constexpr T low = 0.693147180559945309417232L - 0.693145751953125L;
+    x = x > most * log2 ? most * log2 : x < -most * log2 ? -most * log2 : x;
+    const T n = std::floor(x * (1 / log2) + T(0.5)), rest = (x - n * high) - n * low;
+    T y = 1;
+#pragma GCC unroll 13
+    for (int i = sizeof(T) == 4 ? 7 : 13; i; --i) y = 1 + y * rest * (T(1) / i);
+    const Bits bits = Bits(std::max<Bits>(Bits(n) + most - 1, 0)) << digits;
+    T power;
+    std::memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+
+// The function of a run, and where its operands and results begin among those of all.
+struct Part {
+    void (*function)(void** at, const long* size, const long* stride);
+    long at;
+};
+
+// Calls runs of which none reads what another writes.
+extern "C" void call(const Part* parts, long count, bool many, void** at, const long* size,
+                     const long* stride) {
+    const auto run = [=](long i) {
+        const long first = parts[i].at;
+        parts[i].function(at + first, size + i * DEPTH, stride + first * DEPTH);
+    };
+    if (many && count > 1) {
+#pragma omp parallel for schedule(dynamic)
+        for (long i = 0; i < count; ++i) run(i);
+    } else {
+        // Not in a region of one thread, in which those of a run would be started anew.
+        for (long i = 0; i < count; ++i) run(i);
+    }
+}
