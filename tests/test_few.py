@@ -105,13 +105,29 @@ def test_other_types_formats_and_machines_are_left_to_others(monkeypatch):
     assert not few.is_faster(x, weight, *HOW)
 
 
-def test_the_output_in_bfloat16_is_made_in_float32():
-    x, weight, bias = (each.bfloat16() for each in arguments(3, 1, 6, (28, 28), (5, 5)))
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[2], SHAPES[4]])
+def test_bfloat16_is_computed_in_float32(shape):
+    """To the bit, and rounded once."""
+    x, weight, bias = (each.bfloat16() for each in arguments(*shape))
+    grad = numbers(*aten.convolution(x, weight, bias, *HOW).shape, seed=3).bfloat16()
+    wide = [each.float() for each in (x, weight, bias, grad)]
     assert few.is_faster(x, weight, *HOW)
-    wide = few.convolve(*(each.float() for each in (x, weight, bias)))
-    assert torch.equal(few.forward(x, weight, bias, *HOW), wide.bfloat16())
-    gradient = few.BACKWARD.applies(wide.bfloat16(), x, weight, [6], *HOW, [True] * 3)
-    assert not gradient
+    assert torch.equal(few.convolve(x, weight, bias), few.convolve(*wide[:3]).bfloat16())
+    assert torch.equal(few.convolve(x, weight, None), few.convolve(*wide[:2], None).bfloat16())
+    gradient = few.weight_gradient(wide[3], wide[0], shape[-1])
+    assert torch.equal(few.weight_gradient(grad, x, shape[-1]), gradient.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_gradients_of_more_channels_are_left_to_avx512(dtype, monkeypatch):
+    for inputs in (1, 2):
+        x, weight, _ = arguments(3, inputs, 6, (28, 28), (5, 5), dtype)
+        grad = torch.empty(3, 6, 24, 24, dtype=dtype)
+        call = (grad, x, weight, [6], *HOW, [True] * 3)
+        for is_there in (True, False):
+            monkeypatch.setattr(few, "has_avx512", lambda is_there=is_there: is_there)
+            assert few.FORWARD.applies(x, weight, None, *HOW)
+            assert few.BACKWARD.applies(*call) is (inputs == 1 or not is_there)
 
 
 def test_it_fires_in_a_graph():

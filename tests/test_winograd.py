@@ -177,7 +177,8 @@ def test_rule_of_bfloat16(monkeypatch, instructions, three, five):
         weight = torch.empty(256, 96, side, side, dtype=torch.bfloat16)
         how = ([1, 1], [side // 2, side // 2], *PLAIN)
         assert winograd.is_faster(x, weight, *how) is (factor is not None)
-        assert asked == ([] if factor is None else [(side, torch.bfloat16, factor)])
+        assert asked == ([] if factor is None else [(side, torch.bfloat16)])
+        assert factor is None or winograd.factors(side, torch.bfloat16) is factor
         asked.clear()
 
 

@@ -2,6 +2,8 @@
 //
 // Before this text stands DEPTH, how many loops are in each other.
 
+static constexpr double one_by_factorial(int n) { return n ? one_by_factorial(n - 1) / n : 1; }
+
 // The C library's exponential takes one number at a time.  This is Taylor's series about the nearest
 // n·log 2, to half a unit or so in the last place; below the smallest normal number it is 0.
 template <class T>
@@ -13,9 +15,9 @@ static inline T exponential(T x) {
     constexpr T low = 0.693147180559945309417232L - 0.693145751953125L;
     x = x > most * log2 ? most * log2 : x < -most * log2 ? -most * log2 : x;
     const T n = std::floor(x * (1 / log2) + T(0.5)), rest = (x - n * high) - n * low;
-    T y = 1;
-#pragma GCC unroll 13
-    for (int i = sizeof(T) == 4 ? 7 : 13; i; --i) y = 1 + y * rest * (T(1) / i);
+    T y = 0;
+#pragma GCC unroll 14
+    for (int i = sizeof(T) == 4 ? 7 : 13; i >= 0; --i) y = T(one_by_factorial(i)) + y * rest;
     const Bits bits = Bits(std::max<Bits>(Bits(n) + most - 1, 0)) << digits;
     T power;
     std::memcpy(&power, &bits, sizeof power);

@@ -186,7 +186,7 @@ class Loop(torch.nn.Module):
         many = sum(math.prod(plan.size) for plan in plans) > LONGEST
         self.pointers = ctypes.c_void_p * sum(counts)
         self.before = (_Part * len(plans))(*parts), ctypes.c_long(len(plans)), ctypes.c_bool(many)
-        self.after = _longs(*sizes), _longs(*strides)
+        self.after = native.longs(*sizes), native.longs(*strides)
         self.call: Callable[..., None] = library["call"]
 
     def forward(
@@ -207,10 +207,6 @@ class Loop(torch.nn.Module):
         pointers = self.pointers(*[x.data_ptr() for x in numbers])
         self.call(*self.before, pointers, *self.after)
         return results
-
-
-def _longs(*numbers: int) -> ctypes.Array[ctypes.c_long]:
-    return (ctypes.c_long * len(numbers))(*numbers)
 
 
 def source(run: Run) -> str:

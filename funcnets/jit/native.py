@@ -8,11 +8,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 # As many as a network's kernels need, so that the longest doesn't wait for the others.
 _COMPILERS = ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
@@ -68,7 +69,21 @@ class Library:
                 f"{_command()[0]} can't compile a kernel of funcnets: with CXX=none the graph does "
                 "without"
             )
-        return library[name]
+        function: Callable[..., None] = getattr(library, name)  # which keeps it, as [] doesn't
+        return function
+
+
+def call(library: Library | None, name: str, *tensors: Tensor | None, sizes: Sequence[int]) -> None:
+    """Call a function of `library` with where each tensor begins in memory, and with its sizes."""
+    assert library is not None, "the rule asks for a compiler"
+    pointers = (ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors)
+    library[name](*pointers, longs(*sizes))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def longs(*numbers: int) -> ctypes.Array[ctypes.c_long]:
+    """Numbers as C has them; not to be written to."""
+    return (ctypes.c_long * len(numbers))(*numbers)
 
 
 def begin(source: str) -> Library | None:

@@ -23,6 +23,17 @@ static inline auto computed(Stored x) {
     }
 }
 
+// So many numbers in a register's type: where they are, if that is theirs, or in `room`.
+template <class Stored, class Real>
+static inline const Real* computed(const Stored* from, Real* room, long count) {
+    if constexpr (std::is_same_v<Stored, Real>) {
+        return from;
+    } else {
+        for (long i = 0; i < count; ++i) room[i] = computed(from[i]);
+        return room;
+    }
+}
+
 // To what memory's type can hold: to the nearest, and between two to the even one.
 template <class Stored, class T>
 static inline auto rounded(T x) {

@@ -1,7 +1,7 @@
 // Convolutions of few channels, stride 1, no padding, on plain maps (N, C, H, W).  Sizes are
 // constants, so that sums stay in registers.
 //
-// Before this text stand: Real, INPUTS and OUTPUTS (channels), HEIGHT and WIDTH (of the input),
+// Before this text stand: Stored, in memory, and Real, in registers, INPUTS and OUTPUTS (channels), HEIGHT and WIDTH (of the input),
 // ROWS and COLUMNS (of the kernel), TOGETHER (vectors of a row at a time), BLOCK (outputs at a
 // time, a divisor of OUTPUTS) and PARTS (sums of a weight's gradient that are kept apart).
 
@@ -11,6 +11,7 @@ constexpr int LANES = sizeof(Vector) / sizeof(Real);
 constexpr int OUT_HEIGHT = HEIGHT - ROWS + 1, OUT_WIDTH = WIDTH - COLUMNS + 1;
 constexpr int VECTORS = (OUT_WIDTH + LANES - 1) / LANES;
 constexpr int TAPS = OUTPUTS * INPUTS * ROWS * COLUMNS;
+constexpr int INPUT = INPUTS * HEIGHT * WIDTH, OUTPUT = OUTPUTS * OUT_HEIGHT * OUT_WIDTH;
 static_assert(OUT_WIDTH >= LANES && OUTPUTS % BLOCK == 0);
 
 static inline Vector load(const Real* from) {
@@ -25,8 +26,9 @@ static inline void store(Real* to, Vector vector) { std::memcpy(to, &vector, siz
 static inline int start(int vector) { return std::min(vector * LANES, OUT_WIDTH - LANES); }
 
 // Row y of BLOCK outputs from `first` on.
-static inline void row(const Real* image, const Real* weight, const Real* bias, Real* output,
+static inline void row(const Real* image, const Real* weight, const Real* bias, Stored* output,
                        int first, int y) {
+    Real line[BLOCK * OUT_WIDTH];
     for (int before = 0; before < VECTORS; before += TOGETHER) {
         Vector sum[BLOCK][TOGETHER];
 #pragma GCC unroll 16
@@ -52,18 +54,26 @@ static inline void row(const Real* image, const Real* weight, const Real* bias, 
         for (int o = 0; o < BLOCK; ++o)
 #pragma GCC unroll 4
             for (int v = 0; v < TOGETHER; ++v)
-                store(output + ((first + o) * OUT_HEIGHT + y) * OUT_WIDTH + start(before + v), sum[o][v]);
+                store(line + o * OUT_WIDTH + start(before + v), sum[o][v]);
     }
+    for (int o = 0; o < BLOCK; ++o)
+        for (int i = 0; i < OUT_WIDTH; ++i)
+            output[((first + o) * OUT_HEIGHT + y) * OUT_WIDTH + i] =
+                stored<Stored>(line[o * OUT_WIDTH + i]);
 }
 
-extern "C" void convolve(const Real* x, const Real* weight, const Real* bias, Real* output,
-                         long images) {
+extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bias, Stored* output,
+                         const long* images) {
+    Real weight_room[TAPS], bias_room[OUTPUTS];
+    const Real* taps = computed(weight, weight_room, TAPS);
+    const Real* shift = bias ? computed(bias, bias_room, OUTPUTS) : nullptr;
 #pragma omp parallel for
-    for (long n = 0; n < images; ++n) {
-        const Real* image = x + n * INPUTS * HEIGHT * WIDTH;
-        Real* result = output + n * OUTPUTS * OUT_HEIGHT * OUT_WIDTH;
+    for (long n = 0; n < *images; ++n) {
+        Real room[INPUT];
+        const Real* image = computed(x + n * INPUT, room, INPUT);
         for (int first = 0; first < OUTPUTS; first += BLOCK)
-            for (int y = 0; y < OUT_HEIGHT; ++y) row(image, weight, bias, result, first, y);
+            for (int y = 0; y < OUT_HEIGHT; ++y)
+                row(image, taps, shift, output + n * OUTPUT, first, y);
     }
 }
 
@@ -101,14 +111,16 @@ static inline void taps(const Real* image, const Real* gradient, Vector* total, 
 }
 
 // The weight's gradient, as PARTS sums (PARTS, OUTPUTS, INPUTS, ROWS, COLUMNS) over images.
-extern "C" void weight_gradient(const Real* x, const Real* gradient, Real* sums, long images) {
+extern "C" void weight_gradient(const Stored* x, const Stored* gradient, Real* sums,
+                                const long* images) {
 #pragma omp parallel for
     for (long part = 0; part < PARTS; ++part) {
         Vector total[TAPS] = {};
-        for (long n = part * images / PARTS; n < (part + 1) * images / PARTS; ++n) {
-            const Real* image = x + n * INPUTS * HEIGHT * WIDTH;
-            for (int first = 0; first < OUTPUTS; first += PAIR)
-                taps(image, gradient + n * OUTPUTS * OUT_HEIGHT * OUT_WIDTH, total, first);
+        for (long n = part * *images / PARTS; n < (part + 1) * *images / PARTS; ++n) {
+            Real room[INPUT], gradient_room[OUTPUT];
+            const Real* image = computed(x + n * INPUT, room, INPUT);
+            const Real* of_image = computed(gradient + n * OUTPUT, gradient_room, OUTPUT);
+            for (int first = 0; first < OUTPUTS; first += PAIR) taps(image, of_image, total, first);
         }
         for (int k = 0; k < TAPS; ++k) {
             Real sum = 0;

@@ -6,7 +6,6 @@ ATen's and these, 3×3 windows, batch 128: 256 channels of 12×12, stride 1, 4.5
 6.4; in bfloat16 4.7 and 3.4, back 6.3 and 5.4.
 """
 
-import ctypes
 import functools
 import math
 from collections.abc import Sequence
@@ -60,7 +59,8 @@ def maxima(
     """Maxima of windows, (N, C, *side), and the taps at which they are, as bytes."""
     results = _empty_maxima(x, kernel, stride, padding, side)
     x = x.contiguous(memory_format=torch.channels_last)
-    _call("maxima", x.shape, side, (*kernel, *stride, *padding), x, *results)
+    sizes = (*x.shape, *side, *kernel, *stride, *padding)
+    native.call(library(x.dtype), "maxima", x, *results, sizes=sizes)
     return results
 
 
@@ -75,19 +75,9 @@ def gather(
     """The gradient of a max pool's input, (N, C, *side), from where its maxima were."""
     result = _empty_map(grad, side)
     given = (each.contiguous(memory_format=torch.channels_last) for each in (grad, where))
-    _call("gather", result.shape, grad.shape[2:], (*kernel, *stride, *padding), *given, result)
+    sizes = (*result.shape, *grad.shape[2:], *kernel, *stride, *padding)
+    native.call(library(grad.dtype), "gather", *given, result, sizes=sizes)
     return result
-
-
-def _call(
-    name: str, shape: Sequence[int], out: Sequence[int], how: Sequence[int], *tensors: Tensor
-) -> None:
-    compiled = library(tensors[0].dtype)
-    assert compiled is not None, "the rule asks for a compiler"
-    numbers = (*shape, *out, *how)
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    sizes = (ctypes.c_long * len(numbers))(*numbers)
-    compiled[name](*pointers, sizes)
 
 
 def _empty_map(x: Tensor, side: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

@@ -137,31 +137,33 @@ static std::vector<Result> over_rows(long rows, long channels, Maps... maps) {
 }
 
 // With `pixels` 0 the maps are `images` rows.
+struct Sizes {
+    long images, channels, pixels;
+};
+
 template <class Result, class... Maps>
-static std::vector<Result> over_all(long images, long channels, long pixels, Maps... maps) {
-    if (!pixels) return over_rows<Result>(images, channels, maps...);
-    return over_planes<Result>(images, channels, pixels, maps...);
+static std::vector<Result> over_all(const Sizes& s, Maps... maps) {
+    if (!s.pixels) return over_rows<Result>(s.images, s.channels, maps...);
+    return over_planes<Result>(s.images, s.channels, s.pixels, maps...);
 }
 
-extern "C" void moments(const Stored* x, Real* mean, Real* variance, long images, long channels,
-                        long pixels) {
-    const auto all = over_all<Moments>(images, channels, pixels, x);
-    for (long c = 0; c < channels; ++c) {
+extern "C" void moments(const Stored* x, Real* mean, Real* variance, const Sizes& s) {
+    const auto all = over_all<Moments>(s, x);
+    for (long c = 0; c < s.channels; ++c) {
         mean[c] = all[c].mean;
         variance[c] = all[c].squares / all[c].count;
     }
 }
 
-extern "C" void sums(const Stored* g, const Stored* x, Real* products, Real* sums, long images,
-                     long channels, long pixels) {
-    const auto all = over_all<Sums>(images, channels, pixels, g, x);
-    for (long c = 0; c < channels; ++c) {
+extern "C" void sums(const Stored* g, const Stored* x, Real* products, Real* sums, const Sizes& s) {
+    const auto all = over_all<Sums>(s, g, x);
+    for (long c = 0; c < s.channels; ++c) {
         products[c] = all[c].products;
         sums[c] = all[c].sum;
     }
 }
 
-extern "C" void sum(const Stored* x, Stored* sum, long images, long channels, long pixels) {
-    const auto all = over_all<Sum>(images, channels, pixels, x);
-    for (long c = 0; c < channels; ++c) sum[c] = stored<Stored>(all[c].sum);
+extern "C" void sum(const Stored* x, Stored* sum, const Sizes& s) {
+    const auto all = over_all<Sum>(s, x);
+    for (long c = 0; c < s.channels; ++c) sum[c] = stored<Stored>(all[c].sum);
 }

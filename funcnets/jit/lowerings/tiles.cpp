@@ -34,6 +34,7 @@ struct Sizes {
     long out_height, out_width, outputs;
     long above, before;                             // padding
     long of_output, of_channel, of_row, of_column;  // strides of the weight
+    long begin;                                     // where its first tap is
 
     long down() const { return (out_height + STEP - 1) / STEP; }
     long across() const { return (out_width + STEP - 1) / STEP; }
@@ -283,9 +284,10 @@ struct Kernels {
         const long count = c < s.channels ? std::min<long>(LANES, s.outputs - first) : 0;
         Vector x[SIDE * SIDE], y[AREA];
         for (int i = 0; i < SIDE * SIDE; ++i) {
-            const long tap = i / SIDE * s.of_row + i % SIDE * s.of_column + c * s.of_channel;
+            const Stored* tap = weight + s.begin + c * s.of_channel + i / SIDE * s.of_row +
+                                i % SIDE * s.of_column;
             Stored part[LANES] = {};
-            for (long o = 0; o < count; ++o) part[o] = weight[tap + (first + o) * s.of_output];
+            for (long o = 0; o < count; ++o) part[o] = tap[(first + o) * s.of_output];
             x[i] = load(part);
         }
         transform<of_kernels>(x, y);

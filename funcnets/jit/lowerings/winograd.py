@@ -19,7 +19,6 @@ to 4e-3.  The points 0, ±2/3 and ±3/2 leave less than half of the error of 0, 
 deep neural networks").
 """
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from fractions import Fraction
@@ -108,7 +107,7 @@ def factors(side: int, dtype: torch.dtype) -> torch.dtype:
 
 
 @functools.cache
-def library(side: int, stored: torch.dtype, factor: torch.dtype) -> native.Library | None:
+def library(side: int, dtype: torch.dtype) -> native.Library | None:
     """The convolutions with kernels of so many taps a side, compiled, if there is a compiler."""
     inputs, kernels, outputs = transforms(side)
     matrices = {
@@ -121,8 +120,8 @@ def library(side: int, stored: torch.dtype, factor: torch.dtype) -> native.Libra
     structs = (_struct(name, matrix) for name, matrix in matrices.items())
     return native.begin_for(
         Path(__file__).with_name("tiles.cpp"),
-        stored,
-        f"using Factor = {STORED[factor]};",
+        dtype,
+        f"using Factor = {STORED[factors(side, dtype)]};",
         *structs,
         SIDE=side,
         STEP=STEP,
@@ -197,14 +196,6 @@ def sizes(x: Tensor, outputs: int, side: int, padding: Sequence[int]) -> Sizes:
     return Sizes(images, height, width, channels, out_height, out_width, outputs, *padding)
 
 
-def _call(name: str, weight: Tensor, given: Sizes, strides: Sequence[int], *at: int | None) -> None:
-    side = weight.shape[2]
-    compiled = library(side, weight.dtype, factors(side, weight.dtype))
-    assert compiled is not None, "the rule asks for a compiler"
-    numbers = (*given, *strides)
-    compiled[name](*map(ctypes.c_void_p, at), (ctypes.c_long * len(numbers))(*numbers))
-
-
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], turned: bool
 ) -> Tensor:
@@ -213,15 +204,15 @@ def convolve(
     `turned`: the kernels are turned by half, and their inputs are outputs: (C, O, k, k).
     """
     x, result = channels_last(x), _empty_output(x, weight, bias, padding, turned)
-    start, strides = weight.data_ptr(), weight.stride()
+    begin, strides = 0, weight.stride()
     if turned:
         outputs, inputs, row, column = strides
+        begin = (weight.shape[2] - 1) * (row + column)
         strides = inputs, outputs, -row, -column
-        start += (weight.shape[2] - 1) * (row + column) * weight.element_size()
     flat = None if bias is None else bias.contiguous()
-    at = x.data_ptr(), start, None if flat is None else flat.data_ptr(), result.data_ptr()
-    given = sizes(x, result.shape[1], weight.shape[2], padding)
-    _call("convolve", weight, given, strides, *at)
+    side = weight.shape[2]
+    given = (*sizes(x, result.shape[1], side, padding), *strides, begin)
+    native.call(library(side, x.dtype), "convolve", x, weight, flat, result, sizes=given)
     return result
 
 
@@ -236,9 +227,8 @@ def _empty_output(
 def weight_gradient(grad: Tensor, x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
     """The gradient of such a convolution's weight: (N, O, H', W') and x -> (O, C, k, k)."""
     grad, x, result = channels_last(grad), channels_last(x), _empty_gradient(grad, x, side, padding)
-    at = (tensor.data_ptr() for tensor in (grad, x, result))
-    given = sizes(x, grad.shape[1], side, padding)
-    _call("weight_gradient", result, given, result.stride(), *at)
+    given = (*sizes(x, grad.shape[1], side, padding), *result.stride(), 0)
+    native.call(library(side, x.dtype), "weight_gradient", grad, x, result, sizes=given)
     return result
 
 
@@ -287,15 +277,15 @@ def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
     usual = weight.shape[3] == side and side in POINTS and max(padding) < side
     if not usual or x.dtype not in STORED:
         return False
-    factor, cost = factors(side, x.dtype), 1
+    cost = 1
     if x.dtype is torch.bfloat16 and has_bfloat16():
         if torch.cpu._is_amx_tile_supported():
             return False  # products in AMX take a fourth or less of a vector's time
-        cost = 1 if factor is x.dtype else 2
+        cost = 1 if factors(side, x.dtype) is x.dtype else 2
     if saved(sizes(x, weight.shape[0], side, padding), side, cost) < LEAST_SAVED:
         return False
     # Asked last, as the first answer begins to compile.
-    return library(side, x.dtype, factor) is not None
+    return library(side, x.dtype) is not None
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
