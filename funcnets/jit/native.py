@@ -21,6 +21,7 @@ SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in 
 STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
 COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers
 NUMBERS = Path(__file__).with_name("numbers.hpp").read_text()
+VECTORS = Path(__file__).with_name("vectors.hpp").read_text()
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math"),  # which stand in the way of vectors

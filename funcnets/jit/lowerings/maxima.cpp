@@ -1,19 +1,41 @@
 // Max pools on channels_last maps, and their gradient.  The tap of a window at which its maximum is,
-// counted row by row, is a byte.  Before this text stand the types Stored, in memory, and Real.
+// counted row by row, is a byte.  Before this text stands vectors.hpp.
 
 struct Sizes {
     long images, channels, height, width, out_height, out_width;
     long rows, columns, down, across, above, before;  // window, stride and padding
 };
 
-constexpr int WIDE = 32;  // channels at a time, in registers
+typedef decltype(Vector() < Vector()) Whole;  // a whole number for each lane
+typedef std::uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef std::uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
-// Calls with how many of the channels from `first` on are taken, as a constant where it can be.
+constexpr int WIDE = 4;  // vectors of channels at a time
+
+// Calls with the first of some channels, how many vectors they are, and how many are in each: WIDE
+// full ones, as constants, or in the end one.
 template <class F>
 static inline void in_vectors(long channels, F call) {
-    for (long first = 0; first < channels; first += WIDE)
-        if (channels - first >= WIDE) call(first, std::integral_constant<int, WIDE>());
-        else call(first, int(channels - first));
+    long first = 0;
+    for (; channels - first >= WIDE * LANES; first += WIDE * LANES)
+        call(first, std::integral_constant<int, WIDE>(), std::integral_constant<int, LANES>());
+    for (; first < channels; first += LANES)
+        call(first, std::integral_constant<int, 1>(), std::min<long>(LANES, channels - first));
+}
+
+// So many bytes, and zeros, as whole numbers; by way of halves, as the compiler has no short way.
+static inline Whole load_bytes(const std::uint8_t* from, long count) {
+    Bytes bytes = {};
+    std::memcpy(&bytes, from, count);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Whole);
+}
+
+// Numbers that memory's type holds, as they are.
+static inline void keep(Stored* to, Vector x, long count) {
+    Stored part[LANES];
+    if constexpr (IS_NARROW) write(part, __builtin_convertvector((Bits)x >> 16, Half));
+    else write(part, x);
+    std::memcpy(to, part, count * sizeof(Stored));
 }
 
 static inline void of_window(const Stored* x, Stored* y, std::uint8_t* where, const Sizes& s,
@@ -23,26 +45,30 @@ static inline void of_window(const Stored* x, Stored* y, std::uint8_t* where, co
     const long first_column = std::max(0l, -left), last_column = std::min(s.columns, s.width - left);
     const Stored* corner = x + ((n * s.height + top) * s.width + left) * s.channels;
     const long to = ((n * s.out_height + i) * s.out_width + j) * s.channels;
-    in_vectors(s.channels, [&](long c, auto count) {
-        Real most[WIDE];
-        std::int32_t at[WIDE];
-        for (int k = 0; k < count; ++k) {
-            most[k] = -std::numeric_limits<Real>::infinity();
-            at[k] = first_row * s.columns + first_column;
+    in_vectors(s.channels, [&](long c, auto wide, auto count) {
+        Vector most[wide];
+        Whole at[wide];
+        for (int v = 0; v < wide; ++v) {
+            most[v] = Vector{} - std::numeric_limits<Real>::infinity();
+            at[v] = Whole{} + int(first_row * s.columns + first_column);
         }
         for (long row = first_row; row < last_row; ++row)
             for (long column = first_column; column < last_column; ++column) {
                 const Stored* pixel = corner + (row * s.width + column) * s.channels + c;
-                const std::int32_t tap = row * s.columns + column;
-                for (int k = 0; k < count; ++k) {
-                    const Real value = computed(pixel[k]);
-                    const bool is_more = value > most[k] || value != value;
-                    most[k] = is_more ? value : most[k];
-                    at[k] = is_more ? tap : at[k];
+                const Whole tap = Whole{} + int(row * s.columns + column);
+                for (int v = 0; v < wide; ++v) {
+                    const Vector value = load(pixel + v * LANES, count);
+                    const Whole is_more = (value > most[v]) | (value != value);
+                    most[v] = is_more ? value : most[v];
+                    at[v] = is_more ? tap : at[v];
                 }
             }
-        for (int k = 0; k < count; ++k) y[to + c + k] = stored<Stored>(most[k]);
-        for (int k = 0; k < count; ++k) where[to + c + k] = at[k];
+        for (int v = 0; v < wide; ++v) {
+            const long first = to + c + v * LANES;
+            keep(y + first, most[v], count);
+            const Bytes bytes = __builtin_convertvector(at[v], Bytes);
+            std::memcpy(where + first, &bytes, count);
+        }
     });
 }
 
@@ -55,16 +81,19 @@ static inline void of_pixel(const Stored* gradient, const std::uint8_t* where, S
     const long last_row = std::min(s.out_height - 1, row / s.down);
     const long last_column = std::min(s.out_width - 1, column / s.across);
     Stored* to = x + ((n * s.height + i) * s.width + j) * s.channels;
-    in_vectors(s.channels, [&](long c, auto count) {
-        Real sum[WIDE] = {};
+    in_vectors(s.channels, [&](long c, auto wide, auto count) {
+        Vector sum[wide] = {};
         for (long k = first_row; k <= last_row; ++k)
             for (long l = first_column; l <= last_column; ++l) {
                 const long at = ((n * s.out_height + k) * s.out_width + l) * s.channels + c;
-                const std::int32_t tap = (row - k * s.down) * s.columns + column - l * s.across;
-                for (int m = 0; m < count; ++m)
-                    sum[m] += where[at + m] == tap ? computed(gradient[at + m]) : 0;
+                const int tap = (row - k * s.down) * s.columns + column - l * s.across;
+                for (int v = 0; v < wide; ++v) {
+                    const Whole taken = load_bytes(where + at + v * LANES, count);
+                    const Vector share = load(gradient + at + v * LANES, count);
+                    sum[v] += taken == Whole{} + tap ? share : Vector{};
+                }
             }
-        for (int m = 0; m < count; ++m) to[c + m] = stored<Stored>(sum[m]);
+        for (int v = 0; v < wide; ++v) store(to + c + v * LANES, sum[v], count);
     });
 }
 

@@ -1,9 +1,9 @@
 """Max pools on channels_last maps that keep where a maximum is as a byte, and gather gradients.
 
 ATen keeps the place of each in eight bytes, and scatters.  Milliseconds on two cores with AVX-512,
-ATen's and these, 3×3 windows, batch 128: 256 channels of 12×12, stride 1, 4.5 and 2.5, back 3.9 and
-3.1; in bfloat16 3.6 and 2.5, back 4.8 and 3.0; 64 of 48×48, stride 2, 5.5 and 4.8, back 7.2 and
-6.4; in bfloat16 4.7 and 3.4, back 6.3 and 5.4.
+ATen's and these, 3×3 windows, batch 128: 256 channels of 12×12, stride 1, 4.5 and 2.2, back 3.9 and
+2.6; in bfloat16 3.6 and 2.3, back 4.8 and 2.7; 64 of 48×48, stride 2, 5.5 and 3.7, back 7.2 and
+3.4; in bfloat16 4.7 and 3.1, back 6.3 and 4.0.
 """
 
 import functools
@@ -46,7 +46,7 @@ def is_usual(
 @functools.cache
 def library(dtype: torch.dtype) -> native.Library | None:
     """The pools in C++, if there is a compiler."""
-    return native.begin_for(Path(__file__).with_name("maxima.cpp"), dtype)
+    return native.begin_for(Path(__file__).with_name("maxima.cpp"), dtype, native.VECTORS)
 
 
 def maxima(

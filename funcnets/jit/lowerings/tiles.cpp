@@ -3,31 +3,19 @@
 // Tiles are transformed, multiplied over channels and transformed back some at a time, so that what
 // lies between stays in the processor's cache.  No number of threads changes a result.
 //
-// Before this text stand the types of numbers: Stored in memory, Factor in the products, and Real
-// in registers and sums, which is as wide as Stored but where that is bfloat16; SIDE, of a kernel;
+// Before this text stand vectors.hpp, with the types Stored in memory and Real in registers and sums;
+// Factor, the type of the products; SIDE, of a kernel;
 // STEP, of a tile of outputs; TOGETHER, how many tiles of a convolution are in work at a time, and
 // SUMMED, of a weight's gradient; and for each small matrix a struct with its sides (OUT rows, IN
 // columns) and the product with IN vectors.
 
 #include <new>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
-#ifdef __AVX512F__
-constexpr int BYTES = 64, ROWS = 8;
-#else
-constexpr int BYTES = 32, ROWS = 4;
-#endif
+constexpr int ROWS = BYTES / 8;  // of a product, as many as registers can hold
 constexpr int MOST = 3;  // vectors beside each other in a product, of ROWS rows
-constexpr int LANES = BYTES / sizeof(Real);
-constexpr bool IS_NARROW = std::is_same_v<Stored, bfloat16>;
 constexpr bool IN_PAIRS = std::is_same_v<Factor, bfloat16>;
 constexpr int GROUP = IN_PAIRS ? 2 : 1;  // factors that one multiplication takes together
 constexpr int TILE = STEP + SIDE - 1, AREA = TILE * TILE;
-typedef Real Vector __attribute__((vector_size(BYTES)));
-typedef std::uint32_t Bits __attribute__((vector_size(BYTES)));
-typedef bfloat16 Half __attribute__((vector_size(BYTES / 2)));
 
 struct Sizes {
     long images, height, width, channels;  // of the input
@@ -55,52 +43,6 @@ template <class T>
 constexpr long LINE = 64 / sizeof(T);
 
 static inline long vectors(long channels) { return (channels + LANES - 1) / LANES; }
-
-template <class V>
-static inline V read(const void* from) {
-    V x;
-    std::memcpy(&x, from, sizeof x);
-    return x;
-}
-
-template <class V>
-static inline void write(void* to, V x) {
-    std::memcpy(to, &x, sizeof x);
-}
-
-// To the nearest, and between two to the even one.
-static inline Half narrow(Vector x) {
-#ifdef __AVX512BF16__
-    if constexpr (sizeof(Real) == 4) return (Half)_mm512_cvtneps_pbh((__m512)x);
-#endif
-    const Bits bits = (Bits)x, nearest = bits + 0x7fff + (bits >> 16 & 1);
-    const Bits shifted = nearest >> 16, is_number = (Bits)(x == x);
-    return __builtin_convertvector((shifted & is_number) | (0x7fc0 & ~is_number), Half);
-}
-
-static inline Vector load(const Stored* from) {
-    if constexpr (IS_NARROW) return (Vector)(__builtin_convertvector(read<Half>(from), Bits) << 16);
-    else return read<Vector>(from);
-}
-
-static inline Vector load(const Stored* from, long count) {
-    if (count >= LANES) return load(from);
-    Stored part[LANES] = {};
-    std::memcpy(part, from, count * sizeof(Stored));
-    return load(part);
-}
-
-static inline void store(Stored* to, Vector x) {
-    if constexpr (IS_NARROW) write(to, narrow(x));
-    else write(to, x);
-}
-
-static inline void store(Stored* to, Vector x, long count) {
-    if (count >= LANES) return store(to, x);
-    Stored part[LANES];
-    store(part, x);
-    std::memcpy(to, part, count * sizeof(Stored));
-}
 
 // P x Pᵀ.
 template <class Matrix>

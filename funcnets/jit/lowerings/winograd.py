@@ -121,6 +121,7 @@ def library(side: int, dtype: torch.dtype) -> native.Library | None:
     return native.begin_for(
         Path(__file__).with_name("tiles.cpp"),
         dtype,
+        native.VECTORS,
         f"using Factor = {STORED[factors(side, dtype)]};",
         *structs,
         SIDE=side,

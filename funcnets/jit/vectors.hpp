@@ -1,0 +1,64 @@
+// Vectors of numbers in a register's type, which are read from memory's type and written to it.
+//
+// Before this text stand the types Stored, in memory, and Real, in registers.
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+constexpr int BYTES = 64;
+#else
+constexpr int BYTES = 32;
+#endif
+constexpr int LANES = BYTES / sizeof(Real);
+constexpr bool IS_NARROW = std::is_same_v<Stored, bfloat16>;
+typedef Real Vector __attribute__((vector_size(BYTES)));
+typedef std::uint32_t Bits __attribute__((vector_size(BYTES)));
+typedef bfloat16 Half __attribute__((vector_size(BYTES / 2)));
+
+template <class V>
+static inline V read(const void* from) {
+    V x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+template <class V>
+static inline void write(void* to, V x) {
+    std::memcpy(to, &x, sizeof x);
+}
+
+// To the nearest, and between two to the even one.
+static inline Half narrow(Vector x) {
+#ifdef __AVX512BF16__
+    if constexpr (sizeof(Real) == 4) return (Half)_mm512_cvtneps_pbh((__m512)x);
+#endif
+    const Bits bits = (Bits)x, nearest = bits + 0x7fff + (bits >> 16 & 1);
+    const Bits shifted = nearest >> 16, is_number = (Bits)(x == x);
+    return __builtin_convertvector((shifted & is_number) | (0x7fc0 & ~is_number), Half);
+}
+
+static inline Vector load(const Stored* from) {
+    if constexpr (IS_NARROW) return (Vector)(__builtin_convertvector(read<Half>(from), Bits) << 16);
+    else return read<Vector>(from);
+}
+
+static inline Vector load(const Stored* from, long count) {
+    if (count >= LANES) return load(from);
+    Stored part[LANES] = {};
+    std::memcpy(part, from, count * sizeof(Stored));
+    return load(part);
+}
+
+static inline void store(Stored* to, Vector x) {
+    if constexpr (IS_NARROW) write(to, narrow(x));
+    else write(to, x);
+}
+
+static inline void store(Stored* to, Vector x, long count) {
+    if (count >= LANES) return store(to, x);
+    Stored part[LANES];
+    store(part, x);
+    std::memcpy(to, part, count * sizeof(Stored));
+}
