@@ -2,6 +2,8 @@
 //
 // Before this text stands DEPTH, how many loops are in each other.
 
+#include <cmath>
+
 static constexpr double one_by_factorial(int n) { return n ? one_by_factorial(n - 1) / n : 1; }
 
 // The C library's exponential takes one number at a time.  This is Taylor's series about the nearest

@@ -100,6 +100,7 @@ def begin_for(
     `constants` and `declarations` stand before it.
     """
     lines = [
+        f"#define STORED_{STORED[dtype]}",
         f"using Stored = {STORED[dtype]}; using Real = {COMPUTED[dtype]};",
         *(f"constexpr int {name} = {value};" for name, value in constants.items()),
         *declarations,

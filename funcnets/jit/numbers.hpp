@@ -1,7 +1,6 @@
 // Types of numbers in memory, and what they are in registers; stands before all other C++.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>

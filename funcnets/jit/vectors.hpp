@@ -1,9 +1,11 @@
 // Vectors of numbers in a register's type, which are read from memory's type and written to it.
 //
-// Before this text stand the types Stored, in memory, and Real, in registers.
+// Before this text stand the types Stored, in memory, and Real, in registers; STORED_bfloat16 is defined
+// where that is the first.
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
+#if defined(__AVX512BF16__) && defined(STORED_bfloat16)
+#define HAS_BFLOAT16
+#include <immintrin.h>  // which takes a compiler as long as a kernel
 #endif
 
 #ifdef __AVX512F__
@@ -31,8 +33,8 @@ static inline void write(void* to, V x) {
 
 // To the nearest, and between two to the even one.
 static inline Half narrow(Vector x) {
-#ifdef __AVX512BF16__
-    if constexpr (sizeof(Real) == 4) return (Half)_mm512_cvtneps_pbh((__m512)x);
+#ifdef HAS_BFLOAT16
+    return (Half)_mm512_cvtneps_pbh((__m512)x);
 #endif
     const Bits bits = (Bits)x, nearest = bits + 0x7fff + (bits >> 16 & 1);
     const Bits shifted = nearest >> 16, is_number = (Bits)(x == x);

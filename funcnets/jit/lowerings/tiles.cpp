@@ -137,7 +137,7 @@ static inline void multiply_add(Vector& sum, const Factor* one, const Factor* of
         sum += *one * read<Vector>(of_lanes);
     } else {
         const Bits pair = Bits{} + read<std::uint32_t>(one), pairs = read<Bits>(of_lanes);
-#ifdef __AVX512BF16__
+#ifdef HAS_BFLOAT16
         sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pair, (__m512bh)pairs);
 #else
         sum += (Vector)(pair << 16) * (Vector)(pairs << 16);
