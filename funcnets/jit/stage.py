@@ -30,6 +30,7 @@ from funcnets.jit.loops import fuse_loops
 from funcnets.jit.lowerings import DEFAULT, Lowering
 from funcnets.jit.recording import is_recording
 from funcnets.jit.reuse import reuse_memory
+from funcnets.jit.siblings import join_gradients
 from funcnets.jit.trace import Structure, Trace, TraceError, take_apart, trace
 
 
@@ -131,6 +132,8 @@ class Jitted:
             traced = trace(call.rebuild, call.tensors, self.lowerings)
             if self.lowerings:
                 traced.fired.update(fuse(traced.graph))
+                if joined := join_gradients(traced.graph):
+                    traced.fired["siblings"] = joined
         return traced
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
