@@ -10,6 +10,7 @@ from torch.func import grad
 import funcnets
 from funcnets import models, random, tree
 from funcnets.jit import DEFAULT
+from funcnets.jit.lowerings import layout
 from funcnets.models.googlenet import STAGES
 
 aten = torch.ops.aten
@@ -17,6 +18,14 @@ BACKWARD = aten.convolution_backward.default
 
 
 INCEPTIONS = sum(map(len, STAGES.values()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def convolutions_by_avx512():
+    """Where others are matrix products, there is nothing to join."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "has_avx512", lambda: True)
+        yield
 
 
 def numbers(*shape, seed=0):
