@@ -30,6 +30,7 @@ __all__ = [
     "type_spec",
     "unflatten",
     "unflatten_named",
+    "widths",
 ]
 
 
@@ -46,6 +47,11 @@ def unflatten(leaves: Iterable[Any], structure: _pytree.TreeSpec) -> Any:
 def leaves(tree: Any) -> list[Any]:
     """The leaves of `tree`, in order."""
     return _pytree.tree_leaves(tree)
+
+
+def widths(structure: _pytree.TreeSpec) -> list[int]:
+    """How many leaves each child of a structure has, in order."""
+    return [child.num_leaves for child in structure.children()]
 
 
 def map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -101,3 +101,9 @@ def test_an_empty_tree_has_no_leaves() -> None:
     assert tree.flatten_named({"a": {}}) == {}
     assert tree.unflatten_named({}) == {}
     assert tree.map(Tensor.clone, {"a": {}}) == {"a": {}}
+
+
+def test_widths_tell_the_leaves_of_each_child() -> None:
+    _, structure = tree.flatten(([{"a": 1, "b": None}, 3, ()], {"k": 2}))
+    assert tree.widths(structure) == [3, 1]
+    assert tree.widths(structure.children()[0]) == [2, 1, 0]

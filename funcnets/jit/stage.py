@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import gc
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,9 +81,10 @@ class Jitted:
         if _functorch.maybe_current_level() is not None or _is_traced():
             return self.function(*args, **kwargs)
         call = self._take_apart(args, kwargs)
-        if call.key not in self._executables:
-            self._executables[call.key] = self._build(call)
-        run, structure, aliases, traced = self._executables[call.key]
+        executable = self._executables.get(call.key)
+        if executable is None:
+            executable = self._executables[call.key] = self._build(call)
+        run, structure, aliases, traced = executable
         if traced is not None:
             traced.check_constants()
         with heap.kept():
@@ -142,7 +145,7 @@ class Jitted:
         tensors, structure = take_apart((dynamic, kwargs))
         if len(tensors) < structure.spec.num_leaves:
             self._check_leaves(dynamic, kwargs)
-        donated = self._donated(dynamic, tensors) if self.donate_argnums else ()
+        donated = self._donated(structure, tensors) if self.donate_argnums else ()
 
         def rebuild(*values: Tensor) -> Any:
             positional, named = structure.fill(values)
@@ -167,16 +170,11 @@ class Jitted:
                     "baked into the graph, or give it by position and name it in static_argnums"
                 )
 
-    def _donated(self, dynamic: list[Any], tensors: list[Tensor]) -> tuple[int, ...]:
+    def _donated(self, structure: Structure, tensors: list[Tensor]) -> tuple[int, ...]:
         """Positions of the donated tensors; each must be given once only."""
-        counts = [sum(isinstance(leaf, Tensor) for leaf in tree.leaves(arg)) for arg in dynamic]
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        donated = [
-            position
-            for i in self.donate_argnums
-            if i < len(dynamic)
-            for position in range(starts[i], starts[i] + counts[i])
-        ]
+        ends = list(accumulate(tree.widths(structure.spec.children()[0])))
+        argument_of = (bisect_right(ends, place) for place in structure.places)
+        donated = [i for i, argument in enumerate(argument_of) if argument in self.donate_argnums]
         owners = [tensor.untyped_storage()._cdata for tensor in tensors]
         times = Counter(owners)
         for position in donated:
