@@ -66,6 +66,9 @@ def test_operands_with_gaps():
     grad = expected.transpose(2, 3)
     gradients = [few.weight_gradient(g, x, (5, 5)) for g in (grad, grad.contiguous())]
     torch.testing.assert_close(*gradients)
+    weight = weight.transpose(2, 3)
+    given = ((grad, weight), (grad.contiguous(), weight.contiguous()))
+    torch.testing.assert_close(*(few.input_gradient(*each, (12, 12)) for each in given))
 
 
 def test_rounding_is_that_of_a_direct_convolution():
@@ -114,20 +117,26 @@ def test_bfloat16_is_computed_in_float32(shape):
     assert few.is_faster(x, weight, *HOW)
     assert torch.equal(few.convolve(x, weight, bias), few.convolve(*wide[:3]).bfloat16())
     assert torch.equal(few.convolve(x, weight, None), few.convolve(*wide[:2], None).bfloat16())
+    side = x.shape[2:]
+    gradient = few.input_gradient(wide[3], wide[1], side)
+    assert torch.equal(few.input_gradient(grad, weight, side), gradient.bfloat16())
     gradient = few.weight_gradient(wide[3], wide[0], shape[-1])
     assert torch.equal(few.weight_gradient(grad, x, shape[-1]), gradient.bfloat16())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weight_gradients_of_more_channels_are_left_to_avx512(dtype, monkeypatch):
-    for inputs in (1, 2):
-        x, weight, _ = arguments(3, inputs, 6, (28, 28), (5, 5), dtype)
-        grad = torch.empty(3, 6, 24, 24, dtype=dtype)
-        call = (grad, x, weight, [6], *HOW, [True] * 3)
-        for is_there in (True, False):
-            monkeypatch.setattr(few, "has_avx512", lambda is_there=is_there: is_there)
-            assert few.FORWARD.applies(x, weight, None, *HOW)
-            assert few.BACKWARD.applies(*call) is (inputs == 1 or not is_there)
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_weight_gradients_of_more_channels_are_left_to_avx512(inputs, is_there, monkeypatch):
+    x, weight, _ = arguments(3, inputs, 6, (28, 28), (5, 5))
+    monkeypatch.setattr(few, "has_avx512", lambda: is_there)
+
+    def loss(x, weight):
+        return torch.nn.functional.conv2d(x, weight).square().sum()
+
+    graph = funcnets.jit(torch.func.grad(loss, (0, 1))).trace(x, weight).graph.graph
+    targets = {node.target for node in graph.nodes}
+    assert few.INPUT_GRADIENT in targets
+    assert (few.WEIGHT_GRADIENT in targets) is (inputs == 1 or not is_there)
 
 
 def test_it_fires_in_a_graph():

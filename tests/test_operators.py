@@ -36,6 +36,7 @@ CALLS = [
     (pooling.AVERAGE, (X[..., :6], [2, 3])),
     (pooling.SPREAD, (X, [2, 1])),
     (few.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
+    (few.INPUT_GRADIENT, (numbers(2, 4, 4, 8), numbers(4, 3, 3, 2, seed=2), [6, 9])),
     (few.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
 ]
 

@@ -1,9 +1,10 @@
 // Convolutions of few channels, stride 1, no padding, on plain maps (N, C, H, W).  Sizes are
 // constants, so that sums stay in registers.
 //
-// Before this text stand: Stored, in memory, and Real, in registers, INPUTS and OUTPUTS (channels), HEIGHT and WIDTH (of the input),
-// ROWS and COLUMNS (of the kernel), TOGETHER (vectors of a row at a time), BLOCK (outputs at a
-// time, a divisor of OUTPUTS) and PARTS (sums of a weight's gradient that are kept apart).
+// Before this text stand: Stored, in memory, and Real, in registers; INPUTS and OUTPUTS (channels),
+// HEIGHT and WIDTH (of the input), ROWS and COLUMNS (of the kernel), TOGETHER (vectors of a row at a
+// time), BLOCK (outputs at a time, a divisor of OUTPUTS) and PARTS (sums of a weight's gradient that
+// are kept apart).
 
 typedef Real Vector __attribute__((vector_size(32)));
 
@@ -126,6 +127,59 @@ extern "C" void weight_gradient(const Stored* x, const Stored* gradient, Real* s
             Real sum = 0;
             for (int lane = 0; lane < LANES; ++lane) sum += total[k][lane];
             sums[part * TAPS + k] = sum;
+        }
+    }
+}
+
+// Inputs that are summed together, and the length of a row of what they are the sum of: for each
+// column of the kernel what it adds, with zeros around, as each lies one place beside the other.
+constexpr int TWO = INPUTS % 2 ? 1 : 2;
+constexpr int ACROSS = (WIDTH + LANES - 1) / LANES * LANES, BESIDE = COLUMNS - 1 + ACROSS;
+
+// Row y of the gradients of TWO inputs, column by column of the kernel.
+static inline void columns(const Real* gradient, const Real* weight, Real* rows, int first, int y) {
+    for (int v = 0; v < VECTORS; ++v) {
+        Vector sum[TWO][COLUMNS] = {};
+        const int top = std::max(0, y - OUT_HEIGHT + 1), bottom = std::min(ROWS, y + 1);
+        for (int o = 0; o < OUTPUTS; ++o)
+            for (int i = top; i < bottom; ++i) {
+                const Vector seen = load(gradient + (o * OUT_HEIGHT + y - i) * OUT_WIDTH + start(v));
+                const Real* tap = weight + ((o * INPUTS + first) * ROWS + i) * COLUMNS;
+#pragma GCC unroll 2
+                for (int c = 0; c < TWO; ++c)
+#pragma GCC unroll 8
+                    for (int j = 0; j < COLUMNS; ++j)
+                        sum[c][j] += tap[c * ROWS * COLUMNS + j] * seen;
+            }
+        for (int c = 0; c < TWO; ++c)
+            for (int j = 0; j < COLUMNS; ++j)
+                store(rows + ((c * HEIGHT + y) * COLUMNS + j + 1) * BESIDE - ACROSS + start(v), sum[c][j]);
+    }
+}
+
+extern "C" void input_gradient(const Stored* gradient, const Stored* weight, Stored* x,
+                               const long* images) {
+    Real weight_room[TAPS];
+    const Real* taps = computed(weight, weight_room, TAPS);
+#pragma omp parallel
+    {
+        Real room[OUTPUT], rows[TWO * HEIGHT * COLUMNS * BESIDE] = {}, line[ACROSS];
+#pragma omp for
+        for (long n = 0; n < *images; ++n) {
+            const Real* of_image = computed(gradient + n * OUTPUT, room, OUTPUT);
+            for (int first = 0; first < INPUTS; first += TWO) {
+                for (int y = 0; y < HEIGHT; ++y) columns(of_image, taps, rows, first, y);
+                Stored* to = x + n * INPUT + first * HEIGHT * WIDTH;
+                for (int row = 0; row < TWO * HEIGHT; ++row) {
+                    for (int v = 0; v < ACROSS; v += LANES) {
+                        Vector sum = {};
+                        for (int j = 0; j < COLUMNS; ++j)
+                            sum += load(rows + (row * COLUMNS + j + 1) * BESIDE - ACROSS + v - j);
+                        store(line + v, sum);
+                    }
+                    for (int i = 0; i < WIDTH; ++i) to[row * WIDTH + i] = stored<Stored>(line[i]);
+                }
+            }
         }
     }
 }

@@ -3,11 +3,11 @@
 oneDNN makes vectors of channels, of which there are too few here.  This makes them of a row's
 pixels.  Milliseconds on two cores with AVX2, float32, batch 256, by `funcnets bench lenet_bn
 --lowerings`, ATen's and these: 1→6 channels of 28×28, 5×5 kernels: 1.80 and 0.70, gradient of the
-weight 4.26 and 0.84; 6→16 of 12×12: 1.03 and 0.84, both gradients 2.92 and 2.51, in which that of
-the input is ATen's.  With padding, or kernels of 3×3, such loops were faster for some channels and
-slower for others: those stay.  With AVX-512 and 6 channels the gradient of the weight is faster by
-oneDNN, 0.53 against 0.76, in bfloat16 0.41; of one channel 0.97 and 0.57, in bfloat16 1.00 and
-0.57, outputs 1.41 and 0.49, in bfloat16 0.76 and 0.49.
+weight 4.26 and 0.84; 6→16 of 12×12: 1.03 and 0.84.  With padding, or kernels of 3×3, such loops
+were faster for some channels and slower for others: those stay.  With AVX-512: 1→6 channels 1.41
+and 0.49, gradient of the weight 0.97 and 0.57; 6→16: gradient of the input 1.30 and 0.61; in
+bfloat16 0.76 and 0.49, 1.00 and 0.57; 0.59 and 0.52.  There the gradient of the weight is faster by
+oneDNN from two channels on, 0.53 against 0.76, in bfloat16 0.41.
 """
 
 import functools
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from funcnets.jit import native
+from funcnets.jit.lowerings import layout
 from funcnets.jit.lowerings.convolution import is_plain_convolution
 from funcnets.jit.lowerings.layout import has_avx512, in_format_of
 from funcnets.jit.lowerings.recorder import Lowering
@@ -98,17 +99,17 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, *rest: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """`aten.convolution_backward` where `is_faster`; the gradient of the input is ATen's.
+    """`aten.convolution_backward` where `is_faster`.
 
     The last argument is the mask of what is wanted: gradients of input, weight and bias.
     """
     *how, mask = rest
-    grad_x = grad_weight = None
-    if mask[0]:
-        only_x = [True, False, False]
-        grad_x = aten.convolution_backward(grad, x, weight, None, *how, only_x)[0]
-    if mask[1]:
+    grad_x = INPUT_GRADIENT(grad, weight, x.shape[2:]) if mask[0] else None
+    grad_weight = None
+    if mask[1] and (x.shape[1] == 1 or not has_avx512()):
         grad_weight = in_format_of(weight, WEIGHT_GRADIENT(grad, x, weight.shape[2:]))
+    elif mask[1]:
+        grad_weight = layout.weight_gradient(grad, x, weight, *how)
     return grad_x, grad_weight, grad.sum((0, 2, 3)) if mask[2] else None
 
 
@@ -120,6 +121,19 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     tensors = x.contiguous(), weight.contiguous(), flat, result
     native.call(compiled, "convolve", *tensors, sizes=[len(x)])
     return result
+
+
+def input_gradient(grad: Tensor, weight: Tensor, side: Sequence[int]) -> Tensor:
+    """The gradient of the input, of these sides, of a convolution of stride 1, without padding."""
+    result = _empty_input(grad, weight, side)
+    compiled = library(sizes(result, weight), grad.dtype)
+    tensors = grad.contiguous(), weight.contiguous(), result
+    native.call(compiled, "input_gradient", *tensors, sizes=[len(grad)])
+    return result
+
+
+def _empty_input(grad: Tensor, weight: Tensor, side: Sequence[int]) -> Tensor:
+    return grad.new_empty(len(grad), weight.shape[1], *side)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, kernel: Sequence[int]) -> Tensor:
@@ -137,6 +151,11 @@ def _empty(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 CONVOLVE = define("few_channels(Tensor x, Tensor weight, Tensor? bias) -> Tensor", convolve, _empty)
+INPUT_GRADIENT = define(
+    "few_channels_input_gradient(Tensor grad, Tensor weight, int[] side) -> Tensor",
+    input_gradient,
+    _empty_input,
+)
 WEIGHT_GRADIENT = define(
     "few_channels_weight_gradient(Tensor grad, Tensor x, int[] kernel) -> Tensor",
     weight_gradient,
@@ -151,8 +170,6 @@ FORWARD = Lowering(
 BACKWARD = Lowering(
     "few.backward",
     aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: (
-        (x.shape[1] == 1 or not has_avx512()) and is_faster(x, weight, *how[:-1])
-    ),
+    lambda grad, x, weight, bias_sizes, *how: is_faster(x, weight, *how[:-1]),
     backward,
 )
