@@ -3,6 +3,7 @@
 // Before this text stands DEPTH, how many loops are in each other.
 
 #include <cmath>
+#include <vector>
 
 static constexpr double one_by_factorial(int n) { return n ? one_by_factorial(n - 1) / n : 1; }
 
@@ -26,24 +27,32 @@ static inline T exponential(T x) {
     return y * power;
 }
 
-// The function of a run, and where its operands and results begin among those of all.
+// The function of a run, and the first of its operands and results among those of all.
 struct Part {
     void (*function)(void** at, const long* size, const long* stride);
-    long at;
+    long first;
 };
 
-// Calls runs of which none reads what another writes.
-extern "C" void call(const Part* parts, long count, bool many, void** at, const long* size,
-                     const long* stride) {
-    const auto run = [=](long i) {
-        const long first = parts[i].at;
-        parts[i].function(at + first, size + i * DEPTH, stride + first * DEPTH);
+// Runs of which none reads what another writes.
+struct Call {
+    const Part* parts;
+    long count;
+    bool many;                           // numbers, so that it takes more than one thread
+    const long *places, *size, *stride;  // of each run's operands and results in what is given
+};
+
+extern "C" void call(const Call& all, void** given) {
+    const auto run = [&](long i) {
+        const long first = all.parts[i].first, end = all.parts[i + 1].first;
+        std::vector<void*> at(end - first);
+        for (long k = first; k < end; ++k) at[k - first] = given[all.places[k]];
+        all.parts[i].function(at.data(), all.size + i * DEPTH, all.stride + first * DEPTH);
     };
-    if (many && count > 1) {
+    if (all.many && all.count > 1) {
 #pragma omp parallel for schedule(dynamic)
-        for (long i = 0; i < count; ++i) run(i);
+        for (long i = 0; i < all.count; ++i) run(i);
     } else {
         // Not in a region of one thread, in which those of a run would be started anew.
-        for (long i = 0; i < count; ++i) run(i);
+        for (long i = 0; i < all.count; ++i) run(i);
     }
 }

@@ -11,16 +11,16 @@ import ctypes
 import math
 import operator
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from funcnets.jit import native
 from funcnets.jit.expressions import EXACT, expression
-from funcnets.jit.memory import memory_owners, written
+from funcnets.jit.memory import is_given, memory_owners, written
 from funcnets.jit.native import COMPUTED, STORED
 from funcnets.jit.runs import Run, flatten_lines, repeat_conversions, runs, whole
 
@@ -142,35 +142,67 @@ def _place(graph: fx.Graph, group: Sequence[Run]) -> fx.Node:
     return next(node for node in graph.nodes if node.op != "placeholder")
 
 
+class Layout(NamedTuple):
+    """What memory a value takes."""
+
+    shape: Sequence[int]
+    stride: Sequence[int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def empty(self) -> Tensor:
+        """New memory."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
 class Plan(NamedTuple):
     """What the loop of one run takes and gives, and how it walks over that."""
 
     function: str  # its name in the library
-    operands: list[tuple[Sequence[int], Sequence[int]]]  # shape and strides
-    results: list[tuple[Sequence[int], Sequence[int], torch.dtype, torch.device]]
+    operands: list[Layout | None]  # as they must be; None where nothing else can come
+    results: list[Layout]
     size: list[int]  # of each of the `DEPTH` loops
     strides: list[int]  # of each loop, operand by operand, then of the results
 
 
 def plan(run: Run, function: str) -> Plan:
     """The plan of a run, which the C++ `function` is for."""
-    operands = [whole(node).meta["val"] for node in run.operands]
-    results = [node.meta["val"] for node in run.results]
-    outer = [(1, (0,) * (len(operands) + len(results)))] * (DEPTH - len(run.nest))
+    operands = [whole(node) for node in run.operands]
+    outer = [(1, (0,) * (len(operands) + len(run.results)))] * (DEPTH - len(run.nest))
     size, steps = zip(*outer, *run.nest, strict=True)
     return Plan(
         function,
-        [(x.shape, x.stride()) for x in operands],
-        [(x.shape, x.stride(), x.dtype, x.device) for x in results],
+        [None if _is_exact(node) else _layout(node) for node in operands],
+        [_layout(node) for node in run.results],
         list(size),
         [step for each in zip(*steps, strict=True) for step in each],
     )
 
 
+def _layout(node: fx.Node) -> Layout:
+    x = node.meta["val"]
+    return Layout(x.shape, x.stride(), x.dtype, x.device)
+
+
+def _is_exact(node: fx.Node) -> bool:
+    """Whether the value has the strides that it is known with, as not all of ATen's have."""
+    made: Any = node.args[0] if node.target is operator.getitem else node
+    return is_given(made) or getattr(made.target, "namespace", None) == "funcnets"
+
+
 class _Part(ctypes.Structure):
     """`Part` in C++."""
 
-    _fields_ = (("function", ctypes.c_void_p), ("at", ctypes.c_long))
+    _fields_ = (("function", ctypes.c_void_p), ("first", ctypes.c_long))
+
+
+class _Call(ctypes.Structure):
+    """`Call` in C++."""
+
+    _fields_ = (
+        *(("parts", ctypes.POINTER(_Part)), ("count", ctypes.c_long), ("many", ctypes.c_bool)),
+        *((name, ctypes.POINTER(ctypes.c_long)) for name in ("places", "size", "stride")),
+    )
 
 
 class Loop(torch.nn.Module):
@@ -179,33 +211,48 @@ class Loop(torch.nn.Module):
     def __init__(self, plans: Sequence[Plan], library: ctypes.CDLL) -> None:
         super().__init__()
         self.plans = plans
-        counts = [len(plan.operands) + len(plan.results) for plan in plans]
-        functions = [ctypes.cast(library[plan.function], ctypes.c_void_p) for plan in plans]
-        parts = map(_Part, functions, accumulate(counts, initial=0))
-        sizes, strides = chain(*(p.size for p in plans)), chain(*(p.strides for p in plans))
-        many = sum(math.prod(plan.size) for plan in plans) > LONGEST
-        self.pointers = ctypes.c_void_p * sum(counts)
-        self.before = (_Part * len(plans))(*parts), ctypes.c_long(len(plans)), ctypes.c_bool(many)
-        self.after = native.longs(*sizes), native.longs(*strides)
-        self.call: Callable[..., None] = library["call"]
+        operands = [layout for plan in plans for layout in plan.operands]
+        results = [layout for plan in plans for layout in plan.results]
+        self.unsure = [(i, layout) for i, layout in enumerate(operands) if layout is not None]
+        self.empty = [layout.empty for layout in results]
+        self.pointers = ctypes.c_void_p * (len(operands) + len(results))
+        self.function: Callable[..., None] = library["call"]
+        self.call = ctypes.byref(self._call(library))
 
-    def forward(
+    def _call(self, library: ctypes.CDLL) -> _Call:
+        """All that is the same each time."""
+        counts = [len(plan.operands) + len(plan.results) for plan in self.plans]
+        addresses = [ctypes.cast(library[plan.function], ctypes.c_void_p) for plan in self.plans]
+        parts = map(_Part, [*addresses, None], accumulate(counts, initial=0))  # and the end
+        many = sum(math.prod(plan.size) for plan in self.plans) > LONGEST
+        numbers = (
+            self._places(),
+            [n for plan in self.plans for n in plan.size],
+            [n for plan in self.plans for n in plan.strides],
+        )
+        array = (_Part * (len(counts) + 1))(*parts)
+        return _Call(array, len(counts), many, *(native.longs(*each) for each in numbers))
+
+    def _places(self) -> list[int]:
+        """Where the operands and results of each run are, among the operands and results of all."""
+        places: list[int] = []
+        operands, results = 0, sum(len(plan.operands) for plan in self.plans)
+        for plan in self.plans:
+            places += range(operands, operands := operands + len(plan.operands))
+            places += range(results, results := results + len(plan.results))
+        return places
+
+    def __call__(  # past the hooks of a module, for which small loops have no time
         self, operands: list[list[Tensor]], targets: list[list[Tensor | None]]
     ) -> list[Tensor]:
         """The results, each in its target, or in new memory where that is None."""
-        results: list[Tensor] = []
-        numbers: list[Tensor] = []
-        for plan, given, wanted in zip(self.plans, operands, targets, strict=True):
-            for x, (shape, stride) in zip(given, plan.operands, strict=True):
-                is_usual = x.stride() == stride
-                numbers.append(x if is_usual else x.new_empty_strided(shape, stride).copy_(x))
-            for target, (shape, stride, dtype, device) in zip(wanted, plan.results, strict=True):
-                if target is None:
-                    target = torch.empty_strided(shape, stride, dtype=dtype, device=device)
-                numbers.append(target)
-                results.append(target)
-        pointers = self.pointers(*[x.data_ptr() for x in numbers])
-        self.call(*self.before, pointers, *self.after)
+        given = [x for each in operands for x in each]
+        for i, layout in self.unsure:
+            if given[i].stride() != layout.stride:
+                given[i] = layout.empty().copy_(given[i])
+        wanted = [x for each in targets for x in each]
+        results = [empty() if x is None else x for x, empty in zip(wanted, self.empty, strict=True)]
+        self.function(self.call, self.pointers(*[x.data_ptr() for x in (*given, *results)]))
         return results
 
 

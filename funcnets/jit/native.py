@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,8 +78,9 @@ class Library:
 def call(library: Library | None, name: str, *tensors: Tensor | None, sizes: Sequence[int]) -> None:
     """Call a function of `library` with where each tensor begins in memory, and with its sizes."""
     assert library is not None, "the rule asks for a compiler"
-    pointers = (ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors)
-    library[name](*pointers, longs(*sizes))
+    function: Any = library[name]
+    function.argtypes = (ctypes.c_void_p,) * (len(tensors) + 1)
+    function(*[None if x is None else x.data_ptr() for x in tensors], longs(*sizes))
 
 
 @functools.lru_cache(maxsize=1 << 12)
