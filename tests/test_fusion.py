@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, models, precision, random, tree
-from funcnets.jit import DEFAULT
+from funcnets.jit import DEFAULT, fusion
 from funcnets.jit.lowerings import moments
 
 aten = torch.ops.aten
@@ -221,3 +221,61 @@ def test_nothing_is_fused_without_lowerings():
         ]
         assert fired[0] == {}
         assert fired[1]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 5, 2, 4), (30, 40, 8, 9), (300, 40)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scaling_by_channel(shape, dtype, memory_format):
+    x = random.normal(random.key(0), shape).to(dtype)
+    if len(shape) == 4:
+        x = x.to(memory_format=memory_format)
+    wide = torch.float32 if dtype is torch.bfloat16 else dtype
+    scale, shift = (random.normal(random.key(i), (shape[1],), wide) for i in (1, 2))
+    column = (-1, *[1] * (len(shape) - 2))
+    product = x.double() * scale.double().view(column)
+    for plus, expected in ((None, product), (shift, product + shift.double().view(column))):
+        actual = moments.scaled(x, scale, plus)
+        assert actual.dtype == dtype
+        assert actual.stride() == x.stride()
+        rounding = 2**-8 if dtype is torch.bfloat16 else 1e-14
+        torch.testing.assert_close(actual.double(), expected, rtol=rounding, atol=1e-6)
+
+
+SHIFT = torch.arange(6.0)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "times"),
+    [
+        (lambda x, c: torch.addcmul(c, x.float(), c).bfloat16(), 1),
+        (lambda x, c: torch.addcmul(c, c, x.float()).bfloat16(), 1),
+        (lambda x, c: (x.float() * c).bfloat16(), 1),
+        (lambda x, c: (c[None] * x.float()).bfloat16(), 1),
+        (lambda x, c: (x.float() * c[0]).bfloat16(), 0),
+        (lambda x, c: (x.float() * c[:1].expand(6, 1, 1)).bfloat16(), 0),
+        (lambda x, c: (x.float() * x.float()).bfloat16(), 0),
+        (lambda x, c: (x.float() * c.transpose(0, 2)).bfloat16(), 0),
+        (lambda x, c: (x.float() * c).half(), 0),
+        (lambda x, c: (y := x.float() * c).bfloat16() + y, 0),
+        (lambda x, c: torch.addcmul(x.float(), x.float(), c).bfloat16(), 0),
+        (lambda x, c: torch.addcmul(c, x.float(), c, value=2).bfloat16(), 0),
+        (lambda x, c: (x.double() * c.double()).bfloat16(), 0),
+    ],
+)
+def test_graphs_without_loops_scale_bfloat16_as_it_is(function, times):
+    x = random.normal(random.key(0), (2, 6, 4, 6)).bfloat16()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.to(memory_format=layout)
+        jitted = funcnets.jit(function, backend="graph")
+        assert torch.equal(jitted(given, SHIFT), function(given, SHIFT))
+        (executable,) = jitted._executables.values()
+        assert executable.trace.fired.get("fusion.scaled", 0) == times
+        assert "fusion.scaled" not in funcnets.jit(function).trace(given, SHIFT).fired
+
+
+def test_without_a_compiler_nothing_is_scaled_so(monkeypatch):
+    monkeypatch.setattr(fusion, "library", lambda dtype: None)
+    jitted = funcnets.jit(lambda x: (x.float() * SHIFT).bfloat16(), backend="graph")
+    x = random.normal(random.key(0), (2, 6, 4, 6)).bfloat16()
+    assert torch.equal(jitted(x), (x.float() * SHIFT).bfloat16())

@@ -29,6 +29,8 @@ CALLS = [
     (moments.CHANNEL_MOMENTS, (X,)),
     (moments.CHANNEL_SUMS, (GRAD[:, :3], X)),
     (moments.CHANNEL_SUM, (X.bfloat16(),)),
+    (moments.SCALED, (LAST, BIAS[:3], None)),
+    (moments.SCALED, (X.bfloat16(), BIAS[:3].float(), BIAS[:3].float())),
     (moments.CHANNEL_MOMENTS, (LAST.bfloat16(),)),
     (moments.CHANNEL_SUMS, (X[:, :, 0, 0].bfloat16(), LAST[:, :, 0, 0].bfloat16())),
     (maxima.MAXIMA, (X, [3, 2], [2, 1], [1, 0], [3, 6])),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from funcnets.jit.lowerings.maxima import GATHER, MAXIMA, is_usual
-from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, library
+from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCALED, library
 from funcnets.jit.memory import viewed
 from funcnets.jit.recording import shaped
 
@@ -24,10 +24,13 @@ aten = torch.ops.aten
 Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by which node
 
 
-def fuse(graph: fx.GraphModule) -> dict[str, int]:
-    """Apply the rules to `graph`, which must have come from `trace`, and tell how often each."""
+def fuse(graph: fx.GraphModule, are_loops_to_come: bool = True) -> dict[str, int]:
+    """Apply the rules to `graph`, which must have come from `trace`, and tell how often each.
+
+    `are_loops_to_come`: leave to them what they do better.
+    """
     fired: Counter[str] = Counter()
-    for rules in (RULES, LAST_RULES):
+    for rules in (RULES, LAST_RULES) if are_loops_to_come else (LOOPLESS_RULES,):
         for node in list(graph.graph.nodes):
             for rule in rules.get(node.target, ()):
                 if _apply(rule, node):
@@ -147,6 +150,39 @@ def as_stored(node: fx.Node) -> Replacements:
     return {part: emit(node.graph, operator.getitem, results, part.args[1]) for part in node.users}
 
 
+def scaled(node: fx.Node) -> Replacements:
+    """Scale and shift by channel, or scale alone, of a map in bfloat16, as it is in memory.
+
+    Operations of their own in float32 would make a pass each, and each conversion another.
+    """
+    result = node.args[0]
+    if _value(node).dtype is not torch.bfloat16 or not isinstance(result, fx.Node):
+        return {}
+    if _is_once(result, aten.addcmul.default) and not result.kwargs:
+        shift, factors = _args(result)[0], _args(result)[1:]
+    elif _is_once(result, aten.mul.Tensor):
+        shift, factors = None, _args(result)
+    else:
+        return {}
+    for x, scale in permutations(factors):
+        given = [scale] if shift is None else [scale, shift]
+        narrow = isinstance(x, fx.Node) and _narrow(x)
+        if narrow and _are_maps(narrow) and all(_is_of_channels(each, x) for each in given):
+            lines = [emit(node.graph, aten.view.default, each, (-1,)) for each in given]
+            return {node: emit(node.graph, SCALED, narrow, *lines, *[None] * (2 - len(lines)))}
+    return {}
+
+
+def _is_of_channels(value: Any, like: fx.Node) -> bool:
+    """Whether it is a number for each channel of a map, in the map's type and in a row."""
+    if not isinstance(value, fx.Node) or library(torch.bfloat16) is None:
+        return False
+    x, numbers = _value(like), _value(value)
+    shape = [1] * (x.ndim - numbers.ndim) + list(numbers.shape)
+    is_row = numbers.is_contiguous() and numbers.dtype is x.dtype
+    return is_row and shape == [n if d == 1 else 1 for d, n in enumerate(x.shape)]
+
+
 def _narrow(value: fx.Node) -> fx.Node | None:
     """What `value` is in bfloat16, if it is a conversion of that and nothing else."""
     if not _is(value, aten._to_copy.default):
@@ -169,6 +205,8 @@ LAST_RULES: dict[Any, tuple[Rule, ...]] = {
     CHANNEL_MOMENTS: (as_stored,),
     CHANNEL_SUMS: (as_stored,),
 }
+
+LOOPLESS_RULES: dict[Any, tuple[Rule, ...]] = {aten._to_copy.default: (scaled,)}
 
 
 def _is_alike(old: fx.Node, new: fx.Node) -> bool:

@@ -109,6 +109,8 @@ class Jitted:
         """Trace a call and compile it; what can be kept at `place` is."""
         traced = self._trace(call)
         loops = fuse_loops(traced.graph) if backend == "native" else ""
+        if backend == "graph" and self.lowerings:
+            traced.fired.update(fuse(traced.graph, are_loops_to_come=False))
         aliases = donate(traced.graph, call.donated)
         if backend not in COMPILED:
             reuse_memory(traced.graph)

@@ -1,4 +1,5 @@
-// Mean and biased variance of each channel of maps, and sums over all but the channels.
+// Mean and biased variance of each channel of maps, sums over all but the channels, and maps that are
+// scaled and shifted by channel.
 //
 // Maps are plain (images, channels, pixels), or rows of channels (rows, channels), as channels_last
 // ones are.  They are read once, block by block: within a block numbers are added up in their own
@@ -166,4 +167,20 @@ extern "C" void sums(const Stored* g, const Stored* x, Real* products, Real* sum
 extern "C" void sum(const Stored* x, Stored* sum, const Sizes& s) {
     const auto all = over_all<Sum>(s, x);
     for (long c = 0; c < s.channels; ++c) sum[c] = stored<Stored>(all[c].sum);
+}
+
+// Channel by channel x·scale + shift, or without the shift.
+extern "C" void scaled(const Stored* x, const Real* scale, const Real* shift, Stored* y,
+                       const Sizes& s) {
+    const long rows = s.pixels ? s.images * s.channels : s.images;
+    const long length = s.pixels ? s.pixels : s.channels, apart = s.pixels ? 0 : 1;
+#pragma omp parallel for if (rows * length > LONGEST)
+    for (long row = 0; row < rows; ++row) {
+        const long first = s.pixels ? row % s.channels : 0;
+        const Real *by = scale + first, *plus = shift ? shift + first : nullptr;
+        for (long i = 0; i < length; ++i) {
+            const Real product = computed(x[row * length + i]) * by[i * apart];
+            y[row * length + i] = stored<Stored>(plus ? product + plus[i * apart] : product);
+        }
+    }
 }

@@ -102,15 +102,36 @@ def _empty_sum(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1])
 
 
+def scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """x·scale + shift, or without the shift, of maps without gaps; (C,) each, as `computed`.
+
+    Maps in bfloat16 are read and written as they are, and rounded once.
+    """
+    maps, result = _in_rows(x), _empty_scaled(x, scale, shift)
+    native.call(library(x.dtype), "scaled", *maps, scale, shift, result, sizes=_sizes(x))
+    return result
+
+
+def _empty_scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    return torch.empty_like(x)
+
+
 def _of_channels(name: str, maps: Sequence[Tensor], *results: Tensor) -> tuple[Tensor, ...]:
     x = maps[-1]
-    is_last = _is_last(x)
-    rows = torch.channels_last if is_last and x.ndim == 4 else torch.contiguous_format
-    maps = [each.contiguous(memory_format=rows) for each in maps]
-    pixels = math.prod(x.shape[2:])
-    sizes = (x.numel() // x.shape[1], x.shape[1], 0) if is_last else (*x.shape[:2], pixels)
-    native.call(library(x.dtype), name, *maps, *results, sizes=sizes)
+    native.call(library(x.dtype), name, *_in_rows(x, *maps), *results, sizes=_sizes(x))
     return results
+
+
+def _in_rows(x: Tensor, *maps: Tensor) -> list[Tensor]:
+    """The maps, or the one, in the memory format of `x`."""
+    rows = torch.channels_last if x.ndim == 4 and _is_last(x) else torch.contiguous_format
+    return [each.contiguous(memory_format=rows) for each in maps or (x,)]
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    if _is_last(x):
+        return x.numel() // x.shape[1], x.shape[1], 0
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
 def _empty_numbers(*maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +146,7 @@ CHANNEL_MOMENTS = define(
 CHANNEL_SUMS = define(
     "channel_sums(Tensor grad, Tensor x) -> (Tensor, Tensor)", channel_sums, _empty_numbers
 )
+SCALED = define("scaled(Tensor x, Tensor scale, Tensor? shift) -> Tensor", scaled, _empty_scaled)
 CHANNEL_SUM = define("channel_sum(Tensor x) -> Tensor", channel_sum, _empty_sum)
 MOMENTS = Lowering("moments", aten.var_mean.correction, is_over_channels, moments)
 NARROW_SUM = Lowering(
