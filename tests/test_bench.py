@@ -15,7 +15,7 @@ from funcnets import bench, cli, data, layers, models, summary, twins
 from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure
 from funcnets.bench.case import Case
 from funcnets.bench.steps import COLUMNS, MODULES
-from funcnets.jit.lowerings import wide
+from funcnets.jit.lowerings import layout, wide
 from funcnets.models import Recipe
 
 LENET = Case("lenet_bn", 4, 28)
@@ -266,6 +266,22 @@ def test_lowerings_are_timed_on_the_calls_that_a_network_makes(run, tiny, monkey
     monkeypatch.setattr(lowerings, "applications", lambda *arguments: [])
     code, _, err = run("tiny", "--lowerings", "--only", "graph")
     assert (code, err.count("no lowering applies")) == (0, 2)
+
+
+def test_a_max_pool_is_timed_with_its_gradient(run, tiny, monkeypatch):
+    net = funcnets.sequential(
+        conv=layers.conv2d(8, 1), pool=layers.max_pool(2), flatten=layers.flatten()
+    )
+    monkeypatch.setitem(models.INDEX, "tiny", (lambda: net, RECIPES))
+    code, out, _ = run("tiny", "--lowerings", "--only", "graph", "--rounds", 1, "--json")
+    assert code == 0
+    names = [row["lowering"] for row in objects(out)[1:] if row["precision"] == "float32"]
+    assert names.count("fusion.max_pool") == 1
+    assert not any(name.startswith("layout.pool") for name in names)
+    pool, how = lowerings.TOGETHER[layout.POOL_FORWARD][1:], ([2, 2], [2, 2])
+    x = torch.rand(2, 8, 6, 6)
+    trace = funcnets.jit(lambda x: pool[0](x, *how), lowerings=pool[1]).trace(x)
+    assert trace.fired["fusion.max_pool"] == 1
 
 
 def test_equal_calls_are_timed_once_and_counted(monkeypatch, tiny):

@@ -11,7 +11,10 @@ from funcnets import models, optim, random, timing, train, tree
 from funcnets.bench.case import LEARNING_RATE, Case
 from funcnets.bench.steps import BACKENDS
 from funcnets.jit import DEFAULT, Lowering, jit
+from funcnets.jit.lowerings import layout
 from funcnets.precision import POLICIES
+
+aten = torch.ops.aten
 
 
 class Lowered(NamedTuple):
@@ -29,17 +32,46 @@ class Lowered(NamedTuple):
     ratio: float  # how many times faster the rewrite is
 
 
+def pool_and_gradient(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A max pool and a gradient of it, which a rule of fusion replaces together."""
+    how = kernel, stride, padding, dilation, ceil_mode
+    maxima, where = aten.max_pool2d_with_indices(x, *how)
+    return maxima, aten.max_pool2d_with_indices_backward(maxima, x, *how, where)
+
+
+# Lowerings whose operation isn't replaced alone: what is timed, under which name, and with which.
+TOGETHER: dict[Lowering, tuple[str, Callable[..., Any], Sequence[Lowering]]] = {
+    layout.POOL_FORWARD: (
+        "fusion.max_pool",
+        pool_and_gradient,
+        (layout.POOL_FORWARD, layout.POOL_BACKWARD),
+    )
+}
+
+
 def measure(
     case: Case, precision: str, columns: Sequence[str], *, rounds: int, seconds: float | None = None
 ) -> list[Lowered]:
     """Time each lowering where its rule applies in a training step of `case`, all in turns."""
     rows = []
     for lowering, arguments, calls in applications(case, precision):
+        if lowering is layout.POOL_BACKWARD:
+            continue  # it is timed with the pool
+        name, replaced, used = TOGETHER.get(
+            lowering, (lowering.name, lowering.operation, [lowering])
+        )
         leaves, spec = tree.flatten(arguments)
         tensors = [_filled(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-        operation = _on_tensors(lowering.operation, leaves, spec)
+        operation = _on_tensors(replaced, leaves, spec)
         functions = {"operation": operation} | {
-            column: jit(operation, backend=BACKENDS[column], lowerings=[lowering])
+            column: jit(operation, backend=BACKENDS[column], lowerings=used)
             for column in columns
             if column in BACKENDS
         }
@@ -48,7 +80,7 @@ def measure(
             turn()
         times = timing.medians(timing.interleave(turns, rounds, seconds=seconds))
         shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
-        what = (case.network, case.batch_size, precision, lowering.name, shapes, calls)
+        what = (case.network, case.batch_size, precision, name, shapes, calls)
         expected = times.pop("operation")
         rows += [
             Lowered(*what, column, 1e3 * expected, 1e3 * taken, expected / taken)
