@@ -1,5 +1,6 @@
 """How long things take, measured in turns: a machine whose speed drifts treats them alike."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -18,22 +19,26 @@ def interleave(
     seconds: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[Name, list[float]]:
-    """Seconds that each of `functions` took, by name: one call of each a round, in order.
+    """Seconds that each of `functions` took, by name: one call of each a round.
 
-    With `seconds`, no round begins that late after the first; there is one at least.  What is
-    slow the first time has to have been called before.  Raises ValueError for `rounds` below 1.
+    Each round has another order, the same in each process, as what runs before leaves its traces
+    in the caches.  With `seconds`, no round begins that late after the first; there is one at
+    least.  What is slow the first time has to have been called before.  Raises ValueError for
+    `rounds` below 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; expected 1 or more")
     taken: dict[Name, list[float]] = {name: [] for name in functions}
+    turns, draw = list(functions.items()), random.Random(0)
     first = clock()
     for done in range(rounds):
         if done and seconds is not None and clock() - first >= seconds:
             break
-        for name, function in functions.items():
+        for name, function in turns:
             started = clock()
             function()
             taken[name].append(clock() - started)
+        draw.shuffle(turns)
     return taken
 
 

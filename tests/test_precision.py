@@ -167,7 +167,21 @@ def test_auto_chooses_by_the_median_time_in_turns(other, chosen):
         f"precision {chosen}, chosen by the median step: "
         f"float32 2000.0 ms, bfloat16 {1000 * other:.1f} ms"
     )
-    assert clock.calls[4:] == ["float32", "bfloat16"] * 3
+    rounds = [clock.calls[i : i + 2] for i in (4, 6, 8)]
+    assert [sorted(each) for each in rounds] == [["bfloat16", "float32"]] * 3
+
+
+def test_rounds_have_different_orders_the_same_each_time():
+    called: list[str] = []
+    steps = {name: (lambda name=name: called.append(name)) for name in "abc"}
+    orders = []
+    for _ in range(2):
+        called.clear()
+        timing.interleave(steps, 20)
+        orders.append(["".join(called[i : i + 3]) for i in range(0, 60, 3)])
+    assert orders[0] == orders[1]
+    assert {"".join(sorted(order)) for order in orders[0]} == {"abc"}
+    assert len(set(orders[0])) == 6
 
 
 def test_turns_end_with_the_seconds_but_not_before_the_first_round():
