@@ -44,13 +44,22 @@ constexpr long LINE = 64 / sizeof(T);
 
 static inline long vectors(long channels) { return (channels + LANES - 1) / LANES; }
 
-// P x Pᵀ.
-template <class Matrix>
-static inline void transform(const Vector* x, Vector* y) {
-    Vector half[Matrix::OUT * Matrix::IN];
-    for (int j = 0; j < Matrix::IN; ++j) Matrix::times(x + j, Matrix::IN, half + j, Matrix::IN);
-    for (int i = 0; i < Matrix::OUT; ++i)
-        Matrix::times(half + i * Matrix::IN, 1, y + i * Matrix::OUT, 1);
+// P x Pᵀ, where `given` gives a number of x, and `take` is given one of the result, row by row, so
+// that little goes through memory.
+template <class Matrix, class Given, class Take>
+static inline void transform(Given given, Take take) {
+    constexpr int OUT = Matrix::OUT, IN = Matrix::IN;
+    Vector half[OUT * IN];
+    for (int j = 0; j < IN; ++j) {
+        Vector x[IN];
+        for (int i = 0; i < IN; ++i) x[i] = given(i * IN + j);
+        Matrix::times(x, 1, half + j, IN);
+    }
+    for (int i = 0; i < OUT; ++i) {
+        Vector y[OUT];
+        Matrix::times(half + i * IN, 1, y, 1);
+        for (int j = 0; j < OUT; ++j) take(i * OUT + j, y[j]);
+    }
 }
 
 // Where a tile's outputs begin.
@@ -109,25 +118,50 @@ struct Factors {
     }
 };
 
-// Factors that are multiplied in pairs are pairs of channels, or, with `over_tiles`, of tiles: there
-// of each two tiles, side by side, the first must be written first.
-template <class Matrix, int N>
-static void write_tile(const Pixels<N>& pixels, const Factors& to, long tile, bool over_tiles) {
-    for (long v = 0; v < vectors(to.channels); ++v) {
-        Vector x[N * N], y[AREA];
+// Transforms the v-th vector of channels of a tile; `take` is given each place and its number.
+template <class Matrix, int N, class Take>
+static inline void transform(const Pixels<N>& pixels, long channels, long v, Take take) {
+    const long count = channels - v * LANES;
+    Stored part[N * N * LANES];
+    if (count < LANES) {
+        std::fill_n(part, N * N * LANES, Stored(0));
         for (int i = 0; i < N * N; ++i)
-            x[i] = load(pixels.at[i] + v * LANES, to.channels - v * LANES);
-        transform<Matrix>(x, y);
-        for (int k = 0; k < AREA; ++k)
-            if constexpr (!IN_PAIRS) {
-                write(to.at(k, v, tile), y[k]);
-            } else if (!over_tiles) {
-                write(to.at(k, v, tile), narrow(y[k]));
-            } else {
-                Factor* pair = to.at(k, v, tile / 2 * 2);
-                const Bits bits = __builtin_convertvector(narrow(y[k]), Bits);
-                write(pair, tile % 2 ? read<Bits>(pair) | bits << 16 : bits);
-            }
+            std::copy_n(pixels.at[i] + v * LANES, count, part + i * LANES);
+    }
+    const auto given = [&](int i) {
+        return load(count < LANES ? part + i * LANES : pixels.at[i] + v * LANES);
+    };
+    transform<Matrix>(given, take);
+}
+
+// Factors that are multiplied in pairs are pairs of channels.
+template <class Matrix, int N>
+static void write_tile(const Pixels<N>& pixels, const Factors& to, long tile) {
+    for (long v = 0; v < vectors(to.channels); ++v)
+        transform<Matrix>(pixels, to.channels, v, [&](int k, Vector y) {
+            if constexpr (IN_PAIRS) write(to.at(k, v, tile), narrow(y));
+            else write(to.at(k, v, tile), y);
+        });
+}
+
+// The same of GROUP tiles beside each other, which are multiplied in pairs; an odd one by zeros.
+template <class Matrix, class PixelsOf>
+static void write_group(PixelsOf pixels, const Factors& to, long tile, long tiles) {
+    const auto first = pixels(tile);
+    if constexpr (!IN_PAIRS) {
+        write_tile<Matrix>(first, to, tile);
+    } else {
+        const bool is_odd = tile + 1 == tiles;
+        const auto second = pixels(is_odd ? tile : tile + 1);
+        for (long v = 0; v < vectors(to.channels); ++v) {
+            Half half[AREA];
+            transform<Matrix>(first, to.channels, v, [&](int k, Vector y) { half[k] = narrow(y); });
+            transform<Matrix>(second, to.channels, v, [&](int k, Vector y) {
+                const Bits low = __builtin_convertvector(half[k], Bits);
+                const Bits high = __builtin_convertvector(narrow(y), Bits) << 16;
+                write(to.at(k, v, tile), is_odd ? low : low | high);
+            });
+        }
     }
 }
 
@@ -224,25 +258,23 @@ struct Kernels {
     void write_vector(const Stored* weight, const Sizes& s, long panel, long c, int w) const {
         const long first = (panels.begin(panel) + w) * LANES;
         const long count = c < s.channels ? std::min<long>(LANES, s.outputs - first) : 0;
-        Vector x[SIDE * SIDE], y[AREA];
-        for (int i = 0; i < SIDE * SIDE; ++i) {
+        const long group = (c / GROUP * panels.wide(panel) + w) * LANES * GROUP;
+        const auto given = [&](int i) {
             const Stored* tap = weight + s.begin + c * s.of_channel + i / SIDE * s.of_row +
                                 i % SIDE * s.of_column;
             Stored part[LANES] = {};
             for (long o = 0; o < count; ++o) part[o] = tap[(first + o) * s.of_output];
-            x[i] = load(part);
-        }
-        transform<of_kernels>(x, y);
-        const long group = (c / GROUP * panels.wide(panel) + w) * LANES * GROUP;
-        for (int k = 0; k < AREA; ++k) {
+            return load(part);
+        };
+        transform<of_kernels>(given, [&](int k, Vector y) {
             Factor* to = at(k, panel) + group + c % GROUP;
             if constexpr (IN_PAIRS) {
-                const Half half = narrow(y[k]);
+                const Half half = narrow(y);
                 for (int lane = 0; lane < LANES; ++lane) to[lane * GROUP] = half[lane];
             } else {
-                write(to, y[k]);
+                write(to, y);
             }
-        }
+        });
     }
 };
 
@@ -254,14 +286,13 @@ static void write_outputs(const Real* products, long apart, const Stored* bias, 
     const long rows = std::min<long>(STEP, s.out_height - place.top);
     const long columns = std::min<long>(STEP, s.out_width - place.left);
     const long first = (place.image * s.out_height + place.top) * s.out_width + place.left;
-    Vector x[AREA], result[STEP * STEP];
-    for (int k = 0; k < AREA; ++k) x[k] = read<Vector>(products + k * apart);
-    transform<to_outputs>(x, result);
     const Vector shift = bias ? load(bias + output, count) : Vector{};
-    for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < columns; ++j)
-            store(y + (first + i * s.out_width + j) * s.outputs + output,
-                  result[i * STEP + j] + shift, count);
+    const auto given = [&](int k) { return read<Vector>(products + k * apart); };
+    transform<to_outputs>(given, [&](int k, Vector result) {
+        const long i = k / STEP, j = k % STEP;
+        if (i < rows && j < columns)
+            store(y + (first + i * s.out_width + j) * s.outputs + output, result + shift, count);
+    });
 }
 
 extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bias, Stored* y,
@@ -278,7 +309,7 @@ extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bi
         for (long first = 0; first < s.tiles(); first += TOGETHER) {
             const long tiles = std::min<long>(TOGETHER, s.tiles() - first);
             for (long t = 0; t < tiles; ++t)
-                write_tile<of_inputs>(seen(x, s, first + t, zeros), inputs, t, false);
+                write_tile<of_inputs>(seen(x, s, first + t, zeros), inputs, t);
             for (long p = 0; p < panels.count; ++p) {
                 const int wide = panels.wide(p);
                 with_constant(wide, [&](auto constant) {
@@ -303,17 +334,15 @@ static void write_weight(const Memory<Real>& products, long row_length, Stored* 
 #pragma omp parallel for collapse(2)
     for (long o = 0; o < s.outputs; ++o)
         for (long first = 0; first < s.channels; first += LANES) {
-            Vector x[AREA], y[SIDE * SIDE];
-            for (int k = 0; k < AREA; ++k)
-                x[k] = read<Vector>(products.at + k * apart + o * row_length + first);
-            transform<to_kernels>(x, y);
             const long count = std::min<long>(LANES, s.channels - first);
-            for (int i = 0; i < SIDE * SIDE; ++i) {
+            const Real* from = products.at + o * row_length + first;
+            const auto given = [&](int k) { return read<Vector>(from + k * apart); };
+            transform<to_kernels>(given, [&](int i, Vector y) {
                 Stored part[LANES], *tap = weight + o * s.of_output + first * s.of_channel +
                                            i / SIDE * s.of_row + i % SIDE * s.of_column;
-                store(part, y[i]);
+                store(part, y);
                 for (long c = 0; c < count; ++c) tap[c * s.of_channel] = part[c];
-            }
+            });
         }
 }
 
@@ -329,11 +358,12 @@ extern "C" void weight_gradient(const Stored* gradient, const Stored* x, Stored*
     for (long first = 0; first < s.tiles(); first += SUMMED) {
         const long tiles = std::min<long>(SUMMED, s.tiles() - first);
 #pragma omp for schedule(dynamic, 4)
-        for (long group = 0; group < tiles; group += GROUP)
-            for (long t = group; t < std::min(group + GROUP, tiles); ++t) {
-                write_tile<of_inputs>(seen(x, s, first + t, zeros), inputs, t, true);
-                write_tile<of_gradients>(own(gradient, s, first + t, zeros), outputs, t, true);
-            }
+        for (long t = 0; t < tiles; t += GROUP) {
+            const auto input = [&](long tile) { return seen(x, s, first + tile, zeros); };
+            const auto output = [&](long tile) { return own(gradient, s, first + tile, zeros); };
+            write_group<of_inputs>(input, inputs, t, tiles);
+            write_group<of_gradients>(output, outputs, t, tiles);
+        }
 #pragma omp for collapse(2) schedule(dynamic)
         for (int k = 0; k < AREA; ++k)
             for (long output = 0; output < columns; output += LANES)
