@@ -15,6 +15,7 @@ from funcnets.jit.lowerings import layout
 from funcnets.precision import POLICIES
 
 aten = torch.ops.aten
+POOL_DEFAULTS = ([], [0, 0], [1, 1], False)  # stride, padding, dilation and ceil_mode
 
 
 class Lowered(NamedTuple):
@@ -32,16 +33,9 @@ class Lowered(NamedTuple):
     ratio: float  # how many times faster the rewrite is
 
 
-def pool_and_gradient(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    ceil_mode: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """A max pool and a gradient of it, which a rule of fusion replaces together."""
-    how = kernel, stride, padding, dilation, ceil_mode
+def pool_and_gradient(x: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+    """A max pool, told as ATen's is, and a gradient of it; a rule of fusion replaces both."""
+    how = (*how, *POOL_DEFAULTS[len(how) - 1 :])
     maxima, where = aten.max_pool2d_with_indices(x, *how)
     return maxima, aten.max_pool2d_with_indices_backward(maxima, x, *how, where)
 
