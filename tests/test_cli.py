@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import funcnets.jit.compile
 from funcnets.jit import native
+from funcnets.jit.lowerings import few, maxima, moments, pooling, winograd
 
 SMALL = ["--limit-train", "192", "--batch-size", "64", "--backend", "graph", "--data", "bundled"]
 
@@ -183,8 +184,20 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
     assert funcnets.jit is not None
 
 
-def test_without_a_compiler_for_loops_it_says_so(run, monkeypatch):
+@pytest.fixture
+def without_compiler(monkeypatch):
+    """No kernels either; what was compiled before, or wasn't, is forgotten."""
+    kernels = (few, maxima, moments, pooling, winograd)
+    for kernel in kernels:
+        kernel.library.cache_clear()
     monkeypatch.setattr(native, "is_available", lambda: False)
+    yield
+    for kernel in kernels:
+        kernel.library.cache_clear()
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_for_loops_it_says_so(run):
     options = [option if option != "graph" else "native" for option in SMALL]
     code, out, err = run("train", "--epochs", 1, *options)
     assert code == 0

@@ -15,7 +15,12 @@ from funcnets.jit.lowerings import layout
 from funcnets.precision import POLICIES
 
 aten = torch.ops.aten
-POOL_DEFAULTS = ([], [0, 0], [1, 1], False)  # stride, padding, dilation and ceil_mode
+POOL_DEFAULTS: tuple[Any, ...] = (
+    [],
+    [0, 0],
+    [1, 1],
+    False,
+)  # stride, padding, dilation and ceil_mode
 
 
 class Lowered(NamedTuple):
