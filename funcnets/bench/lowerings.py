@@ -15,12 +15,8 @@ from funcnets.jit.lowerings import layout
 from funcnets.precision import POLICIES
 
 aten = torch.ops.aten
-POOL_DEFAULTS: tuple[Any, ...] = (
-    [],
-    [0, 0],
-    [1, 1],
-    False,
-)  # stride, padding, dilation and ceil_mode
+# What ATen leaves out where it is this: stride, padding, dilation and ceil_mode.
+POOL_DEFAULTS: tuple[Any, ...] = ([], [0, 0], [1, 1], False)
 
 
 class Lowered(NamedTuple):

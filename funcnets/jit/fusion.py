@@ -165,11 +165,13 @@ def scaled(node: fx.Node) -> Replacements:
     else:
         return {}
     for x, scale in permutations(factors):
-        given = [scale] if shift is None else [scale, shift]
         narrow = isinstance(x, fx.Node) and _narrow(x)
-        if narrow and _are_maps(narrow) and all(_is_of_channels(each, x) for each in given):
-            lines = [emit(node.graph, aten.view.default, each, (-1,)) for each in given]
-            return {node: emit(node.graph, SCALED, narrow, *lines, *[None] * (2 - len(lines)))}
+        if not narrow or not _are_maps(narrow) or not _is_of_channels(scale, x):
+            continue
+        if shift is None or _is_of_channels(shift, x):
+            line = emit(node.graph, aten.view.default, scale, (-1,))
+            plus = shift and emit(node.graph, aten.view.default, shift, (-1,))
+            return {node: emit(node.graph, SCALED, narrow, line, plus)}
     return {}
 
 

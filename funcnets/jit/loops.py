@@ -65,8 +65,9 @@ def fuse_loops(graph: fx.GraphModule) -> str:
     flatten_lines(graph.graph)
     names: dict[str, str] = {}  # of functions, by their sources
     found = groups(graph.graph)
+    made = {node for group in found for run in group for node in run.nodes}
     plans = [
-        [plan(run, names.setdefault(source(run), f"loop{len(names)}")) for run in group]
+        [plan(run, names.setdefault(source(run), f"loop{len(names)}"), made) for run in group]
         for group in found
     ]
     code = "\n".join(
@@ -165,15 +166,15 @@ class Plan(NamedTuple):
     strides: list[int]  # of each loop, operand by operand, then of the results
 
 
-def plan(run: Run, function: str) -> Plan:
-    """The plan of a run, which the C++ `function` is for."""
-    operands = [whole(node) for node in run.operands]
-    outer = [(1, (0,) * (len(operands) + len(run.results)))] * (DEPTH - len(run.nest))
-    size, steps = zip(*outer, *run.nest, strict=True)
+def plan(run: Run, function: str, made: set[fx.Node]) -> Plan:
+    """The plan of a run, which the C++ `function` is for; loops are what gives `made`."""
+    operands, results, nest = [whole(node) for node in run.operands], run.results, run.nest
+    outer = [(1, (0,) * (len(operands) + len(results)))] * (DEPTH - len(nest))
+    size, steps = zip(*outer, *nest, strict=True)
     return Plan(
         function,
-        [None if _is_exact(node) else _layout(node) for node in operands],
-        [_layout(node) for node in run.results],
+        [None if node in made or _is_exact(node) else _layout(node) for node in operands],
+        [_layout(node) for node in results],
         list(size),
         [step for each in zip(*steps, strict=True) for step in each],
     )
@@ -258,8 +259,8 @@ class Loop(torch.nn.Module):
 
 def source(run: Run) -> str:
     """C++ of a run, as the function NAME: the same for runs that walk alike, whatever the sizes."""
-    operands, results = run.operands, run.results
-    steps = run.nest[-1][1] if run.nest else (0,) * (len(operands) + len(results))
+    operands, results, nest = run.operands, run.results, run.nest
+    steps = nest[-1][1] if nest else (0,) * (len(operands) + len(results))
 
     def element(i: int) -> str:
         return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{DEPTH * i + DEPTH - 1}]') }]"

@@ -79,7 +79,8 @@ def call(library: Library | None, name: str, *tensors: Tensor | None, sizes: Seq
     """Call a function of `library` with where each tensor begins in memory, and with its sizes."""
     assert library is not None, "the rule asks for a compiler"
     function: Any = library[name]
-    function.argtypes = (ctypes.c_void_p,) * (len(tensors) + 1)
+    if function.argtypes is None:
+        function.argtypes = (ctypes.c_void_p,) * (len(tensors) + 1)
     function(*[None if x is None else x.data_ptr() for x in tensors], longs(*sizes))
 
 

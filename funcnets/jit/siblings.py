@@ -69,8 +69,8 @@ def _join(x: fx.Node, siblings: Sequence[_Sibling], of_input: Sequence[_Sibling]
     with graph.inserting_before(siblings[-1].gradient):
         of_output = emit(graph, aten.cat.default, [each.of_output for each in siblings], 1)
         weight = emit(graph, aten.cat.default, [each.weight for each in siblings], 0)
-        how = of_output, x, weight, None, *HOW
-        results = emit(graph, aten.convolution_backward.default, *how, OF_WEIGHT)
+        joint = of_output, x, weight, None, *HOW
+        results = emit(graph, aten.convolution_backward.default, *joint, OF_WEIGHT)
         gradient, begin = emit(graph, operator.getitem, results, 1), 0
         for each in siblings:
             end = begin + each.weight.meta["val"].shape[0]
@@ -84,7 +84,7 @@ def _join(x: fx.Node, siblings: Sequence[_Sibling], of_input: Sequence[_Sibling]
     inputs = {each.gradient for each in of_input}
     terms = [term for term in _terms(total) if term not in inputs]
     with graph.inserting_before(total):
-        results = emit(graph, aten.convolution_backward.default, *how, OF_INPUT)
+        results = emit(graph, aten.convolution_backward.default, *joint, OF_INPUT)
         new = emit(graph, operator.getitem, results, 0)
         for term in reversed(terms):
             new = emit(graph, aten.add.Tensor, term, new)

@@ -1,7 +1,7 @@
 // Vectors of numbers in a register's type, which are read from memory's type and written to it.
 //
-// Before this text stand the types Stored, in memory, and Real, in registers; STORED_bfloat16 is defined
-// where that is the first.
+// Before this text stand the types Stored, in memory, and Real, in registers; where the first is
+// bfloat16, STORED_bfloat16 is defined.
 
 #if defined(__AVX512BF16__) && defined(STORED_bfloat16)
 #define HAS_BFLOAT16

@@ -14,7 +14,7 @@ milliseconds plain against channels_last:
   (512→512, 1×1), 21 and 26 against 3.8 (256→512, 2×2, stride 2), 0.74 and 0.75 against 0.57
   (32→128, 6×6, batch 16), but at 12×12 3.3 and 3.4 against 4.8 (32→96);
 - the gradient of an input of 6 channels, with AVX-512 (5×5 kernels, 12×12, batch 256): 1.20 against
-  1.64, in bfloat16 0.57 against 1.24, which has that of the weight too, 0.41 against 0.57;
+  1.64, in bfloat16 0.57 against 1.24, and there that of its weight 0.41 against 0.57;
 - what follows a convolution to 6 channels (24×24, batch 256) is slower in channels_last, whose
   pixels don't fill a vector then: mean and variance 2.4 against 5.9;
 - 1×1 kernels, for which the columns are the input itself, as matrix products: as fast on large

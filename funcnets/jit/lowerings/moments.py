@@ -107,8 +107,8 @@ def scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
 
     Maps in bfloat16 are read and written as they are, and rounded once.
     """
-    maps, result = _in_rows(x), _empty_scaled(x, scale, shift)
-    native.call(library(x.dtype), "scaled", *maps, scale, shift, result, sizes=_sizes(x))
+    result = _empty_scaled(x, scale, shift)
+    native.call(library(x.dtype), "scaled", *_alike(x), scale, shift, result, sizes=_sizes(x))
     return result
 
 
@@ -118,14 +118,15 @@ def _empty_scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
 
 def _of_channels(name: str, maps: Sequence[Tensor], *results: Tensor) -> tuple[Tensor, ...]:
     x = maps[-1]
-    native.call(library(x.dtype), name, *_in_rows(x, *maps), *results, sizes=_sizes(x))
+    native.call(library(x.dtype), name, *_alike(*maps), *results, sizes=_sizes(x))
     return results
 
 
-def _in_rows(x: Tensor, *maps: Tensor) -> list[Tensor]:
-    """The maps, or the one, in the memory format of `x`."""
+def _alike(*maps: Tensor) -> list[Tensor]:
+    """The maps in the memory format of the last."""
+    x = maps[-1]
     rows = torch.channels_last if x.ndim == 4 and _is_last(x) else torch.contiguous_format
-    return [each.contiguous(memory_format=rows) for each in maps or (x,)]
+    return [each.contiguous(memory_format=rows) for each in maps]
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
