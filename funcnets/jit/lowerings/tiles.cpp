@@ -121,16 +121,8 @@ struct Factors {
 // Transforms the v-th vector of channels of a tile; `take` is given each place and its number.
 template <class Matrix, int N, class Take>
 static inline void transform(const Pixels<N>& pixels, long channels, long v, Take take) {
-    const long count = channels - v * LANES;
-    Stored part[N * N * LANES];
-    if (count < LANES) {
-        std::fill_n(part, N * N * LANES, Stored(0));
-        for (int i = 0; i < N * N; ++i)
-            std::copy_n(pixels.at[i] + v * LANES, count, part + i * LANES);
-    }
-    const auto given = [&](int i) {
-        return load(count < LANES ? part + i * LANES : pixels.at[i] + v * LANES);
-    };
+    const long first = v * LANES;
+    const auto given = [&](int i) { return load(pixels.at[i] + first, channels - first); };
     transform<Matrix>(given, take);
 }
 
