@@ -22,9 +22,16 @@ from funcnets.jit.recording import shaped
 
 aten = torch.ops.aten
 Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by which node
+Watch = Callable[[str, Replacements], None]  # is told of each rewrite while both are in the graph
 
 
-def fuse(graph: fx.GraphModule, are_loops_to_come: bool = True) -> dict[str, int]:
+def unwatched(name: str, replacements: Replacements) -> None:
+    """A `Watch` that looks away."""
+
+
+def fuse(
+    graph: fx.GraphModule, are_loops_to_come: bool = True, watch: Watch = unwatched
+) -> dict[str, int]:
     """Apply the rules to `graph`, which must have come from `trace`, and tell how often each.
 
     `are_loops_to_come`: leave to them what they do better.
@@ -33,22 +40,27 @@ def fuse(graph: fx.GraphModule, are_loops_to_come: bool = True) -> dict[str, int
     for rules in (RULES, LAST_RULES) if are_loops_to_come else (LOOPLESS_RULES,):
         for node in list(graph.graph.nodes):
             for rule in rules.get(node.target, ()):
-                if _apply(rule, node):
-                    fired[f"fusion.{rule.__name__}"] += 1
+                if replacements := _replacements(rule, node):
+                    name = f"fusion.{rule.__name__}"
+                    watch(name, replacements)
+                    replace(replacements)
+                    fired[name] += 1
                     break
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return dict(fired)
 
 
-def _apply(rule: "Rule", node: fx.Node) -> bool:
-    with node.graph.inserting_before(node):
-        replacements = rule(node)
-    if not replacements or not all(map(_is_alike, replacements, replacements.values())):
-        return False
+def replace(replacements: Replacements) -> None:
+    """Let what reads the old nodes read the new ones."""
     for old, new in replacements.items():
         old.replace_all_uses_with(new)
-    return True
+
+
+def _replacements(rule: "Rule", node: fx.Node) -> Replacements:
+    with node.graph.inserting_before(node):
+        replacements = rule(node)
+    return replacements if all(map(_is_alike, replacements, replacements.values())) else {}
 
 
 def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:

@@ -61,8 +61,7 @@ def fuse_loops(graph: fx.GraphModule) -> str:
     """
     if not native.is_available():
         return ""
-    repeat_conversions(graph.graph)
-    flatten_lines(graph.graph)
+    prepare(graph.graph)
     names: dict[str, str] = {}  # of functions, by their sources
     found = groups(graph.graph)
     made = {node for group in found for run in group for node in run.nodes}
@@ -86,6 +85,12 @@ def fuse_loops(graph: fx.GraphModule) -> str:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return code
+
+
+def prepare(graph: fx.Graph) -> None:
+    """Rewrite what would keep apart in `graph` what can be one loop."""
+    repeat_conversions(graph)
+    flatten_lines(graph)
 
 
 def is_loop(node: fx.Node) -> bool:

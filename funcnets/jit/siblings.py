@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from funcnets.jit.fusion import emit
+from funcnets.jit.fusion import Replacements, Watch, emit, replace, unwatched
 from funcnets.jit.memory import written
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ class _Sibling(NamedTuple):
     weight: fx.Node
 
 
-def join_gradients(graph: fx.GraphModule) -> int:
+def join_gradients(graph: fx.GraphModule, watch: Watch = unwatched) -> int:
     """Join what can be in `graph`, which must have come from `trace`; gives for how many maps."""
     if any(any(written(node)) for node in graph.graph.nodes):
         return 0  # nodes change places here, and what reads before a write must stay before it
@@ -41,7 +41,9 @@ def join_gradients(graph: fx.GraphModule) -> int:
     of_inputs = _siblings(graph.graph, OF_INPUT)
     for x, siblings in _siblings(graph.graph, OF_WEIGHT).items():
         if len(siblings) > 1:
-            _join(x, siblings, of_inputs.get(x, []))
+            replacements = _joined(x, siblings, of_inputs.get(x, []))
+            watch("siblings", replacements)
+            replace(replacements)
             joined += 1
     if joined:
         _sort(graph.graph)
@@ -64,8 +66,8 @@ def _siblings(graph: fx.Graph, mask: list[bool]) -> dict[fx.Node, list[_Sibling]
     return found
 
 
-def _join(x: fx.Node, siblings: Sequence[_Sibling], of_input: Sequence[_Sibling]) -> None:
-    graph = x.graph
+def _joined(x: fx.Node, siblings: Sequence[_Sibling], of_input: Sequence[_Sibling]) -> Replacements:
+    graph, replacements = x.graph, {}
     with graph.inserting_before(siblings[-1].gradient):
         of_output = emit(graph, aten.cat.default, [each.of_output for each in siblings], 1)
         weight = emit(graph, aten.cat.default, [each.weight for each in siblings], 0)
@@ -75,11 +77,11 @@ def _join(x: fx.Node, siblings: Sequence[_Sibling], of_input: Sequence[_Sibling]
         for each in siblings:
             end = begin + each.weight.meta["val"].shape[0]
             part = emit(graph, aten.slice.Tensor, gradient, 0, begin, end)
-            each.gradient.replace_all_uses_with(part)
+            replacements[each.gradient] = part
             begin = end
     sums = {_sum(each.gradient) for each in of_input}
     if len(sums) != 1 or [each.weight for each in of_input] != [each.weight for each in siblings]:
-        return
+        return replacements
     (total,) = sums
     inputs = {each.gradient for each in of_input}
     terms = [term for term in _terms(total) if term not in inputs]
@@ -88,7 +90,7 @@ def _join(x: fx.Node, siblings: Sequence[_Sibling], of_input: Sequence[_Sibling]
         new = emit(graph, operator.getitem, results, 0)
         for term in reversed(terms):
             new = emit(graph, aten.add.Tensor, term, new)
-    total.replace_all_uses_with(new)
+    return replacements | {total: new}
 
 
 def _sum(node: fx.Node) -> fx.Node:

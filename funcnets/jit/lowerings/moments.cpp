@@ -119,7 +119,8 @@ template <int WIDE, class Result, class... Maps>
 static inline void across(long rows, long channels, long first, Result* results, Maps... maps) {
     for (; first + WIDE <= channels; first += WIDE)
         of_block<WIDE>(maps + first..., rows, channels, results + first);
-    if constexpr (WIDE > 1) across<WIDE / 4>(rows, channels, first, results, maps...);
+    constexpr int NEXT = WIDE > 16 ? WIDE / 2 : WIDE / 4;
+    if constexpr (NEXT) across<NEXT>(rows, channels, first, results, maps...);
 }
 
 template <class Result, class... Maps>

@@ -1,0 +1,156 @@
+"""What `jit` makes of a training step: each stretch of its graph that it writes anew, both ways."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from funcnets import models, optim, random, train
+from funcnets.bench.case import LEARNING_RATE, Case
+from funcnets.jit import DEFAULT, Lowering
+from funcnets.jit.compile import Backend
+from funcnets.jit.fusion import Replacements, fuse
+from funcnets.jit.loops import groups, prepare
+from funcnets.jit.siblings import join_gradients
+from funcnets.jit.trace import take_apart, trace
+from funcnets.precision import POLICIES
+
+
+class Rewrite(NamedTuple):
+    """A stretch of a graph as it was, and as it is; both take the same tensors."""
+
+    name: str  # of the lowering, the rule, or what else has written it anew
+    before: fx.GraphModule
+    after: fx.GraphModule
+    applies: Callable[[Backend], bool] = lambda backend: True  # whether the back end does so
+
+    @property
+    def arguments(self) -> list[Tensor]:
+        """What both take, as fake tensors."""
+        return [node.meta["val"] for node in self.before.graph.find_nodes(op="placeholder")]
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for those that do the same with tensors of the same shapes."""
+        given = [(x.shape, x.stride(), x.dtype) for x in self.arguments]
+        return self.name, str(given), self.before.code
+
+
+def rewrites(
+    case: Case, precision: str, lowerings: Sequence[Lowering] = DEFAULT
+) -> list[tuple[Rewrite, int]]:
+    """What is written anew in a training step, and how often; nothing is computed for it."""
+    found: dict[Hashable, Rewrite] = {}
+    times: Counter[Hashable] = Counter()
+    for rewrite in _all(case, precision, lowerings):
+        times[rewrite.key] += 1
+        found.setdefault(rewrite.key, rewrite)
+    return [(rewrite, times[key]) for key, rewrite in found.items()]
+
+
+def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[Rewrite]:
+    yield from _lowered(_graph(case, precision), lowerings)
+    graph = _graph(case, precision, lowerings)
+    watch = _Watch(graph.graph)
+    fuse(graph, watch=watch)
+    join_gradients(graph, watch)
+    yield from watch.seen
+    yield from _scaled(graph)
+    graph = _graph(case, precision, lowerings)
+    fuse(graph)
+    join_gradients(graph)
+    yield from _looped(graph)
+
+
+def _graph(case: Case, precision: str, lowerings: Sequence[Lowering] = ()) -> fx.GraphModule:
+    """A training step with these lowerings, and as it stands otherwise."""
+    net, _ = models.get(case.network)
+    optimizer = optim.sgd(LEARNING_RATE)
+    x = torch.empty(case.shape, device="meta")
+    train_state = train.create(net, optimizer, random.key(0, "meta"), x)
+    labels = torch.empty(case.batch_size, dtype=torch.int64, device="meta")
+    step = train.make_train_step(net, optimizer, policy=POLICIES[precision])
+    leaves, structure = take_apart((train_state, (x, labels)))
+    # Memory that nobody touches costs nothing.
+    leaves = [torch.empty_like(leaf, device=case.device) for leaf in leaves]
+    return trace(lambda *values: step(*structure.fill(values)), leaves, lowerings).graph
+
+
+def _lowered(graph: fx.GraphModule, lowerings: Sequence[Lowering]) -> Iterator[Rewrite]:
+    """Operations that lowerings take, each by the first whose rule applies."""
+    for node in graph.graph.nodes:
+        for lowering in lowerings:
+            if node.target is not lowering.operation:
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: x.meta["val"])
+            if lowering.applies(*args, **kwargs):
+                before = _excerpt([node], node.all_input_nodes)
+                given = [empty(each.meta["val"]) for each in node.all_input_nodes]
+                yield Rewrite(lowering.name, before, trace(before, given, [lowering]).graph)
+                break
+
+
+def _scaled(graph: fx.GraphModule) -> Iterator[Rewrite]:
+    """What a graph that has no loops does instead."""
+    watch = _Watch(graph.graph)
+    fuse(graph, are_loops_to_come=False, watch=watch)
+    return (each._replace(applies=lambda backend: backend == "graph") for each in watch.seen)
+
+
+def _looped(graph: fx.GraphModule) -> Iterator[Rewrite]:
+    """What becomes loops, which the back end makes by itself."""
+    prepare(graph.graph)
+    for group in groups(graph.graph):
+        operands = dict.fromkeys(node for run in group for node in run.operands)
+        run = _excerpt([node for run in group for node in run.results], list(operands))
+        yield Rewrite("loops", run, run, lambda backend: backend != "graph")
+
+
+class _Watch:
+    """Keeps what rules replace in a graph, and by what."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph, self.seen = graph, list[Rewrite]()
+        self._known = set(graph.nodes)
+
+    def __call__(self, name: str, replacements: Replacements) -> None:
+        old, new = list(replacements), list(replacements.values())
+        inputs = list(dict.fromkeys(self._inputs(new)))
+        self.seen.append(Rewrite(name, _excerpt(old, inputs), _excerpt(new, inputs)))
+        self._known = set(self.graph.nodes)
+
+    def _inputs(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+        """What was there before, and new nodes are made of."""
+        for node in nodes:
+            if node in self._known:
+                yield node
+            else:
+                yield from self._inputs(node.all_input_nodes)
+
+
+def _excerpt(outputs: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> fx.GraphModule:
+    """What makes `outputs` of `inputs`, as a graph of its own."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), copied)
+            # Named by their operations, so that equal ones have the same code.
+            copies[node] = graph.create_node(node.op, node.target, args, kwargs)
+            copies[node].meta["val"] = node.meta["val"]
+        return copies[node]
+
+    for i, node in enumerate(inputs):
+        copies[node] = graph.placeholder(f"argument{i}")
+        copies[node].meta["val"] = node.meta["val"]
+    graph.output([copied(node) for node in outputs])
+    return fx.GraphModule({}, graph)
+
+
+def empty(fake: Tensor) -> Tensor:
+    """Memory for a tensor with the layout of a fake one."""
+    size = 1 + sum((n - 1) * step for n, step in zip(fake.shape, fake.stride(), strict=True))
+    memory = torch.empty(size, dtype=fake.dtype, device=fake.device)
+    return memory.as_strided(fake.shape, fake.stride())
