@@ -5,7 +5,16 @@ import torch
 
 from funcnets import random
 from funcnets.jit import inductor
-from funcnets.jit.lowerings import convolution, few, layout, maxima, moments, pooling, winograd
+from funcnets.jit.lowerings import (
+    convolution,
+    few,
+    first,
+    layout,
+    maxima,
+    moments,
+    pooling,
+    winograd,
+)
 
 
 def numbers(*shape, seed=0):
@@ -40,6 +49,8 @@ CALLS = [
     (few.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
     (few.INPUT_GRADIENT, (numbers(2, 4, 4, 8), numbers(4, 3, 3, 2, seed=2), [6, 9])),
     (few.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
+    (first.CONVOLVE, (X[:, :1], numbers(16, 1, 3, 2), None, [2, 1], [1, 0])),
+    (first.WEIGHT_GRADIENT, (numbers(2, 16, 3, 6), X[:, :1], [3, 2], [2, 1], [1, 0])),
 ]
 
 

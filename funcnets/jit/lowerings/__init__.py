@@ -5,7 +5,7 @@ device, for when it applies.  A rewrite may call the operation itself: that call
 other lowerings.
 """
 
-from funcnets.jit.lowerings import few, layout, pooling, wide, winograd
+from funcnets.jit.lowerings import few, first, layout, pooling, wide, winograd
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
 from funcnets.jit.lowerings.moments import MOMENTS, NARROW_SUM
@@ -21,6 +21,8 @@ DEFAULT: tuple[Lowering, ...] = (
     SPLIT_BACKWARD,
     few.FORWARD,
     few.BACKWARD,
+    first.FORWARD,
+    first.BACKWARD,
     layout.FORWARD,
     layout.BACKWARD,
     layout.POOL_FORWARD,
