@@ -322,10 +322,10 @@ def test_what_is_rewritten_gives_the_same(network, among, precision, monkeypatch
     for rewrite, _ in found:
         if rewrite.name == "fusion.deviation":
             continue  # it is given the mean of another argument
-        tensors = [lowerings.filled(fake) for fake in rewrite.arguments]
+        given = zip((rewrite.before, rewrite.after), lowerings.inputs(rewrite), strict=True)
         before, after = (
             [leaf for leaf in tree.leaves(graph(*tensors)) if leaf is not None]
-            for graph in (rewrite.before, rewrite.after)
+            for graph, tensors in given
         )
         for expected, actual in zip(before, after, strict=True):
             error = (actual.double() - expected.double()).abs().max()

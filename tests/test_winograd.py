@@ -145,15 +145,32 @@ def test_saved():
         (False, (8, 128, 12, 12), (128, 128, 3, 3), 1, 1, ([2, 2], False, [0, 0], 1)),
     ],
 )
-def test_rule(expected, x, weight, stride, padding, rest):
+def test_rule_with_avx512(expected, x, weight, stride, padding, rest, monkeypatch):
     tensors = torch.empty(x), torch.empty(weight)
     how = ([stride, stride], [padding, padding], *rest)
+    monkeypatch.setattr(winograd, "has_avx512", lambda: True)
     assert winograd.is_faster(*tensors, *how) is expected
     assert not winograd.is_faster(*(tensor.to("meta") for tensor in tensors), *how)
     assert not winograd.is_faster(*(tensor.half() for tensor in tensors), *how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "library", lambda *types: None)  # without a compiler
         assert not winograd.is_faster(*tensors, *how)
+
+
+@pytest.mark.parametrize(
+    ("x", "outputs", "expected"),
+    [
+        ((256, 176, 6, 6), 32, (True, False)),
+        ((128, 32, 6, 6), 128, (False, False)),
+        ((256, 64, 24, 24), 32, (True, True)),
+    ],
+)
+def test_without_avx512_fewer_saved_multiplications_are_enough(x, outputs, expected, monkeypatch):
+    how = ([1, 1], [1, 1], *PLAIN)
+    for has_avx512, is_faster in zip((False, True), expected, strict=True):
+        monkeypatch.setattr(winograd, "has_avx512", lambda answer=has_avx512: answer)
+        weight = torch.empty(outputs, x[1], 3, 3)
+        assert winograd.is_faster(torch.empty(x), weight, *how) is is_faster
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from funcnets import timing
 from funcnets.bench.case import Case
-from funcnets.bench.rewrites import empty, rewrites
+from funcnets.bench.rewrites import Rewrite, arguments, empty, rewrites
 from funcnets.bench.steps import BACKENDS
 from funcnets.jit import heap
 from funcnets.jit.compile import Backend, Executable, compile_graph, usual_backend
@@ -45,20 +45,21 @@ def measure(
         if column in BACKENDS
     }
     for rewrite, calls in rewrites(case, precision):
-        functions = {"operation": compile_graph(rewrite.before, "graph")} | {
+        functions = {
             column: _executable(rewrite.after, backend)
             for column, backend in backends.items()
             if rewrite.applies(backend)
         }
-        if len(functions) == 1:
+        if not functions:
             continue
-        tensors = [filled(fake) for fake in rewrite.arguments]
-        turns = {name: partial(function, *tensors) for name, function in functions.items()}
+        before, after = inputs(rewrite)
+        turns = {column: partial(function, *after) for column, function in functions.items()}
+        turns["operation"] = partial(compile_graph(rewrite.before, "graph"), *before)
         with heap.kept():  # as in a step
             for turn in turns.values():
                 turn()
             times = timing.medians(timing.interleave(turns, rounds, seconds=seconds))
-        what = (case.network, case.batch_size, precision, rewrite.name, _shapes(tensors), calls)
+        what = (case.network, case.batch_size, precision, rewrite.name, _shapes(after), calls)
         expected = times.pop("operation")
         rows += [
             Lowered(*what, column, 1e3 * expected, 1e3 * taken, expected / taken)
@@ -79,6 +80,15 @@ def _shapes(tensors: Sequence[Tensor]) -> str:
     counts = Counter("×".join(map(str, tensor.shape)) for tensor in tensors)
     texts = [shape if n == 1 else f"{shape} ({n})" for shape, n in counts.items()]
     return ", ".join(texts[:MOST_SHAPES] + ["…"] * (len(texts) > MOST_SHAPES))
+
+
+def inputs(rewrite: Rewrite) -> tuple[list[Tensor], list[Tensor]]:
+    """Random numbers for both sides of a rewrite, each in the memory format that it is given."""
+    before = [filled(fake) for fake in arguments(rewrite.before)]
+    wanted = zip(before, arguments(rewrite.after), strict=True)
+    return before, [
+        x if x.stride() == fake.stride() else empty(fake).copy_(x) for x, fake in wanted
+    ]
 
 
 def filled(fake: Tensor) -> Tensor:

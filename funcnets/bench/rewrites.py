@@ -2,24 +2,28 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from funcnets import models, optim, random, train
+from funcnets import models, optim, random, train, tree
 from funcnets.bench.case import LEARNING_RATE, Case
 from funcnets.jit import DEFAULT, Lowering
 from funcnets.jit.compile import Backend
 from funcnets.jit.fusion import Replacements, fuse
 from funcnets.jit.loops import groups, prepare
+from funcnets.jit.lowerings import Watch
 from funcnets.jit.siblings import join_gradients
 from funcnets.jit.trace import take_apart, trace
 from funcnets.precision import POLICIES
 
 
 class Rewrite(NamedTuple):
-    """A stretch of a graph as it was, and as it is; both take the same tensors."""
+    """A stretch of a graph as it was, and as it is.
+
+    Both take the same tensors, each in the memory format in which it comes to it.
+    """
 
     name: str  # of the lowering, the rule, or what else has written it anew
     before: fx.GraphModule
@@ -27,15 +31,22 @@ class Rewrite(NamedTuple):
     applies: Callable[[Backend], bool] = lambda backend: True  # whether the back end does so
 
     @property
-    def arguments(self) -> list[Tensor]:
-        """What both take, as fake tensors."""
-        return [node.meta["val"] for node in self.before.graph.find_nodes(op="placeholder")]
-
-    @property
     def key(self) -> Hashable:
         """Equal for those that do the same with tensors of the same shapes."""
-        given = [(x.shape, x.stride(), x.dtype) for x in self.arguments]
+        given = [_layouts(arguments(graph)) for graph in (self.before, self.after)]
         return self.name, str(given), self.before.code
+
+
+def arguments(graph: fx.GraphModule) -> list[Tensor]:
+    """What a graph takes, as fake tensors."""
+    return [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+
+
+def _layouts(values: Any) -> Any:
+    def described(leaf: Any) -> Any:
+        return (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else leaf
+
+    return tree.map(described, values)
 
 
 def rewrites(
@@ -51,9 +62,10 @@ def rewrites(
 
 
 def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[Rewrite]:
-    yield from _lowered(_graph(case, precision), lowerings)
-    graph = _graph(case, precision, lowerings)
-    watch = _Watch(graph.graph)
+    used: list[tuple[Lowering, Any]] = []
+    graph = _graph(case, precision, lowerings, lambda *call: used.append((call[0], call[1:])))
+    yield from _lowered(used, lowerings)
+    watch = _Seen(graph.graph)
     fuse(graph, watch=watch)
     join_gradients(graph, watch)
     yield from watch.seen
@@ -64,7 +76,9 @@ def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[
     yield from _looped(graph)
 
 
-def _graph(case: Case, precision: str, lowerings: Sequence[Lowering] = ()) -> fx.GraphModule:
+def _graph(
+    case: Case, precision: str, lowerings: Sequence[Lowering], watch: Watch = lambda *used: None
+) -> fx.GraphModule:
     """A training step with these lowerings, and as it stands otherwise."""
     net, _ = models.get(case.network)
     optimizer = optim.sgd(LEARNING_RATE)
@@ -75,26 +89,46 @@ def _graph(case: Case, precision: str, lowerings: Sequence[Lowering] = ()) -> fx
     leaves, structure = take_apart((train_state, (x, labels)))
     # Memory that nobody touches costs nothing.
     leaves = [torch.empty_like(leaf, device=case.device) for leaf in leaves]
-    return trace(lambda *values: step(*structure.fill(values)), leaves, lowerings).graph
+    return trace(lambda *values: step(*structure.fill(values)), leaves, lowerings, watch).graph
 
 
-def _lowered(graph: fx.GraphModule, lowerings: Sequence[Lowering]) -> Iterator[Rewrite]:
-    """Operations that lowerings take, each by the first whose rule applies."""
-    for node in graph.graph.nodes:
-        for lowering in lowerings:
-            if node.target is not lowering.operation:
-                continue
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: x.meta["val"])
-            if lowering.applies(*args, **kwargs):
-                before = _excerpt([node], node.all_input_nodes)
-                given = [empty(each.meta["val"]) for each in node.all_input_nodes]
-                yield Rewrite(lowering.name, before, trace(before, given, [lowering]).graph)
-                break
+def _lowered(
+    used: Sequence[tuple[Lowering, Any]], lowerings: Sequence[Lowering]
+) -> Iterator[Rewrite]:
+    """Operations on plain tensors, and what lowerings make of them as they come in a step."""
+    known: dict[str, Rewrite] = {}
+    for lowering, call in used:
+        key = lowering.name + str(_layouts(call))
+        if key not in known:
+            leaves, _ = take_apart(call)
+            others = lowerings[lowerings.index(lowering) :]  # what it calls is left to them
+            operation = _on_tensors(lowering.operation, call)
+            before = trace(operation, [_plain(leaf) for leaf in leaves], ()).graph
+            after = trace(operation, [empty(leaf) for leaf in leaves], others).graph
+            known[key] = Rewrite(lowering.name, before, after)
+        yield known[key]
+
+
+def _on_tensors(operation: Callable[..., Any], call: Any) -> Callable[..., Any]:
+    """The operation as a function of the tensors among the arguments of a call alone."""
+    leaves, structure = tree.flatten(call)
+
+    def function(*tensors: Tensor) -> Any:
+        given = iter(tensors)
+        filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = tree.unflatten(filled, structure)
+        return operation(*args, **kwargs)
+
+    return function
+
+
+def _plain(fake: Tensor) -> Tensor:
+    return torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
 
 
 def _scaled(graph: fx.GraphModule) -> Iterator[Rewrite]:
     """What a graph that has no loops does instead."""
-    watch = _Watch(graph.graph)
+    watch = _Seen(graph.graph)
     fuse(graph, are_loops_to_come=False, watch=watch)
     return (each._replace(applies=lambda backend: backend == "graph") for each in watch.seen)
 
@@ -108,7 +142,7 @@ def _looped(graph: fx.GraphModule) -> Iterator[Rewrite]:
         yield Rewrite("loops", run, run, lambda backend: backend != "graph")
 
 
-class _Watch:
+class _Seen:
     """Keeps what rules replace in a graph, and by what."""
 
     def __init__(self, graph: fx.Graph) -> None:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from funcnets import tree
-from funcnets.jit.lowerings import Lowering, Recorder
+from funcnets.jit.lowerings import Lowering, Recorder, Watch
 from funcnets.jit.memory import is_given, memory_owners, written
 from funcnets.jit.recording import record
 
@@ -83,9 +83,14 @@ class Trace:
 
 
 def trace(
-    function: Callable[..., Any], leaves: Sequence[Tensor], lowerings: Sequence[Lowering]
+    function: Callable[..., Any],
+    leaves: Sequence[Tensor],
+    lowerings: Sequence[Lowering],
+    watch: Watch = lambda *used: None,
 ) -> Trace:
     """Trace `function(*leaves)`, which gives any tree of tensors (or None), for leaves like these.
+
+    `watch` is told of each lowering that is used.
 
     Raises TraceError where the function branches on a tensor's value, returns something that is
     no tensor, writes to an argument, or draws from torch's hidden generator.
@@ -104,7 +109,7 @@ def trace(
         structures.append(structure)
         return outputs
 
-    recorder = Recorder(lowerings)
+    recorder = Recorder(lowerings, watch)
     with torch.no_grad(), explained():
         graph = record(flat, leaves, {**_PLAIN_ZEROS, **recorder.table})
     _check_pure(graph)

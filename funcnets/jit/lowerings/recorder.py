@@ -25,11 +25,16 @@ class Lowering:
     rewrite: Callable[..., Any]
 
 
+# Is told of each lowering that is used, with the arguments of the operation.
+Watch = Callable[[Lowering, tuple[Any, ...], dict[str, Any]], None]
+
+
 class Recorder:
     """A decomposition table of lowerings, which counts in `fired` those that were used."""
 
-    def __init__(self, lowerings: Iterable[Lowering]) -> None:
+    def __init__(self, lowerings: Iterable[Lowering], watch: Watch = lambda *used: None) -> None:
         self.fired: dict[str, int] = {}
+        self._watch = watch
         self._under_way: set[str] = set()
         by_operation: dict[OpOverload, list[Lowering]] = defaultdict(list)
         for lowering in lowerings:
@@ -49,6 +54,7 @@ class Recorder:
 
     def _rewrite(self, lowering: Lowering, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.fired[lowering.name] = self.fired.get(lowering.name, 0) + 1
+        self._watch(lowering, args, kwargs)
         self._under_way.add(lowering.name)
         try:
             return lowering.rewrite(*args, **kwargs)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from funcnets.jit import native
 from funcnets.jit.lowerings.convolution import is_plain_convolution
-from funcnets.jit.lowerings.layout import channels_last, in_format_of
+from funcnets.jit.lowerings.layout import channels_last, has_avx512, in_format_of
 from funcnets.jit.lowerings.recorder import Lowering
 from funcnets.jit.lowerings.wide import has_bfloat16
 from funcnets.jit.native import STORED
@@ -44,7 +44,8 @@ POINTS = {  # and infinity: STEP+k-1 in all, by k
 }
 TOGETHER = 48  # tiles of a convolution that a thread has in work at a time
 SUMMED = 256  # tiles that are added up to a weight's gradient at a time
-LEAST_SAVED = 60  # multiplications for each number that is transformed, by `saved`
+# Multiplications for each number that is transformed, by `saved`.
+LEAST_SAVED, LEAST_SAVED_AVX512 = 29, 60
 
 Matrix = tuple[tuple[float, ...], ...]
 aten = torch.ops.aten
@@ -269,7 +270,9 @@ def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
     formats: for the output, the gradients of input and of weight, in float32 and in bfloat16:
     2.8, 2.8, 2.5 and 2.7, 2.7, 2.4 times at 400 (256 to 384, 12×12); 2.0, 2.3, 1.7 and 2.0, 2.0,
     1.6 at 140 (64 to 192, 24×24); 1.4, 1.4, 1.0 and 1.2, 1.2, 1.4 at 62 (64 to 64, 7×7); 1.3, 1.0,
-    0.6 and 1.1, 0.9, 1.0 at 27 (32 to 64, 6×6).
+    0.6 and 1.1, 0.9, 1.0 at 27 (32 to 64, 6×6).  With AVX2, in float32: 2.0, 1.9, 2.1 at 140; 1.5,
+    1.5, 1.7 at 60; 1.6, 1.3, 1.9 at 48 (32 to 128, 4×4); 1.0, 1.2, 2.0 at 31 (176 to 32, 6×6); 1.0,
+    0.8, 1.1 at 28 (32 to 128, 6×6).
     """
     stride, padding, *_ = how
     if not is_plain_convolution(x, weight, *how) or set(stride) != {1}:
@@ -283,7 +286,8 @@ def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
         if torch.cpu._is_amx_tile_supported():
             return False  # products in AMX take a fourth or less of a vector's time
         cost = 1 if factors(side, x.dtype) is x.dtype else 2
-    if saved(sizes(x, weight.shape[0], side, padding), side, cost) < LEAST_SAVED:
+    least = LEAST_SAVED_AVX512 if has_avx512() else LEAST_SAVED
+    if saved(sizes(x, weight.shape[0], side, padding), side, cost) < least:
         return False
     # Asked last, as the first answer begins to compile.
     return library(side, x.dtype) is not None
