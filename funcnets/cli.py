@@ -314,7 +314,9 @@ def bench_command(
     memory: Annotated[bool, typer.Option("--memory", help="Peak memory instead.")] = False,
     lowerings: Annotated[
         bool,
-        typer.Option("--lowerings", help="Lowerings against what they replace instead."),
+        typer.Option(
+            "--lowerings", help="Lowerings, fusions and loops against what they replace instead."
+        ),
     ] = False,
     epoch: Annotated[
         bool, typer.Option("--epoch", help="A whole epoch against the usual loop instead.")
