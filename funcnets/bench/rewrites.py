@@ -69,7 +69,7 @@ def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[
     fuse(graph, watch=watch)
     join_gradients(graph, watch)
     yield from watch.seen
-    yield from _scaled(graph)
+    yield from _loopless(graph)
     graph = _graph(case, precision, lowerings)
     fuse(graph)
     join_gradients(graph)
@@ -123,10 +123,13 @@ def _on_tensors(operation: Callable[..., Any], call: Any) -> Callable[..., Any]:
 
 
 def _plain(fake: Tensor) -> Tensor:
+    """Memory for a fake tensor; for a map in PyTorch's plain format."""
+    if fake.ndim != 4:
+        return empty(fake)
     return torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
 
 
-def _scaled(graph: fx.GraphModule) -> Iterator[Rewrite]:
+def _loopless(graph: fx.GraphModule) -> Iterator[Rewrite]:
     """What a graph that has no loops does instead."""
     watch = _Seen(graph.graph)
     fuse(graph, are_loops_to_come=False, watch=watch)
@@ -180,7 +183,8 @@ def _excerpt(outputs: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> fx.GraphM
         copies[node] = graph.placeholder(f"argument{i}")
         copies[node].meta["val"] = node.meta["val"]
     graph.output([copied(node) for node in outputs])
-    return fx.GraphModule({}, graph)
+    captured: Any = outputs[0].graph.owning_module
+    return fx.GraphModule(captured, graph)
 
 
 def empty(fake: Tensor) -> Tensor:

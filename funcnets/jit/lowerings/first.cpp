@@ -2,15 +2,14 @@
 // The sizes of the kernel are constants, so that sums stay in registers.
 //
 // Before this text stand: Stored and Real, which are one type; ROWS and COLUMNS (of the kernel), DOWN
-// and ACROSS (the stride), TOP and LEFT (the padding), PARTS (sums of a weight's gradient that are
-// kept apart), and vectors.hpp.
+// and ACROSS (the stride), TOP and LEFT (the padding), TOGETHER (pixels, or taps, at a time), PARTS
+// (sums of a weight's gradient that are kept apart), and vectors.hpp.
 
 #include <vector>
 
 constexpr int TAPS = ROWS * COLUMNS;
-constexpr int WIDE = 2;               // vectors of channels at a time
-constexpr int BLOCK = LANES * WIDE;   // channels of them
-constexpr int TOGETHER = 6;           // pixels, or taps, at a time; with WIDE, for 12 of 16 registers
+constexpr int WIDE = 2;              // vectors of channels at a time
+constexpr int BLOCK = LANES * WIDE;  // channels of them
 
 struct Sizes {
     long images, channels, height, width, out_height, out_width;
@@ -23,11 +22,11 @@ struct Sizes {
     }
 };
 
-// Where the group of `together` begins: the last one lies over the one before, to end with the rest.
+// Where a group of TOGETHER begins: the last one lies over the one before, to end with the rest.
 static inline long start(long first, long all) { return std::min(first, all - TOGETHER); }
 
 // A row of the output, for one block of channels.
-static inline void row(const Real* image, long across, const Real* weight, const Real* bias, Real* to,
+static inline void row(const Real* image, const Real* weight, const Real* bias, Real* to,
                        const Sizes& s) {
     for (long first = 0; first < s.out_width; first += TOGETHER) {
         const long x = start(first, s.out_width);
@@ -41,7 +40,7 @@ static inline void row(const Real* image, long across, const Real* weight, const
 #pragma GCC unroll 4
             for (int j = 0; j < COLUMNS; ++j, tap += s.channels) {
                 const Vector of[WIDE] = {load(tap), load(tap + LANES)};
-                const Real* seen = image + i * across + x * ACROSS + j;
+                const Real* seen = image + i * s.across() + x * ACROSS + j;
 #pragma GCC unroll 6
                 for (int p = 0; p < TOGETHER; ++p)
 #pragma GCC unroll 2
@@ -65,7 +64,7 @@ extern "C" void convolve(const Real* x, const Real* weight, const Real* bias, Re
             const Real* image = s.with_zeros_around(x + n * s.height * s.width, room.data());
             for (long line = 0; line < s.out_height; ++line)
                 for (long c = 0; c < s.channels; c += BLOCK)
-                    row(image + line * DOWN * s.across(), s.across(), weight + c, bias ? bias + c : bias,
+                    row(image + line * DOWN * s.across(), weight + c, bias ? bias + c : bias,
                         y + (n * s.out_height + line) * s.out_width * s.channels + c, s);
         }
     }

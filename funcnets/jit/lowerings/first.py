@@ -28,7 +28,7 @@ from funcnets.jit.native import SCALARS
 from funcnets.jit.operators import define
 
 BLOCK_BYTES = 128  # of output channels, in two vectors, at a time
-TOGETHER = 6  # pixels of a row, or taps of a kernel
+TOGETHER = 6  # pixels of a row, or taps of a kernel; with two vectors, in 12 of 16 registers
 PARTS = 16  # sums of a weight's gradient, whatever the number of threads
 
 aten = torch.ops.aten
@@ -48,9 +48,10 @@ class Kernel(NamedTuple):
 @functools.cache
 def library(kernel: Kernel, dtype: torch.dtype) -> native.Library | None:
     """The convolutions with such kernels, if there is a compiler."""
-    constants = {name.upper(): number for name, number in kernel._asdict().items()}
+    numbers = kernel._asdict() | {"together": TOGETHER, "parts": PARTS}
+    constants = {name.upper(): number for name, number in numbers.items()}
     path = Path(__file__).with_name("first.cpp")
-    return native.begin_for(path, dtype, native.VECTORS, **constants, PARTS=PARTS)
+    return native.begin_for(path, dtype, native.VECTORS, **constants)
 
 
 def is_faster(
