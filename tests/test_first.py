@@ -78,7 +78,7 @@ def test_backward(call, memory_format):
 
 
 def test_many_pixels_are_summed_precisely():
-    """In float32, to a few parts in ten million, where oneDNN errs by one in a thousand."""
+    """In float32, to two parts in a million."""
     x, grad = (random.uniform(random.key(i), (16, n, 96, 96)) for i, n in ((0, 1), (1, 32)))
     exact = aten.convolution_backward(
         grad.double(),

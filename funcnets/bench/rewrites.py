@@ -1,5 +1,6 @@
 """What `jit` makes of a training step: each stretch of its graph that it writes anew, both ways."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -69,15 +70,12 @@ def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[
     fuse(graph, watch=watch)
     join_gradients(graph, watch)
     yield from watch.seen
+    yield from _looped(copy.deepcopy(graph))
     yield from _loopless(graph)
-    graph = _graph(case, precision, lowerings)
-    fuse(graph)
-    join_gradients(graph)
-    yield from _looped(graph)
 
 
 def _graph(
-    case: Case, precision: str, lowerings: Sequence[Lowering], watch: Watch = lambda *used: None
+    case: Case, precision: str, lowerings: Sequence[Lowering], watch: Watch
 ) -> fx.GraphModule:
     """A training step with these lowerings, and as it stands otherwise."""
     net, _ = models.get(case.network)
@@ -189,6 +187,4 @@ def _excerpt(outputs: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> fx.GraphM
 
 def empty(fake: Tensor) -> Tensor:
     """Memory for a tensor with the layout of a fake one."""
-    size = 1 + sum((n - 1) * step for n, step in zip(fake.shape, fake.stride(), strict=True))
-    memory = torch.empty(size, dtype=fake.dtype, device=fake.device)
-    return memory.as_strided(fake.shape, fake.stride())
+    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)

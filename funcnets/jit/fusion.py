@@ -17,16 +17,13 @@ from torch import Tensor, fx
 
 from funcnets.jit.lowerings.maxima import GATHER, MAXIMA, is_usual
 from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCALED, library
+from funcnets.jit.lowerings.recorder import unwatched
 from funcnets.jit.memory import viewed
 from funcnets.jit.recording import shaped
 
 aten = torch.ops.aten
 Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by which node
 Watch = Callable[[str, Replacements], None]  # is told of each rewrite while both are in the graph
-
-
-def unwatched(name: str, replacements: Replacements) -> None:
-    """A `Watch` that looks away."""
 
 
 def fuse(

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from funcnets.jit.fusion import Replacements, Watch, emit, replace, unwatched
+from funcnets.jit.fusion import Replacements, Watch, emit, replace
+from funcnets.jit.lowerings.recorder import unwatched
 from funcnets.jit.memory import written
 
 aten = torch.ops.aten

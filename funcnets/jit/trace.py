@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from funcnets import tree
-from funcnets.jit.lowerings import Lowering, Recorder, Watch
+from funcnets.jit.lowerings import Lowering, Recorder, Watch, unwatched
 from funcnets.jit.memory import is_given, memory_owners, written
 from funcnets.jit.recording import record
 
@@ -86,7 +86,7 @@ def trace(
     function: Callable[..., Any],
     leaves: Sequence[Tensor],
     lowerings: Sequence[Lowering],
-    watch: Watch = lambda *used: None,
+    watch: Watch = unwatched,
 ) -> Trace:
     """Trace `function(*leaves)`, which gives any tree of tensors (or None), for leaves like these.
 

@@ -9,7 +9,7 @@ from funcnets.jit.lowerings import few, first, layout, pooling, wide, winograd
 from funcnets.jit.lowerings.convolution import TINY_BACKWARD, TINY_FORWARD
 from funcnets.jit.lowerings.grouped import SPLIT_BACKWARD, SPLIT_FORWARD
 from funcnets.jit.lowerings.moments import MOMENTS, NARROW_SUM
-from funcnets.jit.lowerings.recorder import Lowering, Recorder, Watch
+from funcnets.jit.lowerings.recorder import Lowering, Recorder, Watch, unwatched
 
 DEFAULT: tuple[Lowering, ...] = (
     winograd.FORWARD,  # before what widens, as it reads bfloat16 as it is
@@ -33,4 +33,4 @@ DEFAULT: tuple[Lowering, ...] = (
     NARROW_SUM,
 )
 
-__all__ = ["DEFAULT", "Lowering", "Recorder", "Watch"]
+__all__ = ["DEFAULT", "Lowering", "Recorder", "Watch", "unwatched"]

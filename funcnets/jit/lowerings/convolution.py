@@ -7,7 +7,7 @@ matrix is 16/9 of the kernel's size, and making it pays for large batches alone 
 milliseconds against oneDNN's: 23 and 15 at batch 8, 36 and 65 at batch 64, 81 and 250 at 256).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,8 @@ from funcnets.jit.operators import define
 
 LARGEST_TINY_MAP = 4  # pixels
 LARGE_BATCH = 64  # images, from which a matrix larger than the kernel pays
+
+aten = torch.ops.aten
 
 
 class Geometry(NamedTuple):
@@ -106,6 +108,32 @@ def _empty_matrix(weight: Tensor, shape: Geometry) -> Tensor:
     return weight.new_empty(outputs * _pixels(shape.output), inputs * _pixels(shape.input))
 
 
+def both_ways(
+    name: str,
+    applies: Callable[..., bool],
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+) -> tuple[Lowering, Lowering]:
+    """Lowerings of a convolution and of its derivative, `name` with `forward` and `backward`.
+
+    `applies` is the rule of both, of the input, the weight, and how they are convolved.
+    """
+    return (
+        Lowering(
+            f"{name}forward",
+            aten.convolution.default,
+            lambda x, weight, bias, *how: applies(x, weight, *how),
+            forward,
+        ),
+        Lowering(
+            f"{name}backward",
+            aten.convolution_backward.default,
+            lambda grad, x, weight, bias_sizes, *how: applies(x, weight, *how[:-1]),
+            backward,
+        ),
+    )
+
+
 def is_plain_convolution(
     x: Tensor,
     weight: Tensor,
@@ -179,15 +207,4 @@ def tiny_backward(
     return grad_x, grad_weight, grad.sum((0, 2, 3)) if mask[2] else None
 
 
-TINY_FORWARD = Lowering(
-    "convolution.tiny_forward",
-    torch.ops.aten.convolution.default,
-    lambda x, weight, bias, *how: is_tiny(x, weight, *how),
-    tiny_forward,
-)
-TINY_BACKWARD = Lowering(
-    "convolution.tiny_backward",
-    torch.ops.aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: is_tiny(x, weight, *how[:-1]),
-    tiny_backward,
-)
+TINY_FORWARD, TINY_BACKWARD = both_ways("convolution.tiny_", is_tiny, tiny_forward, tiny_backward)

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from funcnets.jit import native
 from funcnets.jit.lowerings import layout
-from funcnets.jit.lowerings.convolution import is_plain_convolution
+from funcnets.jit.lowerings.convolution import both_ways, is_plain_convolution
 from funcnets.jit.lowerings.layout import has_avx512, in_format_of
-from funcnets.jit.lowerings.recorder import Lowering
 from funcnets.jit.native import STORED
 from funcnets.jit.operators import define
 
@@ -161,15 +160,4 @@ WEIGHT_GRADIENT = define(
     weight_gradient,
     lambda grad, x, kernel: x.new_empty(grad.shape[1], x.shape[1], *kernel),
 )
-FORWARD = Lowering(
-    "few.forward",
-    aten.convolution.default,
-    lambda x, weight, bias, *how: is_faster(x, weight, *how),
-    forward,
-)
-BACKWARD = Lowering(
-    "few.backward",
-    aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: is_faster(x, weight, *how[:-1]),
-    backward,
-)
+FORWARD, BACKWARD = both_ways("few.", is_faster, forward, backward)

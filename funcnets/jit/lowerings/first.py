@@ -21,9 +21,8 @@ from torch import Tensor
 
 from funcnets.jit import native
 from funcnets.jit.lowerings import layout
-from funcnets.jit.lowerings.convolution import geometry, is_plain_convolution
+from funcnets.jit.lowerings.convolution import both_ways, geometry, is_plain_convolution
 from funcnets.jit.lowerings.layout import channels_last, has_avx512, in_format_of
-from funcnets.jit.lowerings.recorder import Lowering
 from funcnets.jit.native import SCALARS
 from funcnets.jit.operators import define
 
@@ -139,15 +138,4 @@ WEIGHT_GRADIENT = define(
     weight_gradient,
     lambda grad, x, kernel, *how: x.new_empty(grad.shape[1], 1, *kernel),
 )
-FORWARD = Lowering(
-    "first.forward",
-    aten.convolution.default,
-    lambda x, weight, bias, *how: is_faster(x, weight, *how),
-    forward,
-)
-BACKWARD = Lowering(
-    "first.backward",
-    aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: is_faster(x, weight, *how[:-1]),
-    backward,
-)
+FORWARD, BACKWARD = both_ways("first.", is_faster, forward, backward)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets.jit.lowerings.convolution import is_tiny
-from funcnets.jit.lowerings.recorder import Lowering
+from funcnets.jit.lowerings.convolution import both_ways, is_tiny
 
 MOST_GROUPS = 64  # each is an operation of its own in the graph
 
@@ -55,15 +54,6 @@ def split_backward(
     )
 
 
-SPLIT_FORWARD = Lowering(
-    "grouped.split_forward",
-    aten.convolution.default,
-    lambda x, weight, bias, *how: is_faster_split(x, weight, *how),
-    split_forward,
-)
-SPLIT_BACKWARD = Lowering(
-    "grouped.split_backward",
-    aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: is_faster_split(x, weight, *how[:-1]),
-    split_backward,
+SPLIT_FORWARD, SPLIT_BACKWARD = both_ways(
+    "grouped.split_", is_faster_split, split_forward, split_backward
 )

@@ -38,7 +38,7 @@ from einops import rearrange
 from torch import Tensor
 
 from funcnets.jit.lowerings import maxima
-from funcnets.jit.lowerings.convolution import is_plain_convolution
+from funcnets.jit.lowerings.convolution import both_ways, is_plain_convolution
 from funcnets.jit.lowerings.recorder import Lowering
 from funcnets.jit.operators import define
 
@@ -228,18 +228,7 @@ def pool_backward(grad: Tensor, x: Tensor, *rest: Any) -> Tensor:
     return aten.max_pool2d_with_indices_backward(*operands, *how, channels_last(indices))
 
 
-FORWARD = Lowering(
-    "layout.forward",
-    aten.convolution.default,
-    lambda x, weight, bias, *how: is_plain_convolution(x, weight, *how),
-    forward,
-)
-BACKWARD = Lowering(
-    "layout.backward",
-    aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: is_plain_convolution(x, weight, *how[:-1]),
-    backward,
-)
+FORWARD, BACKWARD = both_ways("layout.", is_plain_convolution, forward, backward)
 POOL_FORWARD = Lowering(
     "layout.pool_forward",
     aten.max_pool2d_with_indices.default,

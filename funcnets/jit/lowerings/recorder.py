@@ -29,10 +29,14 @@ class Lowering:
 Watch = Callable[[Lowering, tuple[Any, ...], dict[str, Any]], None]
 
 
+def unwatched(*rewrite: object) -> None:
+    """What is told of rewrites and looks away."""
+
+
 class Recorder:
     """A decomposition table of lowerings, which counts in `fired` those that were used."""
 
-    def __init__(self, lowerings: Iterable[Lowering], watch: Watch = lambda *used: None) -> None:
+    def __init__(self, lowerings: Iterable[Lowering], watch: Watch = unwatched) -> None:
         self.fired: dict[str, int] = {}
         self._watch = watch
         self._under_way: set[str] = set()

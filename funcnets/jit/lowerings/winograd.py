@@ -30,9 +30,8 @@ from einops import rearrange
 from torch import Tensor
 
 from funcnets.jit import native
-from funcnets.jit.lowerings.convolution import is_plain_convolution
+from funcnets.jit.lowerings.convolution import both_ways, is_plain_convolution
 from funcnets.jit.lowerings.layout import channels_last, has_avx512, in_format_of
-from funcnets.jit.lowerings.recorder import Lowering
 from funcnets.jit.lowerings.wide import has_bfloat16
 from funcnets.jit.native import STORED
 from funcnets.jit.operators import define
@@ -321,15 +320,4 @@ def backward(
     return grad_x, grad_weight, grad.sum((0, 2, 3)) if mask[2] else None
 
 
-FORWARD = Lowering(
-    "winograd.forward",
-    aten.convolution.default,
-    lambda x, weight, bias, *how: is_faster(x, weight, *how),
-    forward,
-)
-BACKWARD = Lowering(
-    "winograd.backward",
-    aten.convolution_backward.default,
-    lambda grad, x, weight, bias_sizes, *how: is_faster(x, weight, *how[:-1]),
-    backward,
-)
+FORWARD, BACKWARD = both_ways("winograd.", is_faster, forward, backward)
