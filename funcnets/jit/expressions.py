@@ -21,7 +21,7 @@ EXPRESSIONS: dict[Any, str] = {
     aten.mul.Scalar: "{0} * {1}",
     aten.div.Scalar: "{0} / {1}",
     aten.neg.default: "-{0}",
-    aten.rsqrt.default: "1 / std::sqrt({0})",
+    aten.rsqrt.default: "1 / root({0})",
     aten.pow.Tensor_Scalar: "{0} * {0} * {0}",  # as the derivative of rsqrt has it
     aten.addcmul.default: "{0} + {value} * {1} * {2}",
     aten.lerp.Scalar: "{2} < 0.5 ? {0} + {2} * ({1} - {0}) : {1} - (1 - {2}) * ({1} - {0})",

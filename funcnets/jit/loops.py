@@ -39,8 +39,8 @@ extern "C" void NAME(void** at, const long* size, const long* stride) {{
     for (long b = 0; b < size[1]; ++b)
     for (long row = 0; row < size[2]; row += rows)
     for (long first = 0; first < size[3]; first += {chunk})
-        for (long c = row; c < std::min(row + rows, size[2]); ++c) {{
-            const long last = std::min<long>(first + {chunk}, size[3]);
+        for (long c = row; c < min(row + rows, size[2]); ++c) {{
+            const long last = min<long>(first + {chunk}, size[3]);
             {pointers}
 #pragma omp simd
             for (long i = first; i < last; ++i) {{
@@ -71,6 +71,7 @@ def fuse_loops(graph: fx.GraphModule) -> str:
     ]
     code = "\n".join(
         [
+            native.NUMBERS,
             f"constexpr long DEPTH = {DEPTH};",
             HEADER,
             *(text.replace("NAME", name) for text, name in names.items()),

@@ -33,15 +33,13 @@ FLAGS = (
 def load(source: str) -> ctypes.CDLL | None:
     """The library that C++ `source` compiles to, by $CXX or g++; None if there is no compiler.
 
-    Before the source stands numbers.hpp.  The library is kept in the user's cache directory, under
-    a name that changes with the source, the compiler and the processor.  It must be plain code: a
-    call lets other threads go on.
+    The library is kept in the user's cache directory, under a name that changes with the source,
+    the compiler and the processor.  It must be plain code: a call lets other threads go on.
     """
     try:
         identity = target()
         if identity is None:
             return None
-        source = NUMBERS + source
         name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
         path = cache_directory() / f"{name[:32]}.so"
         if not path.exists():
@@ -100,9 +98,10 @@ def begin_for(
 ) -> Library | None:
     """Begin to compile a file's C++ for one type, `Stored` in memory and `Real` in registers.
 
-    `constants` and `declarations` stand before it.
+    numbers.hpp, `constants` and `declarations` stand before it.
     """
     lines = [
+        NUMBERS,
         f"#define STORED_{STORED[dtype]}",
         f"using Stored = {STORED[dtype]}; using Real = {COMPUTED[dtype]};",
         *(f"constexpr int {name} = {value};" for name, value in constants.items()),

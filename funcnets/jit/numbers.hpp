@@ -1,10 +1,36 @@
 // Types of numbers in memory, and what they are in registers; stands before all other C++.
+//
+// What <algorithm> and <vector> would be used for stands here, as to read them takes a compiler a
+// good part of a kernel's time.
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <type_traits>
+
+template <class T>
+static constexpr T min(T a, T b) {
+    return b < a ? b : a;
+}
+
+template <class T>
+static constexpr T max(T a, T b) {
+    return a < b ? b : a;
+}
+
+// Memory for `count` of them, from where a line of the cache begins.
+template <class T>
+struct Memory {
+    static constexpr std::align_val_t BEGIN{alignof(T) > 64 ? alignof(T) : 64};
+    T* const at;
+    explicit Memory(long count) : at((T*)::operator new(count * sizeof(T), BEGIN)) {}
+    Memory(long count, T every) : Memory(count) {
+        for (long i = 0; i < count; ++i) at[i] = every;
+    }
+    ~Memory() { ::operator delete(at, BEGIN); }
+    Memory(const Memory&) = delete;
+};
 
 // The bits of it: as a class of its own it would keep the compiler from making vectors.
 using bfloat16 = std::uint16_t;

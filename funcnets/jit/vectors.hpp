@@ -64,3 +64,17 @@ static inline void store(Stored* to, Vector x, long count) {
     store(part, x);
     std::memcpy(to, part, count * sizeof(Stored));
 }
+
+// Calls with the first of some channels, how many vectors they are, and how many are in each: WIDE
+// full ones, as constants, then half as many, but no less than four, and in the end one at a time.
+template <int WIDE, class F>
+static inline void in_vectors(long channels, F call, long first = 0) {
+    if constexpr (WIDE > 1) {
+        for (; channels - first >= WIDE * LANES; first += WIDE * LANES)
+            call(first, std::integral_constant<int, WIDE>(), std::integral_constant<int, LANES>());
+        in_vectors<(WIDE > 4 ? WIDE / 2 : 1)>(channels, call, first);
+    } else {
+        for (; first < channels; first += LANES)
+            call(first, std::integral_constant<int, 1>(), min<long>(LANES, channels - first));
+    }
+}

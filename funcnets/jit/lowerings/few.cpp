@@ -24,7 +24,7 @@ static inline Vector load(const Real* from) {
 static inline void store(Real* to, Vector vector) { std::memcpy(to, &vector, sizeof vector); }
 
 // Where the vector of a row begins: the last one lies over the one before, to end with the row.
-static inline int start(int vector) { return std::min(vector * LANES, OUT_WIDTH - LANES); }
+static inline int start(int vector) { return min(vector * LANES, OUT_WIDTH - LANES); }
 
 // Row y of BLOCK outputs from `first` on.
 static inline void row(const Real* image, const Real* weight, const Real* bias, Stored* output,
@@ -140,7 +140,7 @@ constexpr int ACROSS = (WIDTH + LANES - 1) / LANES * LANES, BESIDE = COLUMNS - 1
 static inline void columns(const Real* gradient, const Real* weight, Real* rows, int first, int y) {
     for (int v = 0; v < VECTORS; ++v) {
         Vector sum[TWO][COLUMNS] = {};
-        const int top = std::max(0, y - OUT_HEIGHT + 1), bottom = std::min(ROWS, y + 1);
+        const int top = max(0, y - OUT_HEIGHT + 1), bottom = min(ROWS, y + 1);
         for (int o = 0; o < OUTPUTS; ++o)
             for (int i = top; i < bottom; ++i) {
                 const Vector seen = load(gradient + (o * OUT_HEIGHT + y - i) * OUT_WIDTH + start(v));

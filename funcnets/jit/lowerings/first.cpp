@@ -5,8 +5,6 @@
 // and ACROSS (the stride), TOP and LEFT (the padding), TOGETHER (pixels, or taps, at a time), PARTS
 // (sums of a weight's gradient that are kept apart), and vectors.hpp.
 
-#include <vector>
-
 constexpr int TAPS = ROWS * COLUMNS;
 constexpr int WIDE = 2;              // vectors of channels at a time
 constexpr int BLOCK = LANES * WIDE;  // channels of them
@@ -23,7 +21,7 @@ struct Sizes {
 };
 
 // Where a group of TOGETHER begins: the last one lies over the one before, to end with the rest.
-static inline long start(long first, long all) { return std::min(first, all - TOGETHER); }
+static inline long start(long first, long all) { return min(first, all - TOGETHER); }
 
 // A row of the output, for one block of channels.
 static inline void row(const Real* image, const Real* weight, const Real* bias, Real* to,
@@ -58,10 +56,10 @@ extern "C" void convolve(const Real* x, const Real* weight, const Real* bias, Re
                          const Sizes& s) {
 #pragma omp parallel
     {
-        std::vector<Real> room(s.padded());
+        const Memory<Real> room(s.padded(), 0);
 #pragma omp for
         for (long n = 0; n < s.images; ++n) {
-            const Real* image = s.with_zeros_around(x + n * s.height * s.width, room.data());
+            const Real* image = s.with_zeros_around(x + n * s.height * s.width, room.at);
             for (long line = 0; line < s.out_height; ++line)
                 for (long c = 0; c < s.channels; c += BLOCK)
                     row(image + line * DOWN * s.across(), weight + c, bias ? bias + c : bias,
@@ -102,26 +100,26 @@ static inline void taps(const Real* image, long rows, const Real* grad, Real* to
 
 // The weight's gradient, as PARTS sums (PARTS, ROWS, COLUMNS, channels) over images.
 extern "C" void weight_gradient(const Real* x, const Real* grad, Real* sums, const Sizes& s) {
-    const long lines = std::max(1l, PIXELS / s.out_width);
+    const long lines = max(1l, PIXELS / s.out_width);
 #pragma omp parallel
     {
-        std::vector<Real> room(s.padded());
+        const Memory<Real> room(s.padded(), 0);
 #pragma omp for
         for (long part = 0; part < PARTS; ++part) {
-            std::vector<Real> total(GROUPS * TOGETHER * s.channels);
+            const Memory<Real> total(GROUPS * TOGETHER * s.channels, 0);
             for (long n = part * s.images / PARTS; n < (part + 1) * s.images / PARTS; ++n) {
-                const Real* image = s.with_zeros_around(x + n * s.height * s.width, room.data());
+                const Real* image = s.with_zeros_around(x + n * s.height * s.width, room.at);
                 for (long line = 0; line < s.out_height; line += lines)
                     for (long c = 0; c < s.channels; c += BLOCK)
                         for (int group = 0; group < GROUPS; ++group)
-                            taps(image + line * DOWN * s.across(), std::min(lines, s.out_height - line),
+                            taps(image + line * DOWN * s.across(), min(lines, s.out_height - line),
                                  grad + (n * s.out_height + line) * s.out_width * s.channels + c,
-                                 &total[group * TOGETHER * s.channels + c], group, s);
+                                 total.at + group * TOGETHER * s.channels + c, group, s);
             }
             for (int group = 0; group < GROUPS; ++group)
                 for (int t = 0; t < TOGETHER; ++t)
                     std::memcpy(sums + (part * TAPS + tap(group, t)) * s.channels,
-                                &total[(group * TOGETHER + t) * s.channels], s.channels * sizeof(Real));
+                                total.at + (group * TOGETHER + t) * s.channels, s.channels * sizeof(Real));
         }
     }
 }

@@ -12,17 +12,6 @@ typedef std::uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 constexpr int WIDE = 4;  // vectors of channels at a time
 
-// Calls with the first of some channels, how many vectors they are, and how many are in each: WIDE
-// full ones, as constants, or in the end one.
-template <class F>
-static inline void in_vectors(long channels, F call) {
-    long first = 0;
-    for (; channels - first >= WIDE * LANES; first += WIDE * LANES)
-        call(first, std::integral_constant<int, WIDE>(), std::integral_constant<int, LANES>());
-    for (; first < channels; first += LANES)
-        call(first, std::integral_constant<int, 1>(), std::min<long>(LANES, channels - first));
-}
-
 // So many bytes, and zeros, as whole numbers; by way of halves, as the compiler has no short way.
 static inline Whole load_bytes(const std::uint8_t* from, long count) {
     Bytes bytes = {};
@@ -41,11 +30,11 @@ static inline void keep(Stored* to, Vector x, long count) {
 static inline void of_window(const Stored* x, Stored* y, std::uint8_t* where, const Sizes& s,
                              long n, long i, long j) {
     const long top = i * s.down - s.above, left = j * s.across - s.before;
-    const long first_row = std::max(0l, -top), last_row = std::min(s.rows, s.height - top);
-    const long first_column = std::max(0l, -left), last_column = std::min(s.columns, s.width - left);
+    const long first_row = max(0l, -top), last_row = min(s.rows, s.height - top);
+    const long first_column = max(0l, -left), last_column = min(s.columns, s.width - left);
     const Stored* corner = x + ((n * s.height + top) * s.width + left) * s.channels;
     const long to = ((n * s.out_height + i) * s.out_width + j) * s.channels;
-    in_vectors(s.channels, [&](long c, auto wide, auto count) {
+    in_vectors<WIDE>(s.channels, [&](long c, auto wide, auto count) {
         Vector most[wide];
         Whole at[wide];
         for (int v = 0; v < wide; ++v) {
@@ -76,12 +65,12 @@ static inline void of_window(const Stored* x, Stored* y, std::uint8_t* where, co
 static inline void of_pixel(const Stored* gradient, const std::uint8_t* where, Stored* x,
                             const Sizes& s, long n, long i, long j) {
     const long row = i + s.above, column = j + s.before;
-    const long first_row = std::max(0l, (row - s.rows + s.down) / s.down);
-    const long first_column = std::max(0l, (column - s.columns + s.across) / s.across);
-    const long last_row = std::min(s.out_height - 1, row / s.down);
-    const long last_column = std::min(s.out_width - 1, column / s.across);
+    const long first_row = max(0l, (row - s.rows + s.down) / s.down);
+    const long first_column = max(0l, (column - s.columns + s.across) / s.across);
+    const long last_row = min(s.out_height - 1, row / s.down);
+    const long last_column = min(s.out_width - 1, column / s.across);
     Stored* to = x + ((n * s.height + i) * s.width + j) * s.channels;
-    in_vectors(s.channels, [&](long c, auto wide, auto count) {
+    in_vectors<WIDE>(s.channels, [&](long c, auto wide, auto count) {
         Vector sum[wide] = {};
         for (long k = first_row; k <= last_row; ++k)
             for (long l = first_column; l <= last_column; ++l) {

@@ -5,78 +5,91 @@
 // ones are.  They are read once, block by block: within a block numbers are added up in their own
 // type, bfloat16 as float, and the blocks as doubles.  No number of threads changes the order.
 //
-// Before this text stand the types Stored, in memory, and Real, in registers.
-
-#include <vector>
+// Before this text stands vectors.hpp.
 
 constexpr long ROWS = 64;          // of a block
+constexpr int WIDE = 8;            // vectors of channels of a block, at most
 constexpr long MOST_PARTS = 32;    // of the rows, summed apart, of two blocks at least
 constexpr long LONGEST = 1 << 15;  // numbers that one thread takes alone
 
-// Chan, Golub and LeVeque, 1979, "Updating formulae and a pairwise algorithm for computing sample
-// variances".
+typedef double Doubles __attribute__((vector_size(LANES * sizeof(double))));
+
+static inline Doubles doubles(Vector x) { return __builtin_convertvector(x, Doubles); }
+
+// Of `count` numbers, each; `Number` is that of one channel, or Doubles of a vector of them.  Chan,
+// Golub and LeVeque, 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+template <class Number>
 struct Moments {
-    double count = 0, mean = 0, squares = 0;
+    double count;
+    Number mean, squares;
     void add(const Moments& other) {
-        if (!other.count) return;
-        const double sum = count + other.count, difference = other.mean - mean;
-        squares += other.squares + difference * difference * count * (other.count / sum);
-        mean += difference * (other.count / sum);
-        count = sum;
+        const double share = other.count / (count + other.count);
+        const Number difference = other.mean - mean;
+        squares += other.squares + difference * difference * (count * share);
+        mean += difference * share;
+        count += other.count;
     }
+    Moments<double> of_lane(int lane) const { return {count, mean[lane], squares[lane]}; }
 };
 
-struct Sum {
-    double sum = 0;
-    void add(const Sum& other) { sum += other.sum; }
-};
-
+template <class Number>
 struct Sums {
-    double products = 0, sum = 0;
+    Number products, sum;
     void add(const Sums& other) {
         products += other.products;
         sum += other.sum;
     }
+    Sums<double> of_lane(int lane) const { return {products[lane], sum[lane]}; }
 };
 
-// What a block of `WIDE` channels beside each other adds up to: `count` numbers each, `apart`.
-template <int WIDE>
-static inline void of_block(const Stored* x, long count, long apart, Moments* result) {
-    Real sum[WIDE] = {}, squares[WIDE] = {}, mean[WIDE];
-    for (long i = 0; i < count; ++i)
-        for (int c = 0; c < WIDE; ++c) sum[c] += computed(x[i * apart + c]);
-    for (int c = 0; c < WIDE; ++c) mean[c] = sum[c] / count;
-    for (long i = 0; i < count; ++i)
-        for (int c = 0; c < WIDE; ++c) {
-            const Real difference = computed(x[i * apart + c]) - mean[c];
-            squares[c] += difference * difference;
+template <class Number>
+struct Sum {
+    Number sum;
+    void add(const Sum& other) { sum += other.sum; }
+    Sum<double> of_lane(int lane) const { return {sum[lane]}; }
+};
+
+// What rows add to the results of `wide` vectors of channels beside each other, `count` in the last.
+template <class Wide>
+static inline void of_block(long rows, long apart, Wide wide, long count, Moments<Doubles>* result,
+                            const Stored* x) {
+    Vector sum[wide] = {}, squares[wide] = {}, mean[wide];
+    for (long i = 0; i < rows; ++i)
+        for (int v = 0; v < wide; ++v) sum[v] += load(x + i * apart + v * LANES, count);
+    for (int v = 0; v < wide; ++v) mean[v] = sum[v] / Real(rows);
+    for (long i = 0; i < rows; ++i)
+        for (int v = 0; v < wide; ++v) {
+            const Vector difference = load(x + i * apart + v * LANES, count) - mean[v];
+            squares[v] += difference * difference;
         }
-    for (int c = 0; c < WIDE; ++c)
-        result[c].add({double(count), double(sum[c]) / count, squares[c]});
+    for (int v = 0; v < wide; ++v)
+        result[v].add({double(rows), doubles(sum[v]) / double(rows), doubles(squares[v])});
 }
 
-template <int WIDE>
-static inline void of_block(const Stored* g, const Stored* x, long count, long apart, Sums* result) {
-    Real products[WIDE] = {}, sum[WIDE] = {};
-    for (long i = 0; i < count; ++i)
-        for (int c = 0; c < WIDE; ++c) {
-            const Real factor = computed(g[i * apart + c]);
-            products[c] += factor * computed(x[i * apart + c]);
-            sum[c] += factor;
+template <class Wide>
+static inline void of_block(long rows, long apart, Wide wide, long count, Sums<Doubles>* result,
+                            const Stored* g, const Stored* x) {
+    Vector products[wide] = {}, sum[wide] = {};
+    for (long i = 0; i < rows; ++i)
+        for (int v = 0; v < wide; ++v) {
+            const Vector factor = load(g + i * apart + v * LANES, count);
+            products[v] += factor * load(x + i * apart + v * LANES, count);
+            sum[v] += factor;
         }
-    for (int c = 0; c < WIDE; ++c) result[c].add({products[c], sum[c]});
+    for (int v = 0; v < wide; ++v) result[v].add({doubles(products[v]), doubles(sum[v])});
 }
 
-template <int WIDE>
-static inline void of_block(const Stored* x, long count, long apart, Sum* result) {
-    Real sum[WIDE] = {};
-    for (long i = 0; i < count; ++i)
-        for (int c = 0; c < WIDE; ++c) sum[c] += computed(x[i * apart + c]);
-    for (int c = 0; c < WIDE; ++c) result[c].add({sum[c]});
+template <class Wide>
+static inline void of_block(long rows, long apart, Wide wide, long count, Sum<Doubles>* result,
+                            const Stored* x) {
+    Vector sum[wide] = {};
+    for (long i = 0; i < rows; ++i)
+        for (int v = 0; v < wide; ++v) sum[v] += load(x + i * apart + v * LANES, count);
+    for (int v = 0; v < wide; ++v) result[v].add({doubles(sum[v])});
 }
 
 // The same of a plane, whose numbers follow each other.
-static inline void of_plane(const Stored* x, long count, Moments& result) {
+static inline void of_plane(const Stored* x, long count, Moments<double>& result) {
     Real sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
     for (long i = 0; i < count; ++i) sum += computed(x[i]);
@@ -87,7 +100,7 @@ static inline void of_plane(const Stored* x, long count, Moments& result) {
     result.add({double(count), double(sum) / count, squares});
 }
 
-static inline void of_plane(const Stored* g, const Stored* x, long count, Sums& result) {
+static inline void of_plane(const Stored* g, const Stored* x, long count, Sums<double>& result) {
     Real products = 0, sum = 0;
 #pragma omp simd reduction(+ : products, sum)
     for (long i = 0; i < count; ++i) {
@@ -97,45 +110,11 @@ static inline void of_plane(const Stored* g, const Stored* x, long count, Sums& 
     result.add({products, sum});
 }
 
-static inline void of_plane(const Stored* x, long count, Sum& result) {
+static inline void of_plane(const Stored* x, long count, Sum<double>& result) {
     Real sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (long i = 0; i < count; ++i) sum += computed(x[i]);
     result.add({sum});
-}
-
-template <class Result, class... Maps>
-static std::vector<Result> over_planes(long images, long channels, long pixels, Maps... maps) {
-    std::vector<Result> results(channels);
-#pragma omp parallel for if (images * channels * pixels > LONGEST)
-    for (long c = 0; c < channels; ++c)
-        for (long n = 0; n < images; ++n)
-            of_plane(maps + (n * channels + c) * pixels..., pixels, results[c]);
-    return results;
-}
-
-// A block of rows, WIDE channels at a time, and the rest in smaller steps.
-template <int WIDE, class Result, class... Maps>
-static inline void across(long rows, long channels, long first, Result* results, Maps... maps) {
-    for (; first + WIDE <= channels; first += WIDE)
-        of_block<WIDE>(maps + first..., rows, channels, results + first);
-    constexpr int NEXT = WIDE > 16 ? WIDE / 2 : WIDE / 4;
-    if constexpr (NEXT) across<NEXT>(rows, channels, first, results, maps...);
-}
-
-template <class Result, class... Maps>
-static std::vector<Result> over_rows(long rows, long channels, Maps... maps) {
-    const long parts = std::clamp(rows / (2 * ROWS), 1l, MOST_PARTS);
-    std::vector<Result> results(parts * channels);
-#pragma omp parallel for if (rows * channels > LONGEST)
-    for (long part = 0; part < parts; ++part) {
-        const long end = (part + 1) * rows / parts;
-        for (long row = part * rows / parts; row < end; row += ROWS)
-            across<64>(std::min(ROWS, end - row), channels, 0, &results[part * channels],
-                       maps + row * channels...);
-    }
-    for (long i = channels; i < parts * channels; ++i) results[i % channels].add(results[i]);
-    return results;
 }
 
 // With `pixels` 0 the maps are `images` rows.
@@ -143,32 +122,62 @@ struct Sizes {
     long images, channels, pixels;
 };
 
-template <class Result, class... Maps>
-static std::vector<Result> over_all(const Sizes& s, Maps... maps) {
-    if (!s.pixels) return over_rows<Result>(s.images, s.channels, maps...);
-    return over_planes<Result>(s.images, s.channels, s.pixels, maps...);
+template <template <class> class Result, class Take, class... Maps>
+static void over_planes(const Sizes& s, Take take, Maps... maps) {
+#pragma omp parallel for if (s.images * s.channels * s.pixels > LONGEST)
+    for (long c = 0; c < s.channels; ++c) {
+        Result<double> result = {};
+        for (long n = 0; n < s.images; ++n)
+            of_plane(maps + (n * s.channels + c) * s.pixels..., s.pixels, result);
+        take(c, result);
+    }
+}
+
+template <template <class> class Result, class Take, class... Maps>
+static void over_rows(long rows, long channels, Take take, Maps... maps) {
+    const long parts = max(1l, min(MOST_PARTS, rows / (2 * ROWS)));
+    const long vectors = (channels + LANES - 1) / LANES;
+    const Memory<Result<Doubles>> results(parts * vectors, Result<Doubles>());
+#pragma omp parallel for if (rows * channels > LONGEST)
+    for (long part = 0; part < parts; ++part) {
+        const long end = (part + 1) * rows / parts;
+        for (long row = part * rows / parts; row < end; row += ROWS)
+            in_vectors<WIDE>(channels, [&](long first, auto wide, auto count) {
+                of_block(min(ROWS, end - row), channels, wide, count,
+                         results.at + part * vectors + first / LANES,
+                         maps + row * channels + first...);
+            });
+    }
+    for (long i = vectors; i < parts * vectors; ++i) results.at[i % vectors].add(results.at[i]);
+    for (long c = 0; c < channels; ++c) take(c, results.at[c / LANES].of_lane(c % LANES));
+}
+
+// Gives `take` each channel and its result.
+template <template <class> class Result, class Take, class... Maps>
+static void over_all(const Sizes& s, Take take, Maps... maps) {
+    if (s.pixels) over_planes<Result>(s, take, maps...);
+    else over_rows<Result>(s.images, s.channels, take, maps...);
 }
 
 extern "C" void moments(const Stored* x, Real* mean, Real* variance, const Sizes& s) {
-    const auto all = over_all<Moments>(s, x);
-    for (long c = 0; c < s.channels; ++c) {
-        mean[c] = all[c].mean;
-        variance[c] = all[c].squares / all[c].count;
-    }
+    const auto take = [=](long c, const Moments<double>& all) {
+        mean[c] = all.mean;
+        variance[c] = all.squares / all.count;
+    };
+    over_all<Moments>(s, take, x);
 }
 
 extern "C" void sums(const Stored* g, const Stored* x, Real* products, Real* sums, const Sizes& s) {
-    const auto all = over_all<Sums>(s, g, x);
-    for (long c = 0; c < s.channels; ++c) {
-        products[c] = all[c].products;
-        sums[c] = all[c].sum;
-    }
+    const auto take = [=](long c, const Sums<double>& all) {
+        products[c] = all.products;
+        sums[c] = all.sum;
+    };
+    over_all<Sums>(s, take, g, x);
 }
 
 #ifdef STORED_bfloat16  // others are left to ATen, and the compiler's time is dear
 extern "C" void sum(const Stored* x, Stored* sum, const Sizes& s) {
-    const auto all = over_all<Sum>(s, x);
-    for (long c = 0; c < s.channels; ++c) sum[c] = stored<Stored>(all[c].sum);
+    over_all<Sum>(s, [=](long c, const Sum<double>& all) { sum[c] = stored<Stored>(all.sum); }, x);
 }
 #endif
 

@@ -58,7 +58,7 @@ def moments(x: Tensor, *arguments: object, **options: object) -> tuple[Tensor, T
 @functools.cache
 def library(dtype: torch.dtype) -> native.Library | None:
     """The sums in C++, if there is a compiler."""
-    return native.begin_for(Path(__file__).with_name("moments.cpp"), dtype)
+    return native.begin_for(Path(__file__).with_name("moments.cpp"), dtype, native.VECTORS)
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:

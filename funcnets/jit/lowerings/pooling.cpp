@@ -1,8 +1,6 @@
 // Average pools on plain maps whose windows, of HEIGHT×WIDTH, cover them each pixel once, and their
 // gradient.  Before this text stand HEIGHT and WIDTH, and the types Stored, in memory, and Real.
 
-#include <vector>
-
 constexpr long LONGEST = 1 << 15;  // numbers that one thread takes alone
 constexpr long TOGETHER = 256;     // windows at a time, or a row of them
 
@@ -14,13 +12,13 @@ struct Sizes {
 // of each window and for their pixels.
 template <class F>
 static void by_rows(const Sizes& s, F call) {
-    const long all = s.planes * s.height, rows = std::max(1l, TOGETHER / s.width);
+    const long all = s.planes * s.height, rows = max(1l, TOGETHER / s.width);
 #pragma omp parallel if (all * s.width > LONGEST)
     {
-        std::vector<Real> windows(rows * s.width), pixels(HEIGHT * WIDTH * rows * s.width);
+        const Memory<Real> windows(rows * s.width), pixels(HEIGHT * WIDTH * rows * s.width);
 #pragma omp for
         for (long first = 0; first < all; first += rows)
-            call(first, std::min(rows, all - first), windows.data(), pixels.data());
+            call(first, min(rows, all - first), windows.at, pixels.at);
     }
 }
 

@@ -9,8 +9,6 @@
 // SUMMED, of a weight's gradient; and for each small matrix a struct with its sides (OUT rows, IN
 // columns) and the product with IN vectors.
 
-#include <new>
-
 constexpr int ROWS = BYTES / 8;  // of a product, as many as registers can hold
 constexpr int MOST = 3;  // vectors beside each other in a product, of ROWS rows
 constexpr bool IN_PAIRS = std::is_same_v<Factor, bfloat16>;
@@ -29,16 +27,7 @@ struct Sizes {
     long tiles() const { return images * down() * across(); }
 };
 
-// Memory for `count` numbers, and a line of the cache, by which what follows each other is set off.
-template <class T>
-struct Memory {
-    T* const at;
-    explicit Memory(long count)
-        : at((T*)::operator new(count * sizeof(T) + 64, std::align_val_t(64))) {}
-    ~Memory() { ::operator delete(at, std::align_val_t(64)); }
-    Memory(const Memory&) = delete;
-};
-
+// A line of the cache, by which what follows each other is set off.
 template <class T>
 constexpr long LINE = 64 / sizeof(T);
 
@@ -85,23 +74,19 @@ struct Pixels {
     }
 };
 
-struct Zeros : Memory<Stored> {
-    explicit Zeros(long channels) : Memory(channels) { std::fill_n(at, channels, Stored(0)); }
-};
-
 // What a tile of outputs sees of the input.
-static Pixels<TILE> seen(const Stored* x, const Sizes& s, long tile, const Zeros& zeros) {
+static Pixels<TILE> seen(const Stored* x, const Sizes& s, long tile, const Stored* zeros) {
     const Place place(s, tile);
     const Stored* image = x + place.image * s.height * s.width * s.channels;
     const long top = place.top - s.above, left = place.left - s.before;
-    return {image, s.height, s.width, s.channels, top, left, zeros.at};
+    return {image, s.height, s.width, s.channels, top, left, zeros};
 }
 
 // The tile's own pixels of a map of the outputs' size.
-static Pixels<STEP> own(const Stored* y, const Sizes& s, long tile, const Zeros& zeros) {
+static Pixels<STEP> own(const Stored* y, const Sizes& s, long tile, const Stored* zeros) {
     const Place place(s, tile);
     const Stored* map = y + place.image * s.out_height * s.out_width * s.outputs;
-    return {map, s.out_height, s.out_width, s.outputs, place.top, place.left, zeros.at};
+    return {map, s.out_height, s.out_width, s.outputs, place.top, place.left, zeros};
 }
 
 // Transformed tiles: for each of AREA places (vectors of channels, tiles, LANES).
@@ -180,7 +165,7 @@ static void over_channels(const Factors& inputs, int place, long tile, const Fac
     Vector sum[ROWS][WIDE] = {};
     for (long v = 0; v < vectors(inputs.channels); ++v) {
         const Factor* tiles = inputs.at(place, v, tile);
-        const long depth = std::min<long>(LANES, inputs.channels - v * LANES);
+        const long depth = min<long>(LANES, inputs.channels - v * LANES);
         for (long c = 0; c < depth; c += GROUP, kernels += WIDE * LANES * GROUP)
 #pragma GCC unroll 8
             for (int row = 0; row < ROWS; ++row)
@@ -249,7 +234,7 @@ struct Kernels {
     }
     void write_vector(const Stored* weight, const Sizes& s, long panel, long c, int w) const {
         const long first = (panels.begin(panel) + w) * LANES;
-        const long count = c < s.channels ? std::min<long>(LANES, s.outputs - first) : 0;
+        const long count = c < s.channels ? min<long>(LANES, s.outputs - first) : 0;
         const long group = (c / GROUP * panels.wide(panel) + w) * LANES * GROUP;
         const auto given = [&](int i) {
             const Stored* tap = weight + s.begin + c * s.of_channel + i / SIDE * s.of_row +
@@ -275,8 +260,8 @@ static void write_outputs(const Real* products, long apart, const Stored* bias, 
                           const Sizes& s, long tile, long output) {
     const Place place(s, tile);
     const long count = s.outputs - output;
-    const long rows = std::min<long>(STEP, s.out_height - place.top);
-    const long columns = std::min<long>(STEP, s.out_width - place.left);
+    const long rows = min<long>(STEP, s.out_height - place.top);
+    const long columns = min<long>(STEP, s.out_width - place.left);
     const long first = (place.image * s.out_height + place.top) * s.out_width + place.left;
     const Vector shift = bias ? load(bias + output, count) : Vector{};
     const auto given = [&](int k) { return read<Vector>(products + k * apart); };
@@ -291,7 +276,7 @@ extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bi
                          const Sizes& s) {
     const Kernels kernels(weight, s);
     const Panels& panels = kernels.panels;
-    const Zeros zeros(s.channels);
+    const Memory<Stored> zeros(s.channels, 0);
     const long apart = TOGETHER * MOST * LANES + LINE<Real>;
 #pragma omp parallel
     {
@@ -299,9 +284,9 @@ extern "C" void convolve(const Stored* x, const Stored* weight, const Stored* bi
         const Memory<Real> products(apart * AREA);
 #pragma omp for schedule(dynamic)
         for (long first = 0; first < s.tiles(); first += TOGETHER) {
-            const long tiles = std::min<long>(TOGETHER, s.tiles() - first);
+            const long tiles = min<long>(TOGETHER, s.tiles() - first);
             for (long t = 0; t < tiles; ++t)
-                write_tile<of_inputs>(seen(x, s, first + t, zeros), inputs, t);
+                write_tile<of_inputs>(seen(x, s, first + t, zeros.at), inputs, t);
             for (long p = 0; p < panels.count; ++p) {
                 const int wide = panels.wide(p);
                 with_constant(wide, [&](auto constant) {
@@ -326,7 +311,7 @@ static void write_weight(const Memory<Real>& products, long row_length, Stored* 
 #pragma omp parallel for collapse(2)
     for (long o = 0; o < s.outputs; ++o)
         for (long first = 0; first < s.channels; first += LANES) {
-            const long count = std::min<long>(LANES, s.channels - first);
+            const long count = min<long>(LANES, s.channels - first);
             const Real* from = products.at + o * row_length + first;
             const auto given = [&](int k) { return read<Vector>(from + k * apart); };
             transform<to_kernels>(given, [&](int i, Vector y) {
@@ -345,14 +330,14 @@ extern "C" void weight_gradient(const Stored* gradient, const Stored* x, Stored*
     const long row_length = panels.all * LANES, columns = vectors(s.outputs) * LANES;
     const long apart = columns * row_length + LINE<Real>;
     const Memory<Real> products(apart * AREA);
-    const Zeros zeros(std::max(s.channels, s.outputs));
+    const Memory<Stored> zeros(max(s.channels, s.outputs), 0);
 #pragma omp parallel
     for (long first = 0; first < s.tiles(); first += SUMMED) {
-        const long tiles = std::min<long>(SUMMED, s.tiles() - first);
+        const long tiles = min<long>(SUMMED, s.tiles() - first);
 #pragma omp for schedule(dynamic, 4)
         for (long t = 0; t < tiles; t += GROUP) {
-            const auto input = [&](long tile) { return seen(x, s, first + tile, zeros); };
-            const auto output = [&](long tile) { return own(gradient, s, first + tile, zeros); };
+            const auto input = [&](long tile) { return seen(x, s, first + tile, zeros.at); };
+            const auto output = [&](long tile) { return own(gradient, s, first + tile, zeros.at); };
             write_group<of_inputs>(input, inputs, t, tiles);
             write_group<of_gradients>(output, outputs, t, tiles);
         }
