@@ -178,7 +178,7 @@ def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
         seen.append(tf32)
         return wrapped(run, tf32=tf32)
 
-    monkeypatch.setattr(cuda, "is_on_gpu", lambda tensors: True)
+    monkeypatch.setattr(cuda, "is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(cuda, "with_products", with_products)
     monkeypatch.setattr(cuda, "capture", capturer)
     net, _ = models.get("lenet_bn")

@@ -148,3 +148,14 @@ def test_it_fires_in_a_graph():
     jitted = funcnets.jit(torch.func.grad(loss))
     assert jitted.trace(weight).fired == {"few.forward": 1, "few.backward": 1}
     torch.testing.assert_close(jitted(weight), torch.func.grad(loss)(weight))
+
+
+def test_what_is_not_finite_stays_in_its_tap():
+    x, weight, bias = arguments(2, 2, 3, (9, 17), (7, 4))
+    grad = torch.zeros_like(aten.convolution(x, weight, bias, *HOW))
+    grad[0, 0, 2, 10] = torch.inf  # in two vectors of its row
+    call = (grad, x, weight, None, *HOW)
+    _, expected, _ = aten.convolution_backward(*call, [False, True, False])
+    given = few.weight_gradient(grad, x, (7, 4))
+    assert torch.equal(given.isnan(), expected.isnan())
+    assert torch.equal(given == torch.inf, expected == torch.inf)

@@ -84,7 +84,9 @@ def test_a_function_is_recorded_as_make_fx_does(function):
     x = torch.tensor([0.3, -1.2, 2.0])
     expected = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
     actual = record(function, [x], {})
-    assert targets(actual) == targets(expected)
+    # What only changes a tensor's shape is recorded as what gives a view.
+    instead = {aten.unsqueeze_.default: aten.unsqueeze.default}
+    assert targets(actual) == [instead.get(target, target) for target in targets(expected)]
     torch.testing.assert_close(list(actual(x)), function(x))
     Checked(actual).run(x)
 

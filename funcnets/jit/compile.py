@@ -42,14 +42,15 @@ def _compile_at_first_call(graph: fx.GraphModule, backend: Backend) -> Executabl
             return compiled(*leaves)
         try:
             executable = _compile(graph, backend, leaves)
-            result = executable(*leaves)
+            result = executable(*leaves) if backend == "aot_eager" else None
         except Exception as error:
             raise CompileError(
                 f"jit: {backend} can't compile this function ({_first_line(error)}): is a C++ "
                 'compiler installed?  backend="graph" runs the traced graph without one'
             ) from error
         compiled = executable
-        return result
+        # An error from here on is one of the function's, and not of compiling it.
+        return executable(*leaves) if result is None else result
 
     return call
 

@@ -20,15 +20,17 @@ def prepared(
     run: Executable, leaves: Sequence[Tensor], donated: Sequence[int], *, tf32: bool
 ) -> Executable:
     """`run` as it is called for `leaves`: where one of them is on a GPU, by what follows here."""
-    if not is_on_gpu(leaves):
+    on_gpu = list(map(is_on_gpu, leaves))
+    if not any(on_gpu):
         return run
     run = with_products(run, tf32=tf32)
-    return Replayed(run, donated, capture) if donated else run
+    # What is elsewhere would be read when the graph is captured, and never again.
+    return Replayed(run, donated, capture) if donated and all(on_gpu) else run
 
 
-def is_on_gpu(tensors: Sequence[Tensor]) -> bool:
-    """Whether one of them is."""
-    return any(tensor.is_cuda for tensor in tensors)
+def is_on_gpu(tensor: Tensor) -> bool:
+    """Whether its numbers are there."""
+    return tensor.is_cuda
 
 
 @contextlib.contextmanager
@@ -121,9 +123,12 @@ class Replayed:
             leaf if position in self.donated else leaf.clone()
             for position, leaf in enumerate(leaves)
         ]
+        if [leaf.stride() for leaf in own] != [leaf.stride() for leaf in leaves]:
+            self._can_capture = False  # a copy without gaps is not what it was compiled for
+            return None
         try:
             return _Captured(addresses, own, *self.capture(lambda: self.run(*own)))
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # inductor asserts shapes and strides
             warnings.warn(f"jit: goes on without a CUDA graph: {error}", stacklevel=2)
             self._can_capture = False
             return None

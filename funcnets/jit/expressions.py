@@ -50,6 +50,7 @@ def is_element_wise(node: fx.Node) -> bool:
         and (converts or _promotes(*(x.dtype for x in values)))
         and (converts or all(isinstance(x, int | float) and math.isfinite(x) for x in numbers))
         and (node.target is not aten.pow.Tensor_Scalar or numbers == [3])
+        and (node.target is not aten.add.Scalar or len(numbers) == 1)  # no factor
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from funcnets.jit.lowerings.maxima import GATHER, MAXIMA, is_usual
 from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCALED, library
 from funcnets.jit.lowerings.recorder import unwatched
-from funcnets.jit.memory import viewed
+from funcnets.jit.memory import changed, viewed, written
 from funcnets.jit.recording import shaped
 
 aten = torch.ops.aten
@@ -34,10 +34,12 @@ def fuse(
     `are_loops_to_come`: leave to them what they do better.
     """
     fired: Counter[str] = Counter()
+    is_written = any(any(written(node)) for node in graph.graph.nodes)
     for rules in (RULES, LAST_RULES) if are_loops_to_come else (LOOPLESS_RULES,):
         for node in list(graph.graph.nodes):
             for rule in rules.get(node.target, ()):
-                if replacements := _replacements(rule, node):
+                overwritten = changed(graph.graph) if is_written else set()
+                if replacements := _replacements(rule, node, overwritten):
                     name = f"fusion.{rule.__name__}"
                     watch(name, replacements)
                     replace(replacements)
@@ -54,10 +56,29 @@ def replace(replacements: Replacements) -> None:
         old.replace_all_uses_with(new)
 
 
-def _replacements(rule: "Rule", node: fx.Node) -> Replacements:
+def _replacements(rule: "Rule", node: fx.Node, overwritten: set[fx.Node]) -> Replacements:
+    """What `rule` does at `node`; nothing where a value is overwritten that takes part in it.
+
+    Such a value may not be read elsewhere than where it was read.
+    """
+    known = set(node.graph.nodes) if overwritten else set()
     with node.graph.inserting_before(node):
         replacements = rule(node)
+    if overwritten and not overwritten.isdisjoint(_taking_part(replacements, known)):
+        return {}
     return replacements if all(map(_is_alike, replacements, replacements.values())) else {}
+
+
+def _taking_part(replacements: Replacements, known: set[fx.Node]) -> set[fx.Node]:
+    """What is replaced, and what of the `known` nodes the new ones are, or are made of."""
+    found, begun = set(replacements), list(replacements.values())
+    while begun:
+        node = begun.pop()
+        if node in known:
+            found.add(node)
+        else:
+            begun += node.all_input_nodes
+    return found
 
 
 def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
@@ -130,13 +151,17 @@ def multiply_add(node: fx.Node) -> Replacements:
 
 def max_pool(node: fx.Node) -> Replacements:
     """A max pool, with its gradients, that keeps the place of each maximum as a byte."""
-    x, *how = _args(node)
-    kernel, stride, padding, *_ = *how, [0, 0]
+    x, kernel, *how = _args(node)
+    usual: tuple[Any, ...] = ([], [0, 0])
+    stride, padding, *rest = (*how, *usual[len(how) :])  # which may be left out
+    stride = stride or kernel
     parts = {part.args[1]: part for part in node.users}
     gradients = list(parts[1].users) if 1 in parts else []
     operation = aten.max_pool2d_with_indices_backward.default
     is_all = all(_is(each, operation) and each.args[-1] is parts[1] for each in gradients)
-    if 0 not in parts or not is_all or not is_usual(_value(x), *how):
+    if 0 not in parts or not is_all:
+        return {}
+    if not is_usual(_value(x), kernel, stride, padding, *rest):
         return {}
     graph, (image, small) = node.graph, (_value(each).shape[2:] for each in (x, parts[0]))
     results = emit(graph, MAXIMA, x, kernel, stride, padding, list(small))

@@ -13,14 +13,14 @@ import operator
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from funcnets.jit import native
 from funcnets.jit.expressions import EXACT, expression
-from funcnets.jit.memory import is_given, memory_owners, written
+from funcnets.jit.memory import changed, is_exact
 from funcnets.jit.native import COMPUTED, STORED
 from funcnets.jit.runs import Run, flatten_lines, repeat_conversions, runs, whole
 
@@ -105,18 +105,17 @@ def groups(graph: fx.Graph) -> list[list[Run]]:
     What is made of arguments alone can all be made at the beginning, and what only the caller reads
     at the end.  A single operation is left to ATen, unless it is in such a group.
     """
-    owners = memory_owners(graph)
-    changed = {owners[value] for node in graph.nodes for value in written(node)}
+    overwritten = changed(graph)
     first: list[Run] = []
     last: list[Run] = []
     alone: list[list[Run]] = []
     for run in runs(graph):
-        if len(run.nest) > DEPTH:
+        if not run.size or len(run.nest) > DEPTH:
             continue
         is_small = run.size <= LARGEST_IN_GROUP
         if is_small and all(whole(x).op == "placeholder" for x in run.operands):
             first.append(run)
-        elif is_small and run.is_last and not changed & {owners[x] for x in run.operands}:
+        elif is_small and run.is_last and overwritten.isdisjoint(run.operands):
             last.append(run)
         elif len(run.nodes) > 1:
             alone.append([run])
@@ -179,7 +178,7 @@ def plan(run: Run, function: str, made: set[fx.Node]) -> Plan:
     size, steps = zip(*outer, *nest, strict=True)
     return Plan(
         function,
-        [None if node in made or _is_exact(node) else _layout(node) for node in operands],
+        [None if node in made or is_exact(node) else _layout(node) for node in operands],
         [_layout(node) for node in results],
         list(size),
         [step for each in zip(*steps, strict=True) for step in each],
@@ -189,12 +188,6 @@ def plan(run: Run, function: str, made: set[fx.Node]) -> Plan:
 def _layout(node: fx.Node) -> Layout:
     x = node.meta["val"]
     return Layout(x.shape, x.stride(), x.dtype, x.device)
-
-
-def _is_exact(node: fx.Node) -> bool:
-    """Whether the value has the strides that it is known with, as not all of ATen's have."""
-    made: Any = node.args[0] if node.target is operator.getitem else node
-    return is_given(made) or getattr(made.target, "namespace", None) == "funcnets"
 
 
 class _Part(ctypes.Structure):
@@ -254,10 +247,12 @@ class Loop(torch.nn.Module):
     ) -> list[Tensor]:
         """The results, each in its target, or in new memory where that is None."""
         given = [x for each in operands for x in each]
+        wanted = [x for each in targets for x in each]
         for i, layout in self.unsure:
             if given[i].stride() != layout.stride:
+                # Neither read nor written in its own strides.
+                wanted = [None if x is given[i] else x for x in wanted]
                 given[i] = layout.empty().copy_(given[i])
-        wanted = [x for each in targets for x in each]
         results = [empty() if x is None else x for x, empty in zip(wanted, self.empty, strict=True)]
         self.function(self.call, self.pointers(*[x.data_ptr() for x in (*given, *results)]))
         return results

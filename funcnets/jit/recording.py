@@ -120,7 +120,7 @@ class Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if operation is torch.ops.prim.device.default:
             return operation(*args)
-        with self:
+        with self, torch._C._DisableAutocast():  # above this, casts are operations already
             result = self._rewritten(operation, args, kwargs)
         if result is not NotImplemented:
             return result
@@ -129,8 +129,7 @@ class Recording(TorchDispatchMode):
         if operation is aten.lift_fresh.default:
             operation = aten.lift_fresh_copy.default  # the captured value may be written to
         if torch.Tag.inplace_view in operation.tags:
-            # It changes the tensor itself, of which the node that gave it should tell as it was.
-            self.node(args[0]).meta["val"] = args[0].detach()
+            return self._viewed_in_place(operation, args, kwargs)
         result = shaped(operation, args, kwargs)
         if operation is aten.detach.default:  # the same tensor, as graphs know no derivatives
             self._nodes[result] = self.node(*args)
@@ -146,6 +145,19 @@ class Recording(TorchDispatchMode):
         if operation.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
             return operation.decompose(*args, **kwargs)
         return NotImplemented
+
+    def _viewed_in_place(
+        self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A tensor of which only the shape changes: from then on it is what a view of it gives."""
+        # The node that gave it should tell of it as it was.
+        self.node(args[0]).meta["val"] = args[0].detach()
+        node = self._called(operation, args, kwargs)
+        packet = getattr(aten, operation.overloadpacket.__name__.removesuffix("_"), None)
+        node.target = getattr(packet, operation._overloadname, operation)
+        result = shaped(operation, args, kwargs)
+        self._note(result, node)
+        return result
 
     def _value(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A number that is read out of what is captured, or known as it is made of a number."""

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from funcnets.jit.expressions import is_element_wise
 from funcnets.jit.fusion import emit
-from funcnets.jit.memory import viewed, written
+from funcnets.jit.memory import changed, viewed, written
 
 aten = torch.ops.aten
 
@@ -102,8 +102,11 @@ def runs(graph: fx.Graph) -> list[Run]:
 
 def repeat_conversions(graph: fx.Graph) -> None:
     """Let each operation convert a map from bfloat16 for itself, so that it is read as it is."""
+    overwritten = changed(graph)
     for node in list(graph.nodes):
         if node.target is not aten._to_copy.default or not is_element_wise(node):
+            continue
+        if not overwritten.isdisjoint((node, *node.all_input_nodes)):
             continue
         types = [_value(x).dtype for x in (*node.all_input_nodes, node)]
         if types == [torch.bfloat16, torch.float32]:

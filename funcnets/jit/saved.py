@@ -78,7 +78,7 @@ def place(*key: Hashable) -> Path | None:
 
     Keys are told apart by how they print, with the version of all that made the program.
     """
-    text = "\0".join([versions(), str(torch.get_default_dtype()), *map(repr, key)])
+    text = "\0".join([versions(), *map(repr, key)])
     try:
         name = hashlib.sha256(text.encode()).hexdigest()
         return native.cache_directory() / f"{name[:32]}.program"

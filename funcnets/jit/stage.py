@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import gc
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from inspect import Parameter, signature
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd.graph import increment_version
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from funcnets import tree
@@ -30,6 +33,7 @@ from funcnets.jit.fusion import fuse
 from funcnets.jit.inductor import make_opaque, spell_out_factors
 from funcnets.jit.loops import fuse_loops
 from funcnets.jit.lowerings import DEFAULT, Lowering
+from funcnets.jit.memory import allow_copies
 from funcnets.jit.recording import is_recording
 from funcnets.jit.reuse import reuse_memory
 from funcnets.jit.siblings import join_gradients
@@ -85,10 +89,13 @@ class Jitted:
         if executable is None:
             executable = self._executables[call.key] = self._build(call)
         run, structure, aliases, traced = executable
+        donated = [call.tensors[position] for position in call.donated]
         if traced is not None:
-            traced.check_constants()
-        with heap.kept():
+            traced.check_constants(donated)
+        with heap.kept(), _without_autocast():
             results = iter(run(*call.tensors))
+        # Loops write by themselves, and a write is what PyTorch and `check_constants` go by.
+        increment_version([tensor for tensor in donated if not tensor.is_inference()])
         return structure.fill(
             call.tensors[aliases[i]] if i in aliases else next(results)
             for i in range(len(structure.places))
@@ -113,6 +120,7 @@ class Jitted:
             traced.fired.update(fuse(traced.graph, are_loops_to_come=False))
         aliases = donate(traced.graph, call.donated)
         if backend not in COMPILED:
+            allow_copies(traced.graph.graph)
             reuse_memory(traced.graph)
         if backend == "inductor":
             spell_out_factors(traced.graph)
@@ -145,6 +153,8 @@ class Jitted:
         static = {i: args[i] for i in self.static_argnums if i < len(args)}
         dynamic = [None if i in self.static_argnums else arg for i, arg in enumerate(args)]
         tensors, structure = take_apart((dynamic, kwargs))
+        # Loops read numbers as they are in memory, where bits of the tensor can't be seen.
+        tensors = [leaf.resolve_conj().resolve_neg() for leaf in tensors]
         if len(tensors) < structure.spec.num_leaves:
             self._check_leaves(dynamic, kwargs)
         donated = self._donated(structure, tensors) if self.donate_argnums else ()
@@ -160,7 +170,7 @@ class Jitted:
         first: dict[int, int] = {}
         sharing = tuple(first.setdefault(id(leaf), i) for i, leaf in enumerate(tensors))
         values = tuple(_static_key(i, value) for i, value in static.items())
-        key = (structure, layouts, sharing, values)
+        key = (structure, layouts, sharing, values, torch.get_default_dtype(), _autocast())
         return _Call(tensors, donated, rebuild, tuple(static.values()), key)
 
     def _check_leaves(self, dynamic: list[Any], kwargs: dict[str, Any]) -> None:
@@ -215,7 +225,32 @@ def _static_key(position: int, value: Any) -> Hashable:
             f"jit: static argument {position} is {value!r}, which can't be hashed: "
             "pass a number, a string, or a tuple of them"
         ) from None
-    return position, type(value), value  # 1, 1.0 and True are equal, and not the same
+    return position, _kind(value)
+
+
+def _kind(value: Any) -> Hashable:
+    """What tells a value from all others: 1, 1.0 and True are equal, and so are 0.0 and -0.0."""
+    if isinstance(value, tuple):
+        return type(value), tuple(map(_kind, value))
+    return type(value), repr(value) if isinstance(value, float | complex) else value
+
+
+def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
+    """The kinds of devices on which operations are cast now, and to which type."""
+    return tuple(
+        (device, torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    )
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    """While a graph runs, which has its casts in it."""
+    with contextlib.ExitStack() as stack:
+        for device, _ in _autocast():
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _is_plain(value: Any) -> bool:
@@ -233,11 +268,29 @@ def _is_traced() -> bool:
     return is_recording() or get_proxy_mode() is not None or torch.compiler.is_compiling()
 
 
-def _argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
+def _argnums(function: Callable[..., Any], argnums: int | Sequence[int]) -> tuple[int, ...]:
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if any(number < 0 for number in numbers):
         raise ValueError(f"jit: got argument numbers {numbers}, expected 0 or more")
+    if numbers and max(numbers) >= (count := _positional(function)):
+        raise ValueError(
+            f"jit: there is no argument {max(numbers)}, as the function takes {count} by position, "
+            "counted from 0"
+        )
     return numbers
+
+
+def _positional(function: Callable[..., Any]) -> float:
+    """How many arguments a function takes by position, as far as it tells."""
+    try:
+        kinds = [parameter.kind for parameter in signature(function).parameters.values()]
+    except (TypeError, ValueError):  # not every function of C has a signature
+        return math.inf
+    if Parameter.VAR_POSITIONAL in kinds:
+        return math.inf
+    return sum(
+        kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
 
 
 def jit(
@@ -287,7 +340,7 @@ def jit(
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f"jit: no backend {backend!r}, expected one of {', '.join(BACKENDS)}")
-    donated, static = _argnums(donate_argnums), _argnums(static_argnums)
+    donated, static = _argnums(function, donate_argnums), _argnums(function, static_argnums)
     if both := set(donated) & set(static):
         raise ValueError(f"jit: arguments {sorted(both)} are both donated and static")
     return Jitted(function, donated, static, backend, lowerings or (), saved_as, tf32)

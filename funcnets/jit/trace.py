@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
 
 from funcnets import tree
 from funcnets.jit.lowerings import Lowering, Recorder, Watch, unwatched
-from funcnets.jit.memory import is_given, memory_owners, written
+from funcnets.jit.memory import changed, is_given, memory_owners, written
 from funcnets.jit.recording import record
 
 _LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tree.__file__))
@@ -72,9 +72,19 @@ class Trace:
         fired = ", ".join(f"{name} ×{times}" for name, times in self.fired.items()) or "none"
         return f"# lowerings: {fired}\n{self.graph.code.strip()}"
 
-    def check_constants(self) -> None:
-        """Raise TraceError if a captured tensor was written to since the function was traced."""
+    def check_constants(self, donated: Sequence[Tensor] = ()) -> None:
+        """Check that captured tensors are as they were when the function was traced.
+
+        Raises TraceError if one was written to since, and ValueError if one shares its memory with
+        a tensor of `donated`, over which results are written.
+        """
+        given = {_memory(tensor) for tensor in donated} if self.constants else ()
         for constant, version in self.constants:
+            if _memory(constant) in given:
+                raise ValueError(
+                    f"jit: a donated tensor of shape {tuple(constant.shape)} shares its memory "
+                    "with one that the function captured: clone one of them, or don't donate"
+                )
             if _version(constant) != version:
                 raise TraceError(
                     f"jit: a captured tensor of shape {tuple(constant.shape)} changed after the "
@@ -183,21 +193,31 @@ def _check_pure(graph: fx.GraphModule) -> None:
             )
 
 
+_CONVERSIONS = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
+
+
 def _share_conversions(graph: fx.Graph) -> None:
     """Convert a tensor to a memory format once, where lowerings do it each for itself.
 
-    No other operation that stands twice is joined: recomputation would be undone by that.
+    No other operation that stands twice is joined: recomputation would be undone by that.  What the
+    caller is given is memory of its own.
     """
-    owners = memory_owners(graph)
-    changed = {owners[value] for node in graph.nodes for value in written(node)}
+    owners, overwritten = memory_owners(graph), changed(graph)
+    (end,) = graph.find_nodes(op="output")
+    given = {owners[result] for result in end.all_input_nodes}
     known: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        if "memory_format" not in node.kwargs or owners[node] in changed:
+        converts = node.target in _CONVERSIONS and "memory_format" in node.kwargs
+        if not converts or node in overwritten or owners[node] in given:
             continue
         first = known.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _version(constant: Tensor) -> int:

@@ -122,7 +122,7 @@ def both_ways(
         Lowering(
             f"{name}forward",
             aten.convolution.default,
-            lambda x, weight, bias, *how: applies(x, weight, *how),
+            lambda x, weight, bias, *how: fits(bias, weight) and applies(x, weight, *how),
             forward,
         ),
         Lowering(
@@ -132,6 +132,11 @@ def both_ways(
             backward,
         ),
     )
+
+
+def fits(bias: Tensor | None, weight: Tensor) -> bool:
+    """Whether it is a bias for such a weight; ATen says what is wrong with another."""
+    return bias is None or (bias.shape == weight.shape[:1] and bias.dtype is weight.dtype)
 
 
 def is_plain_convolution(
@@ -144,9 +149,23 @@ def is_plain_convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> bool:
-    """Whether it is a convolution of images, on the CPU, without groups or dilation."""
+    """Whether it is a convolution of images, on the CPU, without groups or dilation.
+
+    Where the operands don't fit together it is not: ATen says what is wrong.
+    """
     usual = groups == 1 and not transposed and set(dilation) == {1}
-    return usual and x.ndim == 4 and x.device.type == "cpu" and x.numel() > 0
+    if not usual or x.ndim != 4 or x.device.type != "cpu" or not x.numel() or weight.ndim != 4:
+        return False
+    return (
+        weight.shape[1] == x.shape[1]
+        and weight.dtype is x.dtype
+        and min(weight.shape) > 0
+        and len(stride) == len(padding) == 2
+        and min(padding) >= 0
+        and all(
+            n + 2 * p >= k for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)
+        )
+    )
 
 
 def is_tiny(

@@ -7,6 +7,7 @@
 // are kept apart).
 
 typedef Real Vector __attribute__((vector_size(32)));
+typedef decltype(Vector() < Vector()) Lanes;  // chosen ones, by what is not 0
 
 constexpr int LANES = sizeof(Vector) / sizeof(Real);
 constexpr int OUT_HEIGHT = HEIGHT - ROWS + 1, OUT_WIDTH = WIDTH - COLUMNS + 1;
@@ -83,8 +84,8 @@ constexpr int PAIR = OUTPUTS % 2 ? 1 : 2;
 
 static inline void taps(const Real* image, const Real* gradient, Vector* total, int first) {
     const int rest = OUT_WIDTH % LANES;
-    Vector last = {};  // ones in the lanes of a row's last vector that no vector before it has
-    for (int lane = LANES - rest; lane < LANES; ++lane) last[lane] = 1;
+    Lanes last = {};  // those of a row's last vector that no vector before it has
+    for (int lane = LANES - rest; lane < LANES; ++lane) last[lane] = -1;
     for (int c = 0; c < INPUTS; ++c)
         for (int i = 0; i < ROWS; ++i) {
             Vector sum[PAIR][COLUMNS] = {};
@@ -96,7 +97,7 @@ static inline void taps(const Real* image, const Real* gradient, Vector* total, 
 #pragma GCC unroll 2
                     for (int o = 0; o < PAIR; ++o) {
                         factor[o] = load(gradient + ((first + o) * OUT_HEIGHT + y) * OUT_WIDTH + start(v));
-                        if (rest && v == VECTORS - 1) factor[o] *= last;
+                        if (rest && v == VECTORS - 1) factor[o] = last ? factor[o] : Vector{};
                     }
 #pragma GCC unroll 8
                     for (int j = 0; j < COLUMNS; ++j) {
