@@ -1,6 +1,9 @@
 """C++ is compiled once for a machine, and where it can't be, there is an answer."""
 
 import ctypes
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -82,3 +85,26 @@ def test_what_a_compiler_cannot_compile_is_told_when_it_is_called():
 def test_without_a_compiler_there_is_nothing_to_wait_for(monkeypatch):
     monkeypatch.setenv("CXX", "none")
     assert native.begin(SOURCE) is None
+
+
+FORKED = """
+import os, signal, sys
+from funcnets.jit import native
+
+source = 'extern "C" int number() { return NUMBER; }'
+ended = native.begin(source.replace("NUMBER", "1"))
+ended["number"]()
+pending = native.begin(source.replace("NUMBER", "2"))
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # which ends it, should it wait for ever
+    begun = native.begin(source.replace("NUMBER", "3"))
+    sys.exit([each["number"]() for each in (begun, pending, ended)] != [3, 2, 1])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or pending["number"]() != 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_compiles_what_it_needs():
+    """What was begun before it was forked, as what it begins: it has no thread of its parent's."""
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=120).returncode == 0

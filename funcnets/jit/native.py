@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# As many as a network's kernels need, so that the longest doesn't wait for the others.
-_COMPILERS = ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
 COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers
@@ -57,15 +55,37 @@ def computed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in SCALARS else torch.float32
 
 
+def _new_compilers() -> ThreadPoolExecutor:
+    # As many as a network's kernels need, so that the longest doesn't wait for the others.
+    return ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
+
+
+_compilers = _new_compilers()
+
+
+def _replace_compilers() -> None:
+    """In a process that was forked, where the threads aren't that the pool takes for its own."""
+    global _compilers
+    _compilers = _new_compilers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_replace_compilers)
+
+
 class Library:
     """C++ that is being compiled, while other work goes on; its functions are there after that."""
 
     def __init__(self, source: str) -> None:
-        self._compiled = _COMPILERS.submit(load, source)
+        self._source = source
+        self._compilers = _compilers
+        self._compiled = _compilers.submit(load, source)
 
     def __getitem__(self, name: str) -> Callable[..., None]:
         """The function of this name; RuntimeError where the compiler has failed."""
-        library = self._compiled.result()
+        # What was begun before a fork may never end in the child, nor its lock be released.
+        is_forked = self._compilers is not _compilers
+        library = load(self._source) if is_forked else self._compiled.result()
         if library is None:
             raise RuntimeError(
                 f"{_command()[0]} can't compile a kernel of funcnets: with CXX=none the graph does "
