@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,30 @@ def test_a_library_is_built_once(cache):
     assert files(cache) == built
     assert native.load(SOURCE + "\n") is not None
     assert len(files(cache)) == 2
+
+
+@pytest.mark.parametrize("damaged", [b"", bytes(10_000), b"this is no library" * 1000])
+def test_a_damaged_library_is_built_anew(cache, tmp_path, monkeypatch, damaged):
+    native.load(SOURCE)
+    ((name, _),) = files(cache)
+    # In another directory, as the linker opens no path twice.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    forget()
+    path = native.cache_directory() / name
+    path.write_bytes(damaged)
+    assert native.load(SOURCE).twice is not None
+    assert path.read_bytes() == (cache / name).read_bytes()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("sync") or sync(file))
+    monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("name") or replace(*paths))
+    with native.written_whole(tmp_path / "file") as file:
+        file.write_bytes(b"content")
+    assert calls == ["sync", "name"]
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_no_compiler(monkeypatch):

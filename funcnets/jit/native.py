@@ -42,12 +42,24 @@ def load(source: str) -> ctypes.CDLL | None:
         source = NUMBERS + source
         name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
         path = cache_directory() / f"{name[:32]}.so"
-        if not path.exists():
-            with written_whole(path) as built:
-                _output([*_command(), "-", "-o", str(built)], source)
-        return ctypes.CDLL(str(path))
+        return _kept(path) or _built(source, path)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _kept(path: Path) -> ctypes.CDLL | None:
+    """The library in a file; None where there is none, or a damaged one, to be built anew."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _built(source: str, path: Path) -> ctypes.CDLL:
+    """The library that `source` compiles to, kept at `path` in place of what may be there."""
+    with written_whole(path) as built:
+        _output([*_command(), "-", "-o", str(built)], source)
+    return ctypes.CDLL(str(path))
 
 
 def computed(dtype: torch.dtype) -> torch.dtype:
@@ -172,11 +184,14 @@ def _command() -> list[str]:
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of `path`.
 
-    Other processes see all of it or nothing; where several write, the last one stays.
+    Other processes see all of it or nothing, even after the machine has stopped; where several
+    write, the last one stays.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         file = Path(scratch) / path.name
         yield file
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
         file.replace(path)
 
 
