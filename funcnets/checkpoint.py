@@ -7,6 +7,7 @@ machine stops, every checkpoint that was there still is, and what is left over h
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -51,7 +52,8 @@ def save(
     None).  To save the same values again does nothing; an incomplete checkpoint is replaced.
 
     Raises CheckpointError if another complete checkpoint has this name, for leaves that aren't
-    tensors, for other metadata, and where the directory can't be written.
+    dense tensors of a type that can be stored, for other metadata, and where the directory can't
+    be written.
     """
     directory = Path(directory)
     tensors = _storable(directory, values)
@@ -163,14 +165,42 @@ def _storable(directory: Path, values: Any) -> dict[str, Tensor]:
     storable: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, leaf in _named(directory, values).items():
-        if leaf.is_meta:
-            raise CheckpointError(f"{directory}: leaf {name} is a meta tensor, without values")
-        value = leaf.detach().cpu().contiguous()
+        _check_kind(f"{directory}: leaf {name}", leaf)
+        # What is conjugate or negative only by a mark is that in memory too, which is stored.
+        value = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
         if value.untyped_storage().data_ptr() in storages:
             value = value.clone()
         storages.add(value.untyped_storage().data_ptr())
         storable[name] = value
     return storable
+
+
+def _check_kind(leaf_name: str, leaf: Tensor) -> None:
+    """CheckpointError for tensors of a kind that can't be stored."""
+    if leaf.is_meta:
+        raise CheckpointError(f"{leaf_name} is a meta tensor, without values")
+    if leaf.layout != torch.strided or leaf.is_nested:
+        kind = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.").lstrip("_")
+        raise CheckpointError(
+            f"{leaf_name} is a {kind} tensor; expected a dense one: convert it, with `to_dense` or "
+            "`to_padded_tensor`"
+        )
+    if not _is_storable(leaf.dtype):
+        raise CheckpointError(
+            f"{leaf_name} has dtype {str(leaf.dtype).removeprefix('torch.')}, which safetensors "
+            "can't store; expected one such as float64, bfloat16, int64 or bool: convert it, a "
+            "complex one with `torch.view_as_real`"
+        )
+
+
+@functools.cache
+def _is_storable(dtype: torch.dtype) -> bool:
+    """Whether it is among the types of safetensors, which grow with its versions."""
+    try:
+        safetensors.torch.save({"value": torch.empty(2, dtype=dtype)})
+    except (KeyError, SafetensorError):
+        return False
+    return True
 
 
 def _check_metadata(directory: Path, metadata: dict[str, Any]) -> None:

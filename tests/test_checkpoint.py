@@ -142,6 +142,22 @@ def test_views_and_shared_memory_come_back_as_values(tmp_path):
     assert not loaded["tracked"].requires_grad
 
 
+def test_what_is_only_marked_as_conjugate_or_negative_comes_back_so(tmp_path):
+    z = torch.tensor([1 + 2j, 3 - 4j])
+    values = {
+        "conjugate": z.conj(),
+        "negative": torch._neg_view(torch.ones(3)),
+        "imaginary": z.conj().imag,
+        "both": torch._neg_view(z.conj()),
+        "tracked": torch.ones(2, dtype=torch.cfloat, requires_grad=True).conj(),
+    }
+    place = save(tmp_path / "a", values)
+    for loaded in (load(place)[0], load(place, like=values)[0]):
+        for name, value in values.items():
+            assert loaded[name].tolist() == value.tolist()
+    assert values["conjugate"].is_conj()
+
+
 def test_what_is_loaded_is_aligned_as_torchs_own_memory(tmp_path):
     # Views of the mapped file aren't, and compiled code copies such inputs at each call.
     values = {f"w{i}": torch.full((i,), i, dtype=torch.uint8) for i in range(1, 5)}
@@ -425,6 +441,20 @@ def test_leaves_that_arent_those_of_like_are_listed_ten_of_each(tmp_path):
         ({"a": {"b": None}}, "leaf a.b is a NoneType"),
         ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "two leaves have one dotted name"),
         ({"a": torch.ones(1, device="meta")}, "leaf a is a meta tensor"),
+        (
+            {"a": {"b": torch.ones(1, dtype=torch.complex128)}},
+            "leaf a.b has dtype complex128, which .* expected one such as .* `torch.view_as_real`",
+        ),
+        ({"a": torch.empty(1, dtype=torch.uint4)}, "leaf a has dtype uint4"),
+        (
+            {"a": {"b": torch.eye(2).to_sparse()}},
+            "leaf a.b is a sparse_coo tensor; expected a dense one: convert it, with `to_dense`",
+        ),
+        ({"a": torch.eye(2).to_mkldnn()}, "leaf a is a mkldnn tensor"),
+        (
+            {"a": torch.nested.nested_tensor([torch.ones(1)], layout=torch.jagged)},
+            "leaf a is a nested tensor; expected a dense one: .*`to_padded_tensor`",
+        ),
     ],
 )
 def test_trees_that_cant_be_kept_are_refused(tmp_path, values, message):

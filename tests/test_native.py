@@ -1,6 +1,10 @@
 """C++ is compiled once for a machine, and where it can't be, there is an answer."""
 
 import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +41,30 @@ def test_a_library_is_built_once(cache):
     assert files(cache) == built
     assert native.load(SOURCE + "\n") is not None
     assert len(files(cache)) == 2
+
+
+@pytest.mark.parametrize("damaged", [b"", bytes(10_000), b"this is no library" * 1000])
+def test_a_damaged_library_is_built_anew(cache, tmp_path, monkeypatch, damaged):
+    native.load(SOURCE)
+    ((name, _),) = files(cache)
+    # In another directory, as the linker opens no path twice.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    forget()
+    path = native.cache_directory() / name
+    path.write_bytes(damaged)
+    assert native.load(SOURCE).twice is not None
+    assert path.read_bytes() == (cache / name).read_bytes()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("sync") or sync(file))
+    monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("name") or replace(*paths))
+    with native.written_whole(tmp_path / "file") as file:
+        file.write_bytes(b"content")
+    assert calls == ["sync", "name"]
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_no_compiler(monkeypatch):
@@ -82,3 +110,26 @@ def test_what_a_compiler_cannot_compile_is_told_when_it_is_called():
 def test_without_a_compiler_there_is_nothing_to_wait_for(monkeypatch):
     monkeypatch.setenv("CXX", "none")
     assert native.begin(SOURCE) is None
+
+
+FORKED = """
+import os, signal, sys
+from funcnets.jit import native
+
+source = 'extern "C" int number() { return NUMBER; }'
+ended = native.begin(source.replace("NUMBER", "1"))
+ended["number"]()
+pending = native.begin(source.replace("NUMBER", "2"))
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # which ends it, should it wait for ever
+    begun = native.begin(source.replace("NUMBER", "3"))
+    sys.exit([each["number"]() for each in (begun, pending, ended)] != [3, 2, 1])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or pending["number"]() != 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_compiles_what_it_needs():
+    """What was begun before it was forked, as what it begins: it has no thread of its parent's."""
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=120).returncode == 0

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 import funcnets
 from funcnets import data, random
@@ -128,6 +130,34 @@ def test_what_captures_a_tensor_is_not_saved(cache):
     offset += 1
     with pytest.raises(TraceError, match="captured"):
         call(torch.ones(3))
+
+
+def local_class():
+    class Local(NamedTuple):
+        doubled: Tensor
+
+    return Local
+
+
+@pytest.mark.parametrize("as_argument", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_cannot_be_pickled_is_not_saved(cache, backend, as_argument):
+    made = local_class()
+    how = {"saved_as": "local", "backend": backend}
+    call = funcnets.jit(lambda given: made(given[0] * 2), **how)
+    x = torch.ones(1, 3)
+    assert call(made(x) if as_argument else x).doubled.unique().tolist() == [2]
+    assert programs(cache) == []
+
+
+def test_what_fails_when_it_is_pickled_is_not_saved(cache, monkeypatch):
+    def dumps(program):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pickle.dumps", dumps)
+    call = funcnets.jit(step, saved_as="step", backend="graph")
+    torch.testing.assert_close(call(*arguments())[0], step(*arguments())[0])
+    assert programs(cache) == []
 
 
 def test_a_damaged_file_is_written_anew(cache):

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# As many as a network's kernels need, so that the longest doesn't wait for the others.
-_COMPILERS = ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
 COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers
@@ -42,12 +40,24 @@ def load(source: str) -> ctypes.CDLL | None:
             return None
         name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
         path = cache_directory() / f"{name[:32]}.so"
-        if not path.exists():
-            with written_whole(path) as built:
-                _output([*_command(), "-", "-o", str(built)], source)
-        return ctypes.CDLL(str(path))
+        return _kept(path) or _built(source, path)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _kept(path: Path) -> ctypes.CDLL | None:
+    """The library in a file; None where there is none, or a damaged one, to be built anew."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _built(source: str, path: Path) -> ctypes.CDLL:
+    """The library that `source` compiles to, kept at `path` in place of what may be there."""
+    with written_whole(path) as built:
+        _output([*_command(), "-", "-o", str(built)], source)
+    return ctypes.CDLL(str(path))
 
 
 def computed(dtype: torch.dtype) -> torch.dtype:
@@ -55,15 +65,37 @@ def computed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in SCALARS else torch.float32
 
 
+def _new_compilers() -> ThreadPoolExecutor:
+    # As many as a network's kernels need, so that the longest doesn't wait for the others.
+    return ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
+
+
+_compilers = _new_compilers()
+
+
+def _replace_compilers() -> None:
+    """In a process that was forked, where the threads aren't that the pool takes for its own."""
+    global _compilers
+    _compilers = _new_compilers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_replace_compilers)
+
+
 class Library:
     """C++ that is being compiled, while other work goes on; its functions are there after that."""
 
     def __init__(self, source: str) -> None:
-        self._compiled = _COMPILERS.submit(load, source)
+        self._source = source
+        self._compilers = _compilers
+        self._compiled = _compilers.submit(load, source)
 
     def __getitem__(self, name: str) -> Callable[..., None]:
         """The function of this name; RuntimeError where the compiler has failed."""
-        library = self._compiled.result()
+        # What was begun before a fork may never end in the child, nor its lock be released.
+        is_forked = self._compilers is not _compilers
+        library = load(self._source) if is_forked else self._compiled.result()
         if library is None:
             raise RuntimeError(
                 f"{_command()[0]} can't compile a kernel of funcnets: with CXX=none the graph does "
@@ -151,11 +183,14 @@ def _command() -> list[str]:
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of `path`.
 
-    Other processes see all of it or nothing; where several write, the last one stays.
+    Other processes see all of it or nothing, even after the machine has stopped; where several
+    write, the last one stays.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         file = Path(scratch) / path.name
         yield file
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
         file.replace(path)
 
 

@@ -98,9 +98,10 @@ def read(path: Path) -> Program | None:
 def write(program: Program, path: Path) -> None:
     """Keep a program in a file, as a whole or, where it can't be written, not at all."""
     try:
+        content = pickle.dumps(program)
         with native.written_whole(path) as file:
-            file.write_bytes(pickle.dumps(program))
-    except OSError:
+            file.write_bytes(content)
+    except Exception:  # a class in the structure that can't be pickled can raise anything
         return
 
 
