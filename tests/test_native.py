@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from funcnets.jit import native
+from funcnets.jit import CompileError, native
 
 SOURCE = 'extern "C" double twice(double x) { return 2 * x; }'
 
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def forget():
-    native.load.cache_clear()
+    native.attempt.cache_clear()
     native.target.cache_clear()
 
 
@@ -36,7 +36,7 @@ def test_a_library_is_built_once(cache):
     assert function(1.5) == 3
     built = files(cache)
     assert len(built) == 1
-    native.load.cache_clear()
+    native.attempt.cache_clear()
     assert native.load(SOURCE) is not None
     assert files(cache) == built
     assert native.load(SOURCE + "\n") is not None
@@ -102,9 +102,19 @@ def test_a_library_is_compiled_while_other_work_goes_on(cache):
 def test_what_a_compiler_cannot_compile_is_told_when_it_is_called():
     library = native.begin("this is no C++")
     with pytest.raises(
-        RuntimeError, match=r"can't compile .* with CXX=none the graph does without"
+        CompileError, match=r"can't compile .*error: .* with CXX=none the graph does without"
     ):
         library["twice"]
+
+
+def test_a_compiler_of_c_is_none(monkeypatch):
+    monkeypatch.setenv("CXX", "gcc")
+    assert not native.is_available()
+
+
+def test_a_compiler_may_be_told_more(monkeypatch):
+    monkeypatch.setenv("CXX", "env g++ -O1")
+    assert native.load(SOURCE) is not None
 
 
 def test_without_a_compiler_there_is_nothing_to_wait_for(monkeypatch):

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcnets.jit.compile import CompileError
+
+# The least that needs C++'s library, which a compiler of C doesn't link, and takes it no time.
+_PROBE = "int* memory() { return new int; }"
 SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
 STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
 COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers
@@ -27,22 +32,31 @@ FLAGS = (
 )
 
 
-@functools.cache
 def load(source: str) -> ctypes.CDLL | None:
     """The library that C++ `source` compiles to, by $CXX or g++; None if there is no compiler.
 
     The library is kept in the user's cache directory, under a name that changes with the source,
     the compiler and the processor.  It must be plain code: a call lets other threads go on.
     """
+    found = attempt(source)
+    return None if isinstance(found, str) else found
+
+
+@functools.cache
+def attempt(source: str) -> ctypes.CDLL | str:
+    """The library that C++ `source` compiles to, or in a line why there is none."""
     try:
         identity = target()
         if identity is None:
-            return None
+            return f"there is no compiler {_command()[0]}"
         name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
         path = cache_directory() / f"{name[:32]}.so"
         return _kept(path) or _built(source, path)
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.splitlines()
+        return next((line for line in lines if "error" in line), f"{error.cmd[0]} failed")
+    except OSError as error:
+        return str(error)
 
 
 def _kept(path: Path) -> ctypes.CDLL | None:
@@ -89,17 +103,17 @@ class Library:
     def __init__(self, source: str) -> None:
         self._source = source
         self._compilers = _compilers
-        self._compiled = _compilers.submit(load, source)
+        self._compiled = _compilers.submit(attempt, source)
 
     def __getitem__(self, name: str) -> Callable[..., None]:
-        """The function of this name; RuntimeError where the compiler has failed."""
+        """The function of this name; CompileError where the compiler has failed."""
         # What was begun before a fork may never end in the child, nor its lock be released.
         is_forked = self._compilers is not _compilers
-        library = load(self._source) if is_forked else self._compiled.result()
-        if library is None:
-            raise RuntimeError(
-                f"{_command()[0]} can't compile a kernel of funcnets: with CXX=none the graph does "
-                "without"
+        library = attempt(self._source) if is_forked else self._compiled.result()
+        if isinstance(library, str):
+            raise CompileError(
+                f"jit: {_command()[0]} can't compile a kernel of funcnets ({library}): with "
+                "CXX=none the graph does without"
             )
         function: Callable[..., None] = getattr(library, name)  # which keeps it, as [] doesn't
         return function
@@ -145,7 +159,7 @@ def begin_for(
 
 def is_available() -> bool:
     """Whether there is a compiler, and a place for what it builds."""
-    return load("") is not None
+    return load(_PROBE) is not None
 
 
 @functools.cache
@@ -176,7 +190,7 @@ def cache_directory() -> Path:
 
 
 def _command() -> list[str]:
-    return [os.environ.get("CXX", "g++"), *FLAGS, "-x", "c++"]
+    return [*(shlex.split(os.environ.get("CXX", "")) or ["g++"]), *FLAGS, "-x", "c++"]
 
 
 @contextlib.contextmanager
