@@ -318,3 +318,14 @@ def test_a_shape_that_is_changed_in_place(change, backend):
 def test_a_number_of_no_argument_is_refused(argnums):
     with pytest.raises(ValueError, match="argument 7"):
         jit(lambda a: a + 1, **{argnums: 7})(torch.ones(2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_made_of_arguments_alone_and_returned_comes_first_too(backend):
+    def function(x, y):
+        returned, read, other = x * 2, y * 3, y.cos()
+        other += 1
+        return returned, read.sin(), other
+
+    given = maps(4, 8), maps(4, 8, seed=1)
+    torch.testing.assert_close(jit(function, backend=backend)(*given), function(*given))

@@ -113,13 +113,18 @@ def groups(graph: fx.Graph) -> list[list[Run]]:
         if not run.size or len(run.nest) > DEPTH:
             continue
         is_small = run.size <= LARGEST_IN_GROUP
-        if is_small and all(whole(x).op == "placeholder" for x in run.operands):
+        if is_small and _is_first(run):
             first.append(run)
         elif is_small and run.is_last and overwritten.isdisjoint(run.operands):
             last.append(run)
         elif len(run.nodes) > 1:
             alone.append([run])
     return [group for group in (first, *alone, last) if sum(len(run.nodes) for run in group) > 1]
+
+
+def _is_first(run: Run) -> bool:
+    """Whether arguments of the graph are all that it reads."""
+    return all(whole(operand).op == "placeholder" for operand in run.operands)
 
 
 def _replace(graph: fx.Graph, group: Sequence[Run], name: str) -> None:
@@ -143,9 +148,9 @@ def _place(graph: fx.Graph, group: Sequence[Run]) -> fx.Node:
     """The node before which a group can stand: after its operands, and before those who read it."""
     if len(group) == 1:
         return group[0].nodes[-1]
-    if group[0].is_last:
-        return next(iter(graph.find_nodes(op="output")))
-    return next(node for node in graph.nodes if node.op != "placeholder")
+    if all(map(_is_first, group)):
+        return next(node for node in graph.nodes if node.op != "placeholder")
+    return next(iter(graph.find_nodes(op="output")))
 
 
 class Layout(NamedTuple):
