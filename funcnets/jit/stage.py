@@ -306,8 +306,8 @@ def jit(
     """`function`, a pure function of trees of tensors, as one compiled graph.
 
     It is traced (and compiled) once for each structure, shape, dtype, device and memory format of
-    its arguments (and which of them are one tensor), and each value of the static ones.  The
-    function is then not run again: what it prints, it prints while it is traced, and a tensor that
+    its arguments (and which of them are one tensor), each value of the static ones, and each
+    setting of autocast and of PyTorch's default type.  The function is then not run again: what it prints, it prints while it is traced, and a tensor that
     it captures is a constant of the graph (changing one raises TraceError at the next call).  A
     number that it reads out of a captured tensor, as with `.item()`, stays what it was.  Results
     carry no autograd history.
@@ -335,6 +335,8 @@ def jit(
     on that finds the state at the same addresses.
 
     Raises:
+        ValueError: for a back end or an argument that there isn't; from a call, where a donated
+            tensor shares its memory with another argument, or with a tensor that is captured.
         TraceError: from a call, where the function isn't a pure function of tensors.
         CompileError: from a call, where the back end fails.
     """
