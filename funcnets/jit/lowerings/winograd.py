@@ -12,12 +12,11 @@ convolution again.  (Lavin and Gray, 2015, "Fast algorithms for convolutional ne
 matrices are Cook and Toom's, which evaluate polynomials at some points and infinity.)
 
 All of it is C++, compiled while the graph is traced; without a compiler convolutions stay ATen's.
-What isn't finite spreads over its tile: there an infinity gives what is no number in more places
-than a direct convolution's.  Rounding errors are a few times those of a direct convolution: up to 2e-6 (3×3) and 1e-5 (5×5) of
+Rounding errors are a few times those of a direct convolution: up to 2e-6 (3×3) and 1e-5 (5×5) of
 the largest number in float32, and 2e-2 in bfloat16 (3×3), where rounding the output alone takes up
 to 4e-3.  The points 0, ±2/3 and ±3/2 leave less than half of the error of 0, ±1 and
 ±2 (Barabasz et al., 2020, "Error analysis and improving the accuracy of Winograd convolution for
-deep neural networks").
+deep neural networks").  An infinite number spreads over the outputs of its tile, as no number.
 """
 
 import functools
