@@ -307,10 +307,10 @@ def jit(
 
     It is traced (and compiled) once for each structure, shape, dtype, device and memory format of
     its arguments (and which of them are one tensor), each value of the static ones, and each
-    setting of autocast and of PyTorch's default type.  The function is then not run again: what it prints, it prints while it is traced, and a tensor that
-    it captures is a constant of the graph (changing one raises TraceError at the next call).  A
-    number that it reads out of a captured tensor, as with `.item()`, stays what it was.  Results
-    carry no autograd history.
+    setting of autocast and of PyTorch's default type.  The function is then not run again: what it
+    prints, it prints while it is traced, and a tensor that it captures is a constant of the graph
+    (changing one raises TraceError at the next call).  A number that it reads out of a captured
+    tensor, as with `.item()`, stays what it was.  Results carry no autograd history.
 
     Args:
         function: takes and gives trees of tensors (None is allowed, as structure).
