@@ -153,8 +153,9 @@ class Jitted:
         static = {i: args[i] for i in self.static_argnums if i < len(args)}
         dynamic = [None if i in self.static_argnums else arg for i, arg in enumerate(args)]
         tensors, structure = take_apart((dynamic, kwargs))
-        # Loops read numbers as they are in memory, where bits of the tensor can't be seen.
-        tensors = [leaf.resolve_conj().resolve_neg() for leaf in tensors]
+        if any(leaf.is_neg() or leaf.is_conj() for leaf in tensors):
+            # Loops read numbers as they are in memory, where bits of the tensor can't be seen.
+            tensors = [leaf.resolve_conj().resolve_neg() for leaf in tensors]
         if len(tensors) < structure.spec.num_leaves:
             self._check_leaves(dynamic, kwargs)
         donated = self._donated(structure, tensors) if self.donate_argnums else ()
