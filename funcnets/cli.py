@@ -214,11 +214,11 @@ def eval_command(
     json: Json = False,
 ) -> None:
     """Measure loss and accuracy of a run's last checkpoint over all test images."""
-    from funcnets import loop
+    from funcnets import display, loop
 
     given = {"data": data, "device": device}
     given = {field: value for field, value in given.items() if value is not None}
-    measured = loop.evaluate(run, given)
+    measured = loop.evaluate(run, given, display.Warnings())
     if json:
         print(json_format.dumps(measured))
         return

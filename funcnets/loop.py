@@ -62,6 +62,8 @@ def go(
     uncompiled, and stop at the first layer with a value that isn't finite.  Raises TrainingError
     where the training diverges or can't be saved; earlier checkpoints stay.
     """
+    for text in session.warnings:
+        reporter.warn(text)
     with Interrupt() as interrupt:
         try:
             return _go(session, work or TRAINING, reporter, interrupt, check)
@@ -218,13 +220,15 @@ def save(session: Session, step: int, train_state: TrainState, metadata: dict[st
 TRAINING = Work(jit, Evaluation, train.fit, _rows, _save)
 
 
-def evaluate(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(path: Path, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Loss and accuracy of the newest checkpoint of the run in `path`, over all test images.
 
     `given` may name other `data` and another `device` than the run's.  Raises UsageError, DataError
     or CheckpointError where one of them, the run or its checkpoint can't be used.
     """
     opened = open_run(path, given)
+    for text in opened.warnings:
+        reporter.warn(text)
     config = opened.config
     tested = Evaluation(config, opened.net, opened.dataset)(opened.train_state)
     return {

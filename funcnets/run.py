@@ -260,9 +260,25 @@ class Run:
     def latest_checkpoint(self) -> Path:
         """The newest complete checkpoint.  Raises UsageError if there is none."""
         found = checkpoint.latest(self.checkpoints)
-        if found is None:
-            raise UsageError(f"{self.path}: it has no checkpoint yet; start it anew with --run DIR")
-        return found
+        if found is not None:
+            return found
+        if damaged := checkpoint.passed_over(self.checkpoints):
+            raise UsageError(
+                f"{self.checkpoints}: every checkpoint is damaged ({_names(damaged)}); restore "
+                "one, or start anew with --run DIR"
+            )
+        raise UsageError(f"{self.path}: it has no checkpoint yet; start it anew with --run DIR")
+
+    def warnings(self) -> tuple[str, ...]:
+        """One that names the damaged checkpoints that `latest_checkpoint` passes over, or none."""
+        damaged = checkpoint.passed_over(self.checkpoints)
+        if not damaged:
+            return ()
+        text = (
+            f"{self.checkpoints}: {_names(damaged)} can't be used, being damaged; using "
+            f"{self.latest_checkpoint().name}, the newest that is whole"
+        )
+        return (text,)
 
     def save(self, step: int, train_state: Any, metadata: dict[str, Any]) -> Path:
         """Write the checkpoint of a step, and remove all but the newest `KEPT_CHECKPOINTS`."""
@@ -270,6 +286,10 @@ class Run:
         checkpoint.save(path, train_state, metadata=metadata)
         checkpoint.prune(self.checkpoints, KEPT_CHECKPOINTS)
         return path
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths)
 
 
 def _write(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ class Session:
     rows: tuple[Row, ...] = ()
     running: Any = field(default_factory=metrics.Running)  # what the loop goes on from
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def batches(self) -> int:
@@ -149,7 +150,16 @@ def _restore(directory: Run, config: Config) -> Session:
     train_state, metadata = checkpoint.load(directory.latest_checkpoint(), like)
     train_state = tree.map(lambda leaf: leaf.to(config.device), train_state)
     running = metrics.Running(**metadata["running"])
-    return Session(config, directory, dataset, net, optimizer, train_state, running=running)
+    return Session(
+        config,
+        directory,
+        dataset,
+        net,
+        optimizer,
+        train_state,
+        running=running,
+        warnings=directory.warnings(),
+    )
 
 
 @contextlib.contextmanager

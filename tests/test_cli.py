@@ -216,6 +216,38 @@ def test_a_damaged_checkpoint_is_one_line(run):
     assert len(err.splitlines()) == 1
 
 
+@pytest.fixture
+def two_epochs(run):
+    """The directory of a run with two checkpoints, which can go on."""
+    run("train", "--epochs", 2, "--run", "first", "--schedule", "constant", *SMALL)
+    return Path("first")
+
+
+RESUME = ("train", "--epochs", 3, "--resume", "--run")
+
+
+@pytest.mark.parametrize("command", [("eval",), RESUME], ids=lambda command: command[0])
+def test_a_damaged_newest_checkpoint_is_told_of_where_the_one_before_is_used(
+    run, two_epochs, command
+):
+    os.truncate(two_epochs / "checkpoints/step-00000006/tensors.safetensors", 100)
+    code, out, err = run(*command, two_epochs)
+    assert code == 0
+    assert "step 3" in out
+    assert re.match(r"funcnets: warning: .*step-00000006 .*damaged.* step-00000003", err)
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("eval",), RESUME], ids=lambda command: command[0])
+def test_where_every_checkpoint_is_damaged_it_says_so(run, two_epochs, command):
+    for manifest in two_epochs.glob("checkpoints/*/manifest.json"):
+        manifest.write_text("[]")
+    code, _, err = run(*command, two_epochs)
+    assert code == 2
+    assert "every checkpoint is damaged (step-00000006, step-00000003)" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_summary_and_list(run):
     code, out, _ = run("summary", "resnet18", "--json", "--depth", 1)
     assert code == 0
