@@ -14,6 +14,7 @@ from funcnets import checkpoint, data, metrics, models, optim, random, run, trai
 from funcnets.core import Layer, LayerError, Params, State
 from funcnets.data import Dataset
 from funcnets.optim import Optimizer
+from funcnets.precision import available
 from funcnets.run import SCHEDULES, Config, Row, Run, UsageError
 from funcnets.train import TrainState
 
@@ -100,7 +101,8 @@ def open_run(path: Path, given: Mapping[str, Any]) -> Session:
     or CheckpointError where one of them, the run or its checkpoint can't be used.
     """
     config = replace(Run(path).read_config(), **given)
-    if config.precision == "auto":  # it was stopped before it had chosen, or learned anything
+    if config.precision not in available(config.device):
+        # `auto`, stopped before it had chosen or learned anything, or a GPU's, away from GPUs.
         config = replace(config, precision="float32")
     run.check(config)
     return _restore(Run(path), config)

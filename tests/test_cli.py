@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 import funcnets.jit.compile
+from funcnets import session
 from funcnets.jit import native
 from funcnets.jit.lowerings import few, maxima, moments, pooling, winograd
 
@@ -246,6 +247,85 @@ def test_where_every_checkpoint_is_damaged_it_says_so(run, two_epochs, command):
     assert code == 2
     assert "every checkpoint is damaged (step-00000006, step-00000003)" in err
     assert len(err.splitlines()) == 1
+
+
+CONFIG = {
+    "network": "lenet_bn",
+    "recipe": "tuned",
+    "schedule": "constant",
+    "learning_rate": 1,
+    "batch_size": 64,
+    "side": 28,
+    "epochs": 3,
+    "seed": 0,
+    "data": "bundled",
+    "limit_train": 192,
+    "device": "cpu",
+    "backend": "graph",
+}
+
+
+@pytest.mark.parametrize(
+    ("edited", "message"),
+    [
+        ({"side": "28"}, 'side is "28"; expected an integer'),
+        ({"seed": 0.5}, "seed is 0.5; expected an integer"),
+        ({"seed": True}, "seed is true; expected an integer"),
+        ({"network": ["a"]}, 'network is ["a"]; expected a string'),
+        ({"network": "lenet"}, "network is 'lenet'; expected one of alexnet"),
+        ({"limit_train": 1e3}, "limit_train is 1000.0; expected an integer or null"),
+        ({"learning_rate": None}, "learning_rate is null; expected a number"),
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"backend": "fast"}, 'backend is "fast"; expected one of native'),
+        ({"precision": "half"}, "precision is 'half'; expected one of float32"),
+        ("{}", "network is missing; expected a string"),
+        ("[1]", "holds [1]; expected an object of JSON"),
+        ("{", "isn't JSON"),
+        ("\udcff", "isn't text"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", [("eval",), RESUME], ids=lambda command: command[0])
+def test_a_damaged_config_is_one_line_with_the_field(run, command, edited, message):
+    text = edited if isinstance(edited, str) else json.dumps(CONFIG | edited)
+    Path("first").mkdir()
+    Path("first/config.json").write_text(text, errors="surrogateescape")
+    code, _, err = run(*command, "first")
+    assert code == 2
+    assert f"first/config.json: {message}" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("environment.json", "null", "holds null; expected an object of JSON"),
+        ("environment.json", "{", "isn't JSON"),
+        ("metrics.jsonl", "{}", "line 1: epoch is missing; expected an integer"),
+        ("metrics.jsonl", '{"epoch": "1"}', "line 1: step is missing"),
+        ("metrics.jsonl", "\udcff", "isn't text"),
+    ],
+)
+def test_a_damaged_record_stops_a_resume_with_one_line(run, file, content, message, monkeypatch):
+    Path("first").mkdir()
+    Path("first/config.json").write_text(json.dumps(CONFIG))
+    Path("first", file).write_text(content, errors="surrogateescape")
+    ready = session.begin(CONFIG | {"learning_rate": 1.0}, Path("other"))
+    monkeypatch.setattr(session, "_restore", lambda directory, config: ready)
+    code, _, err = run(*RESUME, "first")
+    assert code == 2
+    assert message in err
+    assert f"first/{file}: " in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_precision_of_gpus_is_refused_by_a_resume_too_but_can_be_evaluated(run, two_epochs):
+    path = two_epochs / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "tf32"}))
+    code, _, err = run(*RESUME, two_epochs, "--device", "cpu")
+    assert code == 2
+    assert "--precision is tf32, which is for GPUs" in err
+    assert run("eval", two_epochs, "--device", "cpu")[0] == 0
 
 
 def test_summary_and_list(run):
