@@ -339,8 +339,10 @@ def bench_command(
 
     from funcnets import bench
     from funcnets.precision import available
+    from funcnets.run import check_device
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     plan = bench.Plan(
         bench.cases(networks or ["lenet_bn"], batch_size, side, device),
         bench.columns(only),

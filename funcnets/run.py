@@ -152,7 +152,7 @@ def _check_values(config: Config, names: Mapping[str, str]) -> None:
 
 
 def check_device(device: str) -> None:
-    """Raise UsageError for a device that can't be used."""
+    """Raise UsageError for a device that can't be used: `meta` too, which keeps no values."""
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -160,6 +160,8 @@ def test_all_networks_are_at_their_recipes_sizes():
         (["--side", "-1"], "--side is -1"),
         (["--seconds", "-1"], "--seconds is -1"),
         (["--workers", "-1"], "--workers is -1"),
+        (["--device", "gpu"], "--device is 'gpu', which can't be used here"),
+        (["--device", "meta"], "--device is 'meta', which can't be used here"),
         (["--only", "flax"], "pip install 'funcnets[bench-jax]'"),
         (["alexnet", "--side", "9", "--only", "graph", "--rounds", "1"], "pool1"),
         (["--epoch", "--data", "nowhere", "--only", "graph"], "nowhere"),
