@@ -375,7 +375,7 @@ def main() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="funcnets", standalone_mode=False)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as error:
         if os.environ.get("FUNCNETS_DEBUG"):

@@ -143,6 +143,29 @@ def start(*arguments):
     )
 
 
+INTERRUPTED = """
+import sys
+from funcnets.__main__ import main
+
+class Finder:
+    interrupted = sys.argv.pop(1)
+
+    def find_spec(self, name, path, target=None):
+        if name == self.interrupted:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize("imported", ["typer", "torch"])
+def test_ctrl_c_while_a_command_starts_is_no_traceback(imported):
+    command = [sys.executable, "-c", INTERRUPTED, imported, "summary", "nin"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number):
     options = ("--epochs", "12", *SMALL)
