@@ -249,6 +249,8 @@ def summary_command(
         raise ValueError(f"--input is {input!r}; expected four numbers, as 1,1,224,224") from None
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"--input is {input!r}; expected four positive numbers, as 1,1,224,224")
+    if depth is not None and depth < 0:
+        raise ValueError(f"--depth is {depth}; expected 0 or more")
     rows = summary.summarize(net, shape, depth)
     if json:
         for row in rows:

@@ -68,8 +68,13 @@ def go(
         try:
             return _go(session, work or TRAINING, reporter, interrupt, check)
         except (NonFiniteLoss, NonFiniteError) as error:
-            kept = session.directory.checkpoints
-            raise TrainingError(f"{error}; what was saved before is kept in {kept}") from error
+            raise TrainingError(f"{error}; {_kept(session.directory.checkpoints)}") from error
+
+
+def _kept(checkpoints: Path) -> str:
+    if checkpoint.latest(checkpoints) is None:
+        return "nothing is saved"
+    return f"what was saved before is kept in {checkpoints}"
 
 
 def _go(

@@ -173,12 +173,24 @@ def fitting(net: Layer, config: Config, dataset: Dataset) -> Iterator[None]:
     try:
         yield
     except LayerError as error:
-        smallest = _smallest_side(net, _batch_sizes(config, dataset), config.side)
+        sizes = _batch_sizes(config, dataset)
+        smallest = _smallest_side(net, sizes, config.side)
         hint = f"; the smallest --side that works is {smallest}" if smallest else ""
-        raise UsageError(
-            f"{config.network} can't be trained at --side {config.side} and --batch-size "
-            f"{config.batch_size}: {error}{hint}"
-        ) from None
+        if 1 in sizes and _works(net, {2}, config.side):
+            problem = _one_image(config, dataset, error)
+        else:
+            problem = f"at --side {config.side} and --batch-size {config.batch_size}: {error}"
+        raise UsageError(f"{config.network} can't be trained {problem}{hint}") from None
+
+
+def _one_image(config: Config, dataset: Dataset, error: LayerError) -> str:
+    """What is said where the network could be trained, were no batch of one image alone."""
+    count = len(dataset.train_labels)
+    alone = "the last batch has" if count > config.batch_size else "a batch has"
+    return (
+        f"on {count:,} images in batches of {config.batch_size}: {alone} one image, from which "
+        f"{'.'.join(error.path)} has no variance; choose another --limit-train or --batch-size"
+    )
 
 
 def try_batches(net: Layer, train_state: TrainState, config: Config, dataset: Dataset) -> None:
@@ -195,9 +207,14 @@ def _batch_sizes(config: Config, dataset: Dataset) -> set[int]:
     return {min(size, 2) for size in sizes}
 
 
-def _try_side(net: Layer, sizes: Iterable[int], side: int) -> None:
+def _works(net: Layer, sizes: Iterable[int], side: int) -> bool:
+    """Whether `net` can be trained on batches of these sizes; nothing is computed."""
     key, image = random.key(0, "meta"), example(side, "meta")
-    _try_sizes(net, *net.init(key, image), key, image, sizes)
+    try:
+        _try_sizes(net, *net.init(key, image), key, image, sizes)
+    except LayerError:
+        return False
+    return True
 
 
 def _try_sizes(
@@ -212,10 +229,8 @@ def _smallest_side(net: Layer, sizes: Iterable[int], too_small: int) -> int | No
     works = LARGEST_SIDE_TRIED + 1
     while works - too_small > 1:
         side = (works + too_small) // 2
-        try:
-            _try_side(net, sizes, side)
-        except LayerError:
-            too_small = side
-        else:
+        if _works(net, sizes, side):
             works = side
+        else:
+            too_small = side
     return works if works <= LARGEST_SIDE_TRIED else None

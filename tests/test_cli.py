@@ -85,12 +85,16 @@ def test_the_scratch_net_shows_what_bn1_learned(run):
         (["train", "--bogus"], "--bogus"),
         (["train", "--data", "nowhere"], "nowhere"),
         (["train", "alexnet", "--side", "30"], r"the smallest --side that works is 65"),
+        (["train", "--limit-train", "129"], "the last batch has one image, from which bn3 has no"),
+        (["train", "--limit-train", "1"], "a batch has one image, from which bn3 has no"),
+        (["train", "resnet18", "--batch-size", "1"], "; the smallest --side that works is"),
         (["train", "--resume"], "no run is here"),
         (["train", "--run", "/proc/nowhere"], "/proc/nowhere: can't be written"),
         (["eval", "nowhere"], "no run is here"),
         (["summary", "lenet"], "did you mean 'lenet_bn'"),
         (["summary", "nin", "--input", "1,1"], "--input is '1,1'"),
         (["summary", "nin", "--input", "1,1,8,8"], "block1.conv1"),
+        (["summary", "nin", "--depth", "-1"], "--depth is -1; expected 0 or more"),
         (["frobnicate"], "frobnicate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -186,13 +190,19 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number):
     assert final_tensors("stopped") == final_tensors("whole")
 
 
-def test_divergence_is_exit_code_1_and_keeps_the_last_good_checkpoint(run):
-    code, _, err = run(
-        "train", "--epochs", 3, "--lr", 1e30, "--schedule", "constant", "--run", "wild", *SMALL
-    )
+def test_divergence_is_exit_code_1_and_where_nothing_was_saved_it_says_so(run):
+    code, _, err = run("train", "--epochs", 3, "--lr", 1e30, "--run", "wild", *SMALL)
     assert code == 1
-    assert "try a smaller learning rate" in err
+    assert err.endswith("try a smaller learning rate; nothing is saved\n")
     assert len(err.splitlines()) == 1
+
+
+def test_divergence_keeps_the_last_good_checkpoint(run, two_epochs):
+    path = two_epochs / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 1e30}))
+    code, _, err = run(*RESUME, two_epochs)
+    assert code == 1
+    assert err.endswith("what was saved before is kept in first/checkpoints\n")
 
 
 def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
@@ -368,7 +378,7 @@ def test_check_names_the_layer_where_the_first_value_is_not_finite(run):
     code, _, err = run("train", *arguments, *SMALL)
     assert code == 1
     assert re.match(r"funcnets: (bn|conv|fc)\d: .* of shape .* values that aren't finite", err)
-    assert "kept in wild" in err
+    assert "nothing is saved" in err
     assert err.count("\n") == 1
 
 
