@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from funcnets import streams
+
 if TYPE_CHECKING:
     from funcnets.loop import Work
     from funcnets.session import Session
     from funcnets.words import Words
 
-EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130 and 143 stopped
-by Ctrl-C or SIGTERM, after saving (a second one stops at once).
+EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130, 143 and
+141 stopped by Ctrl-C, by SIGTERM, or as nobody reads what is printed, all after saving (a second
+signal stops at once).
 
 FUNCNETS_DEBUG=1 shows the traceback of an error."""
 
@@ -375,8 +378,16 @@ def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
     # torch warns where a CUDA toolkit stands without a device, which concerns nobody here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    streams.open_closed()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="funcnets", standalone_mode=False)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        # typer makes a broken pipe a SystemExit.
+        if not isinstance(error.__context__ or error, BrokenPipeError):
+            raise
+        streams.silence(sys.stdout)
+        sys.exit(streams.NOBODY_READS)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as error:

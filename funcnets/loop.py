@@ -100,6 +100,7 @@ def _go(
                 reporter.epoch(measured)
                 speed.reset()
                 epoch_started = time.perf_counter()
+            _stop_unheard(reporter, interrupt)
             if ended or interrupt.signal:
                 work.save(session, train_state, progress.running)
             if interrupt.signal:
@@ -112,6 +113,13 @@ def _go(
     compile_seconds = sum(step.compile_seconds for step in compiled)
     seconds = time.perf_counter() - started
     return Outcome(session, train_state, tuple(rows), interrupt.signal, compile_seconds, seconds)
+
+
+def _stop_unheard(reporter: Reporter, interrupt: Interrupt) -> None:
+    """Take it for a signal to stop that nobody reads what is told any more, as in `| head`."""
+    if reporter.unheard and not interrupt.signal:
+        reporter.warn("nobody reads what is printed any more: this stops, after saving")
+        interrupt.signal = signal.SIGPIPE
 
 
 def _choose_precision(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from safetensors.torch import load_file
@@ -188,6 +189,36 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number):
         assert process.returncode == 0
     assert untimed("stopped") == untimed("whole")
     assert final_tensors("stopped") == final_tensors("whole")
+
+
+def test_what_nobody_reads_any_more_is_saved_and_stopped():
+    command = [sys.executable, "-m", "funcnets", "train", "--run", "unread", "--epochs", "500"]
+    with subprocess.Popen([*command, *SMALL], stdout=PIPE, stderr=PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert re.fullmatch("funcnets: warning: nobody reads what is printed any more: .*\n", errors)
+    assert list(Path("unread/checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("python -m funcnets --help | true; exit ${PIPESTATUS[0]}", 141, ""),
+        (
+            "python -m funcnets --help > /dev/full",
+            2,
+            "funcnets: [Errno 28] No space left on device\n",
+        ),
+        ("python -m funcnets train --run closed --epochs 1 --limit-train 64 >&-", 0, ""),
+    ],
+)
+def test_output_that_goes_nowhere_is_no_traceback(command, code, message):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    ended = subprocess.run(["bash", "-c", command], stderr=PIPE, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (code, message)
 
 
 def test_divergence_is_exit_code_1_and_where_nothing_was_saved_it_says_so(run):
