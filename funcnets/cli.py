@@ -241,9 +241,7 @@ def summary_command(
     json: Json = False,
 ) -> None:
     """Show each part's output shape, parameters and multiply-adds."""
-    from rich.console import Console
-
-    from funcnets import models, summary
+    from funcnets import models, summary, tables
 
     net, recipe = models.get(network)
     try:
@@ -259,7 +257,7 @@ def summary_command(
         for row in rows:
             print(json_format.dumps(row._asdict()))
     else:
-        Console().print(summary.render(rows))
+        tables.show(summary.render(rows))
 
 
 @app.command("list", epilog=EPILOG)
@@ -267,15 +265,14 @@ def list_command(json: Json = False) -> None:
     """List the networks, their parameters and the recipes that they are trained by."""
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
-    from funcnets import models, summary
+    from funcnets import models, summary, tables
 
-    columns = ("network", "parameters", "recipe", "rate", "schedule", "batch", "side")
     table = Table()
-    for column in columns:
-        table.add_column(column, no_wrap=True)
+    for column in ("network", "parameters", "recipe", "rate", "schedule", "batch", "side"):
+        is_name = column in ("network", "recipe", "schedule")
+        table.add_column(column, justify="left" if is_name else "right")
     for name, (build, recipes) in models.INDEX.items():
         for recipe_name, recipe in recipes.items():
             total = summary.summarize(build(), (1, 1, recipe.side, recipe.side), depth=0)[-1]
@@ -285,7 +282,7 @@ def list_command(json: Json = False) -> None:
             numbers = (recipe.learning_rate, recipe.schedule, recipe.batch_size, recipe.side)
             table.add_row(name, f"{total.parameters:,}", recipe_name, *map(str, numbers))
     if not json:
-        Console().print(table)
+        tables.show(table)
 
 
 @app.command("bench", epilog=EPILOG)
@@ -340,9 +337,8 @@ def bench_command(
     are counted as direct convolutions, and stand beside those of a matrix product.
     """
     import torch
-    from rich.console import Console
 
-    from funcnets import bench
+    from funcnets import bench, tables
     from funcnets.precision import available
     from funcnets.run import check_device
 
@@ -367,7 +363,7 @@ def bench_command(
             for row in rows:
                 print(json_format.dumps({"kind": type(row).__name__, **row._asdict()}), flush=True)
         else:
-            Console().print(bench.render(rows))
+            tables.show(bench.render(rows))
 
 
 def _note(text: str) -> None:

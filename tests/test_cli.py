@@ -203,22 +203,17 @@ def test_what_nobody_reads_any_more_is_saved_and_stopped():
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "message"),
+    ("command", "code"),
     [
-        ("python -m funcnets --help | true; exit ${PIPESTATUS[0]}", 141, ""),
-        (
-            "python -m funcnets --help > /dev/full",
-            2,
-            "funcnets: [Errno 28] No space left on device\n",
-        ),
-        ("python -m funcnets train --run closed --epochs 1 --limit-train 64 >&-", 0, ""),
+        ("python -m funcnets --help | true; exit ${PIPESTATUS[0]}", 141),
+        (f"python -m funcnets train --run closed --epochs 1 {' '.join(SMALL)} >&-", 0),
     ],
 )
-def test_output_that_goes_nowhere_is_no_traceback(command, code, message):
+def test_output_that_goes_nowhere_is_no_traceback(command, code):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path}
     ended = subprocess.run(["bash", "-c", command], stderr=PIPE, text=True, env=environment)
-    assert (ended.returncode, ended.stderr) == (code, message)
+    assert (ended.returncode, ended.stderr) == (code, "")
 
 
 def test_divergence_is_exit_code_1_and_where_nothing_was_saved_it_says_so(run):
@@ -402,6 +397,20 @@ def test_summary_and_list(run):
     assert len({row["network"] for row in listed}) == 8
     code, out, _ = run("list")
     assert "googlenet" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("list",), {"46,764,746", "128,806,154", "0.01", "0.05", "linear", "reference", "256"}),
+        (("summary", "vgg11", "--depth", 1), {"block1", "128,806,154", "7,547,232,256"}),
+    ],
+)
+def test_a_narrow_terminal_cuts_no_table(run, monkeypatch, command, words):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = run(*command)
+    assert "…" not in out
+    assert not words - {*out.split()}
 
 
 def test_check_names_the_layer_where_the_first_value_is_not_finite(run):
