@@ -37,6 +37,13 @@ app = typer.Typer(
 # click's ClickException: where it lives depends on the version of typer.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
+
+def _directory(given: str) -> Path:
+    if not given:
+        raise typer.BadParameter("given was ''; expected the name of a directory")
+    return Path(given)
+
+
 Recipe = Annotated[
     str | None,
     typer.Option(
@@ -66,7 +73,8 @@ Backend = Annotated[
     str | None,
     typer.Option(
         help="native makes C++ of what lies between convolutions; graph runs it operation by "
-        "operation; inductor compiles all.  (default: native on a CPU, elsewhere inductor)"
+        "operation; inductor compiles all; aot_eager, to find errors, runs its graph uncompiled.  "
+        "(default: native on a CPU, elsewhere inductor)"
     ),
 ]
 
@@ -97,7 +105,11 @@ def train_command(
     device: Device = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run directory.  (default: runs/NET-RECIPE-seedSEED)"),
+        typer.Option(
+            metavar="DIR",
+            parser=_directory,
+            help="Run directory.  (default: runs/NET-RECIPE-seedSEED)",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run from its last checkpoint.")
@@ -177,7 +189,11 @@ def sweep_command(
     device: Device = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run directory.  (default: runs/NET-RECIPE-sweep)"),
+        typer.Option(
+            metavar="DIR",
+            parser=_directory,
+            help="Run directory.  (default: runs/NET-RECIPE-sweep)",
+        ),
     ] = None,
     backend: Backend = None,
     json: Json = False,
@@ -211,7 +227,7 @@ def sweep_command(
 
 @app.command("eval", epilog=EPILOG)
 def eval_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", parser=_directory, help="A run directory.")],
     data: Data = None,
     device: Device = None,
     json: Json = False,
@@ -370,6 +386,15 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _message(error: Exception) -> str:
+    message = str(getattr(error, "format_message", error.__str__)())
+    # Where typer leaves out what was given, the error that it had from pydantic has it.
+    details = getattr(error.__cause__, "errors", None)
+    if not isinstance(error, CommandLineError) or details is None:
+        return message
+    return f"{message}; given was {details()[0]['input']!r}"
+
+
 def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
     # torch warns where a CUDA toolkit stands without a device, which concerns nobody here.
@@ -380,7 +405,7 @@ def main() -> None:
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         # typer makes a broken pipe a SystemExit.
-        if not isinstance(error.__context__ or error, BrokenPipeError):
+        if BrokenPipeError not in (type(error), type(error.__context__)):
             raise
         streams.silence(sys.stdout)
         sys.exit(streams.NOBODY_READS)
@@ -389,7 +414,6 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("FUNCNETS_DEBUG"):
             raise
-        message = getattr(error, "format_message", error.__str__)()
-        print(f"funcnets: {' '.join(message.split()) or repr(error)}", file=sys.stderr)
+        print(f"funcnets: {' '.join(_message(error).split()) or repr(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1)
     sys.exit(code if isinstance(code, int) else 0)

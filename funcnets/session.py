@@ -12,7 +12,7 @@ from torch import Tensor
 
 from funcnets import checkpoint, data, metrics, models, optim, random, run, train, tree
 from funcnets.core import Layer, LayerError, Params, State
-from funcnets.data import Dataset
+from funcnets.data import DataError, Dataset
 from funcnets.optim import Optimizer
 from funcnets.precision import available
 from funcnets.run import SCHEDULES, Config, Row, Run, UsageError
@@ -81,7 +81,7 @@ def resume(
     done = int(session.train_state.step) // session.batches
     if done >= config.epochs:
         raise UsageError(
-            f"{directory.path}: finished, all {done} epochs are done; to train longer "
+            f"{directory.path}: finished with epoch {done} of {config.epochs}; to train longer "
             + (f"add --epochs {2 * done}" if config.schedule == "constant" else _LONGER)
         )
     rows = tuple(row for row in directory.read_rows() if row.epoch <= done)
@@ -128,10 +128,22 @@ def load(config: Config) -> tuple[Dataset, Layer, Callable[[float], Optimizer]]:
     """The data, the network, and the configured optimizer as a function of the learning rate."""
     dataset = data.load(config.data, device=config.device)
     if config.limit_train is not None:
-        dataset = data.limit(dataset, config.limit_train)
+        dataset = limited(dataset, config.limit_train)
     net, _ = models.get(config.network)
     steps = config.epochs * math.ceil(len(dataset.train_labels) / config.batch_size)
     return dataset, net, lambda rate: optim.sgd(SCHEDULES[config.schedule](rate, steps))
+
+
+def limited(dataset: Dataset, count: int) -> Dataset:
+    """As `data.limit`; UsageError where there aren't as many training images."""
+    try:
+        return data.limit(dataset, count)
+    except DataError:
+        available = len(dataset.train_labels)
+        raise UsageError(
+            f"--limit-train is {count}; expected 1 to {available}, the number of images: "
+            f"{dataset.source}"
+        ) from None
 
 
 def _create(net: Layer, optimizer: Optimizer, config: Config, device: str) -> TrainState:

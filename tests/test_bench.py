@@ -162,6 +162,7 @@ def test_all_networks_are_at_their_recipes_sizes():
         (["--workers", "-1"], "--workers is -1"),
         (["--device", "gpu"], "--device is 'gpu', which can't be used here"),
         (["--device", "meta"], "--device is 'meta', which can't be used here"),
+        (["--epoch", "--limit-train", "20000", "--data", "bundled"], "--limit-train is 20000; exp"),
         (["--only", "flax"], "pip install 'funcnets[bench-jax]'"),
         (["alexnet", "--side", "9", "--only", "graph", "--rounds", "1"], "pool1"),
         (["--epoch", "--data", "nowhere", "--only", "graph"], "nowhere"),

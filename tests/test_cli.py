@@ -89,6 +89,10 @@ def test_the_scratch_net_shows_what_bn1_learned(run):
         (["train", "--limit-train", "129"], "the last batch has one image, from which bn3 has no"),
         (["train", "--limit-train", "1"], "a batch has one image, from which bn3 has no"),
         (["train", "resnet18", "--batch-size", "1"], "; the smallest --side that works is"),
+        (["train", "--lr", "abc"], "'abc'"),
+        (["train", "--limit-train", "20000"], "--limit-train is 20000; expected 1 to 10000"),
+        (["train", "--run", ""], "'--run': given was ''; expected the name of a directory"),
+        (["eval", ""], "'RUN': given was ''; expected the name of a directory"),
         (["train", "--resume"], "no run is here"),
         (["train", "--run", "/proc/nowhere"], "/proc/nowhere: can't be written"),
         (["eval", "nowhere"], "no run is here"),
@@ -241,6 +245,7 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
     assert code == 0
     assert "--backend graph" in err
     assert "epoch 1/1" in out
+    assert " 1 epoch, " in out
     assert funcnets.jit is not None
 
 
