@@ -9,6 +9,7 @@ machine stops, every checkpoint that was there still is, and what is left over h
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -103,6 +104,16 @@ def latest(directory: str | os.PathLike[str]) -> Path | None:
     """
     with _system_errors(Path(directory), "read"):
         return next(filter(_is_complete, _newest_first(Path(directory))), None)
+
+
+def passed_over(directory: str | os.PathLike[str]) -> list[Path]:
+    """The damaged checkpoints `step-…` that `latest` passes over, the newest first.
+
+    Raises CheckpointError where the directory can't be read.
+    """
+    with _system_errors(Path(directory), "read"):
+        newest_first = _newest_first(Path(directory))
+        return list(itertools.takewhile(lambda path: not _is_complete(path), newest_first))
 
 
 def prune(directory: str | os.PathLike[str], keep: int) -> list[Path]:

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from funcnets import streams
+
 if TYPE_CHECKING:
     from funcnets.loop import Work
     from funcnets.session import Session
     from funcnets.words import Words
 
-EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130 and 143 stopped
-by Ctrl-C or SIGTERM, after saving (a second one stops at once).
+EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130, 143 and
+141 stopped by Ctrl-C, by SIGTERM, or as nobody reads what is printed, all after saving (a second
+signal stops at once).
 
 FUNCNETS_DEBUG=1 shows the traceback of an error."""
 
@@ -33,6 +36,13 @@ app = typer.Typer(
 
 # click's ClickException: where it lives depends on the version of typer.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def _directory(given: str) -> Path:
+    if not given:
+        raise typer.BadParameter("given was ''; expected the name of a directory")
+    return Path(given)
+
 
 Recipe = Annotated[
     str | None,
@@ -63,7 +73,8 @@ Backend = Annotated[
     str | None,
     typer.Option(
         help="native makes C++ of what lies between convolutions; graph runs it operation by "
-        "operation; inductor compiles all.  (default: native on a CPU, elsewhere inductor)"
+        "operation; inductor compiles all; aot_eager, to find errors, runs its graph uncompiled.  "
+        "(default: native on a CPU, elsewhere inductor)"
     ),
 ]
 
@@ -94,7 +105,11 @@ def train_command(
     device: Device = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run directory.  (default: runs/NET-RECIPE-seedSEED)"),
+        typer.Option(
+            metavar="DIR",
+            parser=_directory,
+            help="Run directory.  (default: runs/NET-RECIPE-seedSEED)",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run from its last checkpoint.")
@@ -174,7 +189,11 @@ def sweep_command(
     device: Device = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run directory.  (default: runs/NET-RECIPE-sweep)"),
+        typer.Option(
+            metavar="DIR",
+            parser=_directory,
+            help="Run directory.  (default: runs/NET-RECIPE-sweep)",
+        ),
     ] = None,
     backend: Backend = None,
     json: Json = False,
@@ -208,17 +227,17 @@ def sweep_command(
 
 @app.command("eval", epilog=EPILOG)
 def eval_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", parser=_directory, help="A run directory.")],
     data: Data = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
     """Measure loss and accuracy of a run's last checkpoint over all test images."""
-    from funcnets import loop
+    from funcnets import display, loop
 
     given = {"data": data, "device": device}
     given = {field: value for field, value in given.items() if value is not None}
-    measured = loop.evaluate(run, given)
+    measured = loop.evaluate(run, given, display.Warnings())
     if json:
         print(json_format.dumps(measured))
         return
@@ -238,9 +257,7 @@ def summary_command(
     json: Json = False,
 ) -> None:
     """Show each part's output shape, parameters and multiply-adds."""
-    from rich.console import Console
-
-    from funcnets import models, summary
+    from funcnets import models, summary, tables
 
     net, recipe = models.get(network)
     try:
@@ -249,12 +266,14 @@ def summary_command(
         raise ValueError(f"--input is {input!r}; expected four numbers, as 1,1,224,224") from None
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"--input is {input!r}; expected four positive numbers, as 1,1,224,224")
+    if depth is not None and depth < 0:
+        raise ValueError(f"--depth is {depth}; expected 0 or more")
     rows = summary.summarize(net, shape, depth)
     if json:
         for row in rows:
             print(json_format.dumps(row._asdict()))
     else:
-        Console().print(summary.render(rows))
+        tables.show(summary.render(rows))
 
 
 @app.command("list", epilog=EPILOG)
@@ -262,15 +281,14 @@ def list_command(json: Json = False) -> None:
     """List the networks, their parameters and the recipes that they are trained by."""
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
-    from funcnets import models, summary
+    from funcnets import models, summary, tables
 
-    columns = ("network", "parameters", "recipe", "rate", "schedule", "batch", "side")
     table = Table()
-    for column in columns:
-        table.add_column(column, no_wrap=True)
+    for column in ("network", "parameters", "recipe", "rate", "schedule", "batch", "side"):
+        is_name = column in ("network", "recipe", "schedule")
+        table.add_column(column, justify="left" if is_name else "right")
     for name, (build, recipes) in models.INDEX.items():
         for recipe_name, recipe in recipes.items():
             total = summary.summarize(build(), (1, 1, recipe.side, recipe.side), depth=0)[-1]
@@ -280,7 +298,7 @@ def list_command(json: Json = False) -> None:
             numbers = (recipe.learning_rate, recipe.schedule, recipe.batch_size, recipe.side)
             table.add_row(name, f"{total.parameters:,}", recipe_name, *map(str, numbers))
     if not json:
-        Console().print(table)
+        tables.show(table)
 
 
 @app.command("bench", epilog=EPILOG)
@@ -335,12 +353,13 @@ def bench_command(
     are counted as direct convolutions, and stand beside those of a matrix product.
     """
     import torch
-    from rich.console import Console
 
-    from funcnets import bench
+    from funcnets import bench, tables
     from funcnets.precision import available
+    from funcnets.run import check_device
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     plan = bench.Plan(
         bench.cases(networks or ["lenet_bn"], batch_size, side, device),
         bench.columns(only),
@@ -360,25 +379,41 @@ def bench_command(
             for row in rows:
                 print(json_format.dumps({"kind": type(row).__name__, **row._asdict()}), flush=True)
         else:
-            Console().print(bench.render(rows))
+            tables.show(bench.render(rows))
 
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _message(error: Exception) -> str:
+    message = str(getattr(error, "format_message", error.__str__)())
+    # Where typer leaves out what was given, the error that it had from pydantic has it.
+    details = getattr(error.__cause__, "errors", None)
+    if not isinstance(error, CommandLineError) or details is None:
+        return message
+    return f"{message}; given was {details()[0]['input']!r}"
+
+
 def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
     # torch warns where a CUDA toolkit stands without a device, which concerns nobody here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    streams.open_closed()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="funcnets", standalone_mode=False)
-    except typer.Abort:
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        # typer makes a broken pipe a SystemExit.
+        if BrokenPipeError not in (type(error), type(error.__context__)):
+            raise
+        streams.silence(sys.stdout)
+        sys.exit(streams.NOBODY_READS)
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as error:
         if os.environ.get("FUNCNETS_DEBUG"):
             raise
-        message = getattr(error, "format_message", error.__str__)()
-        print(f"funcnets: {' '.join(message.split()) or repr(error)}", file=sys.stderr)
+        print(f"funcnets: {' '.join(_message(error).split()) or repr(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from funcnets import streams
 from funcnets.loop import Outcome
 from funcnets.session import Session
 from funcnets.words import Words
@@ -25,9 +26,19 @@ from funcnets.words import Words
 class Warnings:
     """Warnings alone, on stderr."""
 
+    unheard = False
+
     def warn(self, text: str) -> None:
         """Print a warning on stderr."""
-        print(f"funcnets: warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        self.print(f"funcnets: warning: {' '.join(text.split())}", sys.stderr)
+
+    def print(self, text: str, stream: TextIO) -> None:
+        """Print a line; where nobody reads the stream any more, that is only noted."""
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:
+            streams.silence(stream)
+            self.unheard = True
 
     def line(self, text: str) -> None:
         """Nothing is said of what is only good to know."""
@@ -60,7 +71,7 @@ class PlainLines(Warnings):
 
     def line(self, text: str) -> None:
         """Print a line."""
-        print(text, flush=True)
+        self.print(text, sys.stdout)
 
     @contextmanager
     def compiling(self, what: str) -> Iterator[None]:
@@ -138,12 +149,12 @@ class JsonLines(PlainLines):
 
     def line(self, text: str) -> None:
         """Print a line for people, on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        self.print(text, sys.stderr)
 
     def epoch(self, rows: Sequence[Any]) -> None:
         """Print the measurements of an epoch."""
         for row in rows:
-            print(json.dumps({"event": "epoch", **row._asdict()}), flush=True)
+            self.print(json.dumps({"event": "epoch", **row._asdict()}), sys.stdout)
 
     def finish(self, outcome: Outcome) -> None:
         """Print how it ended."""
@@ -156,4 +167,4 @@ class JsonLines(PlainLines):
             "compile_seconds": round(outcome.compile_seconds, 3),
             "seconds": round(outcome.seconds, 3),
         }
-        print(json.dumps(summary), flush=True)
+        self.print(json.dumps(summary), sys.stdout)

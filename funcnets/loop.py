@@ -62,12 +62,19 @@ def go(
     uncompiled, and stop at the first layer with a value that isn't finite.  Raises TrainingError
     where the training diverges or can't be saved; earlier checkpoints stay.
     """
+    for text in session.warnings:
+        reporter.warn(text)
     with Interrupt() as interrupt:
         try:
             return _go(session, work or TRAINING, reporter, interrupt, check)
         except (NonFiniteLoss, NonFiniteError) as error:
-            kept = session.directory.checkpoints
-            raise TrainingError(f"{error}; what was saved before is kept in {kept}") from error
+            raise TrainingError(f"{error}; {_kept(session.directory.checkpoints)}") from error
+
+
+def _kept(checkpoints: Path) -> str:
+    if checkpoint.latest(checkpoints) is None:
+        return "nothing is saved"
+    return f"what was saved before is kept in {checkpoints}"
 
 
 def _go(
@@ -93,6 +100,7 @@ def _go(
                 reporter.epoch(measured)
                 speed.reset()
                 epoch_started = time.perf_counter()
+            _stop_unheard(reporter, interrupt)
             if ended or interrupt.signal:
                 work.save(session, train_state, progress.running)
             if interrupt.signal:
@@ -105,6 +113,13 @@ def _go(
     compile_seconds = sum(step.compile_seconds for step in compiled)
     seconds = time.perf_counter() - started
     return Outcome(session, train_state, tuple(rows), interrupt.signal, compile_seconds, seconds)
+
+
+def _stop_unheard(reporter: Reporter, interrupt: Interrupt) -> None:
+    """Take it for a signal to stop that nobody reads what is told any more, as in `| head`."""
+    if reporter.unheard and not interrupt.signal:
+        reporter.warn("nobody reads what is printed any more: this stops, after saving")
+        interrupt.signal = signal.SIGPIPE
 
 
 def _choose_precision(
@@ -218,13 +233,15 @@ def save(session: Session, step: int, train_state: TrainState, metadata: dict[st
 TRAINING = Work(jit, Evaluation, train.fit, _rows, _save)
 
 
-def evaluate(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(path: Path, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Loss and accuracy of the newest checkpoint of the run in `path`, over all test images.
 
     `given` may name other `data` and another `device` than the run's.  Raises UsageError, DataError
     or CheckpointError where one of them, the run or its checkpoint can't be used.
     """
     opened = open_run(path, given)
+    for text in opened.warnings:
+        reporter.warn(text)
     config = opened.config
     tested = Evaluation(config, opened.net, opened.dataset)(opened.train_state)
     return {

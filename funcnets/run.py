@@ -10,14 +10,15 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from funcnets import checkpoint, models, optim
+from funcnets import checkpoint, models, optim, records
 from funcnets.jit.compile import BACKENDS, Backend, usual_backend
 from funcnets.precision import PRECISIONS, available
 
@@ -26,6 +27,12 @@ SCHEDULES = {
     "linear": optim.linear,
     "cosine": optim.cosine,
     "one-cycle": optim.one_cycle,
+}
+KNOWN_VALUES: dict[str, Collection[str]] = {
+    "network": models.INDEX,
+    "schedule": SCHEDULES,
+    "backend": BACKENDS,
+    "precision": PRECISIONS,
 }
 KEPT_CHECKPOINTS = 2
 
@@ -112,34 +119,40 @@ def configure(given: Mapping[str, Any]) -> Config:
     }
     config = Config(**(defaults | dict(given) | {"network": name, "recipe": recipe_name}))
     check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise UsageError for a value out of range, or one that the device can't be used with."""
+    _check_values(config, FLAGS)
+    check_device(config.device)
     usable = (*available(config.device), "auto")
     if config.precision not in usable:
         raise UsageError(
             f"--precision is {config.precision}, which is for GPUs; on --device {config.device} "
             f"expected one of {', '.join(usable)}"
         )
-    return config
 
 
-def check(config: Config) -> None:
-    """Raise UsageError for a value out of range, or a device that can't be used."""
+def _check_values(config: Config, names: Mapping[str, str]) -> None:
+    """Raise UsageError, which calls a field by its name in `names`, for a value out of range."""
     for field in ("epochs", "batch_size", "side", "limit_train"):
         value = getattr(config, field)
         if value is not None and value < 1:
-            raise UsageError(f"{FLAGS[field]} is {value}; expected 1 or more")
+            raise UsageError(f"{names[field]} is {value}; expected 1 or more")
     if not 0 < config.learning_rate < math.inf:
-        raise UsageError(f"--lr is {config.learning_rate}; expected a finite number above 0")
+        name = names["learning_rate"]
+        raise UsageError(f"{name} is {config.learning_rate}; expected a finite number above 0")
     if not -(2**63) <= config.seed < 2**63:
-        raise UsageError(f"--seed is {config.seed}; expected an integer of 64 bits")
-    known_values = {"schedule": SCHEDULES, "backend": BACKENDS, "precision": PRECISIONS}
-    for field, known in known_values.items():
+        raise UsageError(f"{names['seed']} is {config.seed}; expected an integer of 64 bits")
+    for field, known in KNOWN_VALUES.items():
         if getattr(config, field) not in known:
             value = getattr(config, field)
-            raise UsageError(f"{FLAGS[field]} is {value!r}; expected one of {', '.join(known)}")
-    _check_device(config.device)
+            raise UsageError(f"{names[field]} is {value!r}; expected one of {', '.join(known)}")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise UsageError for a device that can't be used: `meta` too, which keeps no values."""
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -208,16 +221,16 @@ class Run:
         """The configuration of the run.  Raises UsageError if there is none, or it is damaged."""
         path = self.path / "config.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            known = [field.name for field in fields(Config) if field.name in values]
-            config = Config(**{name: values[name] for name in known})
+            values = records.read(path)
+            config = Config(**records.check(Config, values))
+            _check_values(config, {name: name for name in FLAGS})
         except OSError as error:
             raise UsageError(
                 f"{self.path}: no run is here (config.json: {error.strerror}); "
                 "give the directory that `funcnets train` named"
             ) from None
-        except (ValueError, LookupError, TypeError) as error:
-            raise UsageError(f"{path}: damaged ({error!r}); restore it, or start anew") from None
+        except (records.RecordError, UsageError) as error:
+            raise UsageError(f"{path}: {error}; restore it, or start anew") from None
         if "rates" in values:
             raise UsageError(
                 f"{self.path}: holds a sweep, which can't be resumed or evaluated; "
@@ -231,22 +244,15 @@ class Run:
         _write(self.path / "environment.json", json.dumps(environment(config), indent=1) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
-        """What `environment` gave when the run was last begun or resumed; empty if unknown."""
-        try:
-            return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return {}
+        """What `environment` gave when the run was last begun or resumed; empty without a file."""
+        path = self.path / "environment.json"
+        return _readable(path, records.read) if path.exists() else {}
 
     def read_rows(self) -> list[Row]:
         """The rows of metrics.jsonl; none if there is no such file."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return [Row(**json.loads(line)) for line in lines]
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"{path}: damaged ({error}); restore it, or remove it") from None
+        rows = _readable(path, partial(records.read_lines, Row)) if path.exists() else []
+        return [Row(**row) for row in rows]
 
     def write_rows(self, rows: Sequence[Any]) -> None:
         """Replace metrics.jsonl and metrics.csv, each as a whole, by rows of one kind."""
@@ -260,9 +266,25 @@ class Run:
     def latest_checkpoint(self) -> Path:
         """The newest complete checkpoint.  Raises UsageError if there is none."""
         found = checkpoint.latest(self.checkpoints)
-        if found is None:
-            raise UsageError(f"{self.path}: it has no checkpoint yet; start it anew with --run DIR")
-        return found
+        if found is not None:
+            return found
+        if damaged := checkpoint.passed_over(self.checkpoints):
+            raise UsageError(
+                f"{self.checkpoints}: every checkpoint is damaged ({_names(damaged)}); restore "
+                "one, or start anew with --run DIR"
+            )
+        raise UsageError(f"{self.path}: it has no checkpoint yet; start it anew with --run DIR")
+
+    def warnings(self) -> tuple[str, ...]:
+        """One that names the damaged checkpoints that `latest_checkpoint` passes over, or none."""
+        damaged = checkpoint.passed_over(self.checkpoints)
+        if not damaged:
+            return ()
+        text = (
+            f"{self.checkpoints}: {_names(damaged)} can't be used, being damaged; using "
+            f"{self.latest_checkpoint().name}, the newest that is whole"
+        )
+        return (text,)
 
     def save(self, step: int, train_state: Any, metadata: dict[str, Any]) -> Path:
         """Write the checkpoint of a step, and remove all but the newest `KEPT_CHECKPOINTS`."""
@@ -270,6 +292,17 @@ class Run:
         checkpoint.save(path, train_state, metadata=metadata)
         checkpoint.prune(self.checkpoints, KEPT_CHECKPOINTS)
         return path
+
+
+def _readable(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (OSError, records.RecordError) as error:
+        raise UsageError(f"{path}: {error}; restore it, or remove it") from None
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths)
 
 
 def _write(path: Path, text: str) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from funcnets import checkpoint, data, metrics, models, optim, random, run, train, tree
 from funcnets.core import Layer, LayerError, Params, State
-from funcnets.data import Dataset
+from funcnets.data import DataError, Dataset
 from funcnets.optim import Optimizer
+from funcnets.precision import available
 from funcnets.run import SCHEDULES, Config, Row, Run, UsageError
 from funcnets.train import TrainState
 
@@ -33,6 +34,7 @@ class Session:
     rows: tuple[Row, ...] = ()
     running: Any = field(default_factory=metrics.Running)  # what the loop goes on from
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def batches(self) -> int:
@@ -79,7 +81,7 @@ def resume(
     done = int(session.train_state.step) // session.batches
     if done >= config.epochs:
         raise UsageError(
-            f"{directory.path}: finished, all {done} epochs are done; to train longer "
+            f"{directory.path}: finished with epoch {done} of {config.epochs}; to train longer "
             + (f"add --epochs {2 * done}" if config.schedule == "constant" else _LONGER)
         )
     rows = tuple(row for row in directory.read_rows() if row.epoch <= done)
@@ -99,7 +101,8 @@ def open_run(path: Path, given: Mapping[str, Any]) -> Session:
     or CheckpointError where one of them, the run or its checkpoint can't be used.
     """
     config = replace(Run(path).read_config(), **given)
-    if config.precision == "auto":  # it was stopped before it had chosen, or learned anything
+    if config.precision not in available(config.device):
+        # `auto`, stopped before it had chosen or learned anything, or a GPU's, away from GPUs.
         config = replace(config, precision="float32")
     run.check(config)
     return _restore(Run(path), config)
@@ -125,10 +128,22 @@ def load(config: Config) -> tuple[Dataset, Layer, Callable[[float], Optimizer]]:
     """The data, the network, and the configured optimizer as a function of the learning rate."""
     dataset = data.load(config.data, device=config.device)
     if config.limit_train is not None:
-        dataset = data.limit(dataset, config.limit_train)
+        dataset = limited(dataset, config.limit_train)
     net, _ = models.get(config.network)
     steps = config.epochs * math.ceil(len(dataset.train_labels) / config.batch_size)
     return dataset, net, lambda rate: optim.sgd(SCHEDULES[config.schedule](rate, steps))
+
+
+def limited(dataset: Dataset, count: int) -> Dataset:
+    """As `data.limit`; UsageError where there aren't as many training images."""
+    try:
+        return data.limit(dataset, count)
+    except DataError:
+        available = len(dataset.train_labels)
+        raise UsageError(
+            f"--limit-train is {count}; expected 1 to {available}, the number of images: "
+            f"{dataset.source}"
+        ) from None
 
 
 def _create(net: Layer, optimizer: Optimizer, config: Config, device: str) -> TrainState:
@@ -149,7 +164,16 @@ def _restore(directory: Run, config: Config) -> Session:
     train_state, metadata = checkpoint.load(directory.latest_checkpoint(), like)
     train_state = tree.map(lambda leaf: leaf.to(config.device), train_state)
     running = metrics.Running(**metadata["running"])
-    return Session(config, directory, dataset, net, optimizer, train_state, running=running)
+    return Session(
+        config,
+        directory,
+        dataset,
+        net,
+        optimizer,
+        train_state,
+        running=running,
+        warnings=directory.warnings(),
+    )
 
 
 @contextlib.contextmanager
@@ -161,12 +185,24 @@ def fitting(net: Layer, config: Config, dataset: Dataset) -> Iterator[None]:
     try:
         yield
     except LayerError as error:
-        smallest = _smallest_side(net, _batch_sizes(config, dataset), config.side)
+        sizes = _batch_sizes(config, dataset)
+        smallest = _smallest_side(net, sizes, config.side)
         hint = f"; the smallest --side that works is {smallest}" if smallest else ""
-        raise UsageError(
-            f"{config.network} can't be trained at --side {config.side} and --batch-size "
-            f"{config.batch_size}: {error}{hint}"
-        ) from None
+        if 1 in sizes and _works(net, {2}, config.side):
+            problem = _one_image(config, dataset, error)
+        else:
+            problem = f"at --side {config.side} and --batch-size {config.batch_size}: {error}"
+        raise UsageError(f"{config.network} can't be trained {problem}{hint}") from None
+
+
+def _one_image(config: Config, dataset: Dataset, error: LayerError) -> str:
+    """What is said where the network could be trained, were no batch of one image alone."""
+    count = len(dataset.train_labels)
+    alone = "the last batch has" if count > config.batch_size else "a batch has"
+    return (
+        f"on {count:,} images in batches of {config.batch_size}: {alone} one image, from which "
+        f"{'.'.join(error.path)} has no variance; choose another --limit-train or --batch-size"
+    )
 
 
 def try_batches(net: Layer, train_state: TrainState, config: Config, dataset: Dataset) -> None:
@@ -183,9 +219,14 @@ def _batch_sizes(config: Config, dataset: Dataset) -> set[int]:
     return {min(size, 2) for size in sizes}
 
 
-def _try_side(net: Layer, sizes: Iterable[int], side: int) -> None:
+def _works(net: Layer, sizes: Iterable[int], side: int) -> bool:
+    """Whether `net` can be trained on batches of these sizes; nothing is computed."""
     key, image = random.key(0, "meta"), example(side, "meta")
-    _try_sizes(net, *net.init(key, image), key, image, sizes)
+    try:
+        _try_sizes(net, *net.init(key, image), key, image, sizes)
+    except LayerError:
+        return False
+    return True
 
 
 def _try_sizes(
@@ -200,10 +241,8 @@ def _smallest_side(net: Layer, sizes: Iterable[int], too_small: int) -> int | No
     works = LARGEST_SIDE_TRIED + 1
     while works - too_small > 1:
         side = (works + too_small) // 2
-        try:
-            _try_side(net, sizes, side)
-        except LayerError:
-            too_small = side
-        else:
+        if _works(net, sizes, side):
             works = side
+        else:
+            too_small = side
     return works if works <= LARGEST_SIDE_TRIED else None

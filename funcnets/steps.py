@@ -20,7 +20,13 @@ from funcnets.train import Prepare, TrainState
 
 
 class Reporter(Protocol):
-    """What is told while a training goes on."""
+    """What is told while a training goes on.
+
+    Attributes:
+        unheard: whether nobody reads what is told any more.
+    """
+
+    unheard: bool
 
     def warn(self, text: str) -> None:
         """Something isn't as it should be."""

@@ -19,7 +19,7 @@ class Words:
         config = session.config
         yield session.dataset.source
         yield (
-            f"training {config.network} on {config.device}: {config.epochs} epochs, batches of "
+            f"training {config.network} on {config.device}: {_epochs(session)}, batches of "
             f"{config.batch_size}, learning rate {config.learning_rate:g} ({config.schedule}), "
             f"side {config.side}, precision {config.precision}, seed {config.seed}"
         )
@@ -58,6 +58,11 @@ class Words:
         return last | {"step": int(outcome.train_state.step)} | _learned(outcome)
 
 
+def _epochs(session: Session) -> str:
+    epochs = session.config.epochs
+    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
+
+
 def _place(session: Session, row: Any) -> str:
     epochs = session.config.epochs
     return f"epoch {row.epoch:{len(str(epochs))}}/{epochs}"
@@ -92,7 +97,7 @@ class SweepWords(Words):
             f"training {config.seeds * len(config.rates)} {config.network} together on "
             f"{config.device}: {config.seeds} seeds × learning rates "
             f"{', '.join(f'{rate:g}' for rate in config.rates)} ({config.schedule}), "
-            f"{config.epochs} epochs, batches of {config.batch_size}, side {config.side}"
+            f"{_epochs(session)}, batches of {config.batch_size}, side {config.side}"
         )
         yield f"run directory {session.directory.path}"
 
@@ -121,9 +126,11 @@ class SweepWords(Words):
         if rows:
             rate, median = best_rate(rows)
             yield f"best rate by median test accuracy over seeds: {rate:g} ({median:.4f})"
-        stopped = outcome.interrupted
-        ended = f"interrupted by {stopped.name}" if stopped else _finished(outcome)
-        yield f"{ended}; saved in {outcome.session.directory.path}"
+        path, stopped = outcome.session.directory.path, outcome.interrupted
+        if stopped:
+            yield f"interrupted by {stopped.name}; saved in {path}, but no sweep can be resumed"
+        else:
+            yield f"{_finished(outcome)}; saved in {path}"
 
     def result(self, outcome: Outcome) -> dict[str, Any]:
         """What there is to know at the end, as JSON."""

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from funcnets import checkpoint, optim, tree
-from funcnets.checkpoint import CheckpointError, latest, load, prune, save, step_path
+from funcnets.checkpoint import (
+    CheckpointError,
+    latest,
+    load,
+    passed_over,
+    prune,
+    save,
+    step_path,
+)
 
 METADATA = {"position": {"epoch": 3, "batch": 17}, "losses": [0.5, 1e-300], "net": "größer"}
 DTYPES = [
@@ -406,6 +414,8 @@ def test_damage_is_found_and_named(tmp_path, how):
         assert "\n" not in str(caught.value)
     # What has all its files is for `load` to judge; what hasn't is passed over.
     assert latest(tmp_path) == (second if has_its_files else first)
+    is_there = how != "directory missing"
+    assert passed_over(tmp_path) == ([] if has_its_files or not is_there else [second])
 
 
 def test_a_flipped_bit_is_found_when_the_same_is_saved_again(tmp_path):

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from safetensors.torch import load_file
 
 import funcnets.jit.compile
+from funcnets import session
 from funcnets.jit import native
 from funcnets.jit.lowerings import few, maxima, moments, pooling, winograd
 
@@ -84,12 +86,20 @@ def test_the_scratch_net_shows_what_bn1_learned(run):
         (["train", "--bogus"], "--bogus"),
         (["train", "--data", "nowhere"], "nowhere"),
         (["train", "alexnet", "--side", "30"], r"the smallest --side that works is 65"),
+        (["train", "--limit-train", "129"], "the last batch has one image, from which bn3 has no"),
+        (["train", "--limit-train", "1"], "a batch has one image, from which bn3 has no"),
+        (["train", "resnet18", "--batch-size", "1"], "; the smallest --side that works is"),
+        (["train", "--lr", "abc"], "'abc'"),
+        (["train", "--limit-train", "20000"], "--limit-train is 20000; expected 1 to 10000"),
+        (["train", "--run", ""], "'--run': given was ''; expected the name of a directory"),
+        (["eval", ""], "'RUN': given was ''; expected the name of a directory"),
         (["train", "--resume"], "no run is here"),
         (["train", "--run", "/proc/nowhere"], "/proc/nowhere: can't be written"),
         (["eval", "nowhere"], "no run is here"),
         (["summary", "lenet"], "did you mean 'lenet_bn'"),
         (["summary", "nin", "--input", "1,1"], "--input is '1,1'"),
         (["summary", "nin", "--input", "1,1,8,8"], "block1.conv1"),
+        (["summary", "nin", "--depth", "-1"], "--depth is -1; expected 0 or more"),
         (["frobnicate"], "frobnicate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -142,6 +152,29 @@ def start(*arguments):
     )
 
 
+INTERRUPTED = """
+import sys
+from funcnets.__main__ import main
+
+class Finder:
+    interrupted = sys.argv.pop(1)
+
+    def find_spec(self, name, path, target=None):
+        if name == self.interrupted:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize("imported", ["typer", "torch"])
+def test_ctrl_c_while_a_command_starts_is_no_traceback(imported):
+    command = [sys.executable, "-c", INTERRUPTED, imported, "summary", "nin"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number):
     options = ("--epochs", "12", *SMALL)
@@ -162,13 +195,44 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(number):
     assert final_tensors("stopped") == final_tensors("whole")
 
 
-def test_divergence_is_exit_code_1_and_keeps_the_last_good_checkpoint(run):
-    code, _, err = run(
-        "train", "--epochs", 3, "--lr", 1e30, "--schedule", "constant", "--run", "wild", *SMALL
-    )
+def test_what_nobody_reads_any_more_is_saved_and_stopped():
+    command = [sys.executable, "-m", "funcnets", "train", "--run", "unread", "--epochs", "500"]
+    with subprocess.Popen([*command, *SMALL], stdout=PIPE, stderr=PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert re.fullmatch("funcnets: warning: nobody reads what is printed any more: .*\n", errors)
+    assert list(Path("unread/checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("python -m funcnets --help | true; exit ${PIPESTATUS[0]}", 141),
+        (f"python -m funcnets train --run closed --epochs 1 {' '.join(SMALL)} >&-", 0),
+    ],
+)
+def test_output_that_goes_nowhere_is_no_traceback(command, code):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    ended = subprocess.run(["bash", "-c", command], stderr=PIPE, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (code, "")
+
+
+def test_divergence_is_exit_code_1_and_where_nothing_was_saved_it_says_so(run):
+    code, _, err = run("train", "--epochs", 3, "--lr", 1e30, "--run", "wild", *SMALL)
     assert code == 1
-    assert "try a smaller learning rate" in err
+    assert err.endswith("try a smaller learning rate; nothing is saved\n")
     assert len(err.splitlines()) == 1
+
+
+def test_divergence_keeps_the_last_good_checkpoint(run, two_epochs):
+    path = two_epochs / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 1e30}))
+    code, _, err = run(*RESUME, two_epochs)
+    assert code == 1
+    assert err.endswith("what was saved before is kept in first/checkpoints\n")
 
 
 def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
@@ -181,6 +245,7 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
     assert code == 0
     assert "--backend graph" in err
     assert "epoch 1/1" in out
+    assert " 1 epoch, " in out
     assert funcnets.jit is not None
 
 
@@ -216,6 +281,117 @@ def test_a_damaged_checkpoint_is_one_line(run):
     assert len(err.splitlines()) == 1
 
 
+@pytest.fixture
+def two_epochs(run):
+    """The directory of a run with two checkpoints, which can go on."""
+    run("train", "--epochs", 2, "--run", "first", "--schedule", "constant", *SMALL)
+    return Path("first")
+
+
+RESUME = ("train", "--epochs", 3, "--resume", "--run")
+
+
+@pytest.mark.parametrize("command", [("eval",), RESUME], ids=lambda command: command[0])
+def test_a_damaged_newest_checkpoint_is_told_of_where_the_one_before_is_used(
+    run, two_epochs, command
+):
+    os.truncate(two_epochs / "checkpoints/step-00000006/tensors.safetensors", 100)
+    code, out, err = run(*command, two_epochs)
+    assert code == 0
+    assert "step 3" in out
+    assert re.match(r"funcnets: warning: .*step-00000006 .*damaged.* step-00000003", err)
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("eval",), RESUME], ids=lambda command: command[0])
+def test_where_every_checkpoint_is_damaged_it_says_so(run, two_epochs, command):
+    for manifest in two_epochs.glob("checkpoints/*/manifest.json"):
+        manifest.write_text("[]")
+    code, _, err = run(*command, two_epochs)
+    assert code == 2
+    assert "every checkpoint is damaged (step-00000006, step-00000003)" in err
+    assert len(err.splitlines()) == 1
+
+
+CONFIG = {
+    "network": "lenet_bn",
+    "recipe": "tuned",
+    "schedule": "constant",
+    "learning_rate": 1,
+    "batch_size": 64,
+    "side": 28,
+    "epochs": 3,
+    "seed": 0,
+    "data": "bundled",
+    "limit_train": 192,
+    "device": "cpu",
+    "backend": "graph",
+}
+
+
+@pytest.mark.parametrize(
+    ("edited", "message"),
+    [
+        ({"side": "28"}, 'side is "28"; expected an integer'),
+        ({"seed": 0.5}, "seed is 0.5; expected an integer"),
+        ({"seed": True}, "seed is true; expected an integer"),
+        ({"network": ["a"]}, 'network is ["a"]; expected a string'),
+        ({"network": "lenet"}, "network is 'lenet'; expected one of alexnet"),
+        ({"limit_train": 1e3}, "limit_train is 1000.0; expected an integer or null"),
+        ({"learning_rate": None}, "learning_rate is null; expected a number"),
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"backend": "fast"}, 'backend is "fast"; expected one of native'),
+        ({"precision": "half"}, "precision is 'half'; expected one of float32"),
+        ("{}", "network is missing; expected a string"),
+        ("[1]", "holds [1]; expected an object of JSON"),
+        ("{", "isn't JSON"),
+        ("\udcff", "isn't text"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", [("eval",), RESUME], ids=lambda command: command[0])
+def test_a_damaged_config_is_one_line_with_the_field(run, command, edited, message):
+    text = edited if isinstance(edited, str) else json.dumps(CONFIG | edited)
+    Path("first").mkdir()
+    Path("first/config.json").write_text(text, errors="surrogateescape")
+    code, _, err = run(*command, "first")
+    assert code == 2
+    assert f"first/config.json: {message}" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("environment.json", "null", "holds null; expected an object of JSON"),
+        ("environment.json", "{", "isn't JSON"),
+        ("metrics.jsonl", "{}", "line 1: epoch is missing; expected an integer"),
+        ("metrics.jsonl", '{"epoch": "1"}', "line 1: step is missing"),
+        ("metrics.jsonl", "\udcff", "isn't text"),
+    ],
+)
+def test_a_damaged_record_stops_a_resume_with_one_line(run, file, content, message, monkeypatch):
+    Path("first").mkdir()
+    Path("first/config.json").write_text(json.dumps(CONFIG))
+    Path("first", file).write_text(content, errors="surrogateescape")
+    ready = session.begin(CONFIG | {"learning_rate": 1.0}, Path("other"))
+    monkeypatch.setattr(session, "_restore", lambda directory, config: ready)
+    code, _, err = run(*RESUME, "first")
+    assert code == 2
+    assert message in err
+    assert f"first/{file}: " in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_precision_of_gpus_is_refused_by_a_resume_too_but_can_be_evaluated(run, two_epochs):
+    path = two_epochs / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "tf32"}))
+    code, _, err = run(*RESUME, two_epochs, "--device", "cpu")
+    assert code == 2
+    assert "--precision is tf32, which is for GPUs" in err
+    assert run("eval", two_epochs, "--device", "cpu")[0] == 0
+
+
 def test_summary_and_list(run):
     code, out, _ = run("summary", "resnet18", "--json", "--depth", 1)
     assert code == 0
@@ -228,12 +404,26 @@ def test_summary_and_list(run):
     assert "googlenet" in out
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("list",), {"46,764,746", "128,806,154", "0.01", "0.05", "linear", "reference", "256"}),
+        (("summary", "vgg11", "--depth", 1), {"block1", "128,806,154", "7,547,232,256"}),
+    ],
+)
+def test_a_narrow_terminal_cuts_no_table(run, monkeypatch, command, words):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = run(*command)
+    assert "…" not in out
+    assert not words - {*out.split()}
+
+
 def test_check_names_the_layer_where_the_first_value_is_not_finite(run):
     arguments = ("--epochs", 3, "--lr", 1e30, "--schedule", "constant", "--run", "wild", "--check")
     code, _, err = run("train", *arguments, *SMALL)
     assert code == 1
     assert re.match(r"funcnets: (bn|conv|fc)\d: .* of shape .* values that aren't finite", err)
-    assert "kept in wild" in err
+    assert "nothing is saved" in err
     assert err.count("\n") == 1
 
 

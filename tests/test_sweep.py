@@ -120,7 +120,7 @@ def test_a_signal_saves_the_sweep_and_leaves_130(run, monkeypatch):
     monkeypatch.setattr(sweep.MemberEvaluation, "__call__", evaluate_and_stop)
     code, out, err = run("sweep", *SMALLEST, "--seeds", 2, "--epochs", 200)
     assert (code, err) == (130, "")
-    assert "interrupted by SIGINT" in out
+    assert "interrupted by SIGINT; saved in sweep, but no sweep can be resumed" in out
     saved, _ = checkpoint.load(checkpoint.latest("sweep/checkpoints"))
     assert len(saved["step"]) == 2
     assert all(leaf.isfinite().all() for leaf in tree.leaves(saved["params"]))

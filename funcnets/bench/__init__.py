@@ -17,6 +17,7 @@ from funcnets.bench.steps import BACKENDS, COLUMNS, available
 from funcnets.bench.table import render
 from funcnets.jit.compile import Backend, usual_backend
 from funcnets.precision import available as available_precisions
+from funcnets.session import limited
 
 __all__ = ["BENCHMARKS", "Machine", "Plan", "cases", "columns", "machine", "names", "render"]
 
@@ -152,7 +153,7 @@ def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
     for case in plan.cases:
         dataset = data.load(plan.data, device=case.device)
         if plan.limit_train is not None:
-            dataset = data.limit(dataset, plan.limit_train)
+            dataset = limited(dataset, plan.limit_train)
         report(dataset.source)
         yield epoch.measure(
             case,

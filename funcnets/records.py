@@ -1,0 +1,96 @@
+"""Records read back from JSON files that may have been edited: each field is of its type."""
+
+import inspect
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+
+
+class RecordError(ValueError):
+    """A record that isn't what it should be; the message says which field, and what it should."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises OSError where the file can't be read, RecordError where it holds something else.
+    """
+    return parse(_text(path))
+
+
+def read_lines(kind: type, path: Path) -> list[dict[str, Any]]:
+    """The fields of `kind` in each line of a file of JSON lines; raises as `read` does."""
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        try:
+            rows.append(check(kind, parse(line)))
+        except RecordError as error:
+            raise RecordError(f"line {number}: {error}") from None
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"isn't text in UTF-8 ({error.reason}); expected JSON") from None
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The object of JSON that a text is; RecordError where it is something else."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"isn't JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise RecordError(f"holds {_shown(values)}; expected an object of JSON")
+    return values
+
+
+def check(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of `kind`, a dataclass or named tuple.
+
+    Raises RecordError where a field without a default is missing, or one is of another type.
+    """
+    hints, required = get_type_hints(kind), _required(kind)
+    for name in required:
+        if name not in values:
+            raise RecordError(f"{name} is missing; expected {_expected(hints[name])}")
+    known = {name: values[name] for name in hints if name in values}
+    for name, value in known.items():
+        if not _fits(value, hints[name]):
+            raise RecordError(f"{name} is {_shown(value)}; expected {_expected(hints[name])}")
+    return known
+
+
+def _required(kind: type) -> list[str]:
+    parameters = inspect.signature(kind).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, the values of a literal; else the type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType, Literal) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    # true and false are no numbers here, though Python counts with them; 1 is a float too.
+    kinds = _choices(hint)
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _expected(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return " or ".join(NAMES.get(kind, "null") for kind in _choices(hint))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
