@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from funcnets.session import Session
     from funcnets.words import Words
 
-EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130, 143 and
-141 stopped by Ctrl-C, by SIGTERM, or as nobody reads what is printed, all after saving (a second
-signal stops at once).
+EPILOG = """Exit codes: 0 done; 1 the training failed; 2 bad arguments or files; 130,
+143 and 141 stopped by Ctrl-C, by SIGTERM, or as nobody reads what is
+printed, all after saving (a second signal stops at once).
 
 FUNCNETS_DEBUG=1 shows the traceback of an error."""
 
