@@ -193,6 +193,17 @@ def test_a_batch_without_a_label_for_each_image_is_refused(gradient):
         step(train.create(net, optimizer, random.key(0), x), (x, torch.arange(3) % 2))
 
 
+@pytest.mark.parametrize("label", [-100, -1, 2])
+@pytest.mark.parametrize(
+    "gradient", [train.batch_gradient, transforms.accumulate(3), transforms.per_example("frozen")]
+)
+def test_every_gradient_refuses_a_label_out_of_range(gradient, label):
+    net, x, labels = layers.linear(2), torch.ones(4, 3), torch.tensor([0, 1, 1, label])
+    params, state = net.init(random.key(0), x)
+    with pytest.raises(ValueError, match=r"a label is out of range .*expected 0 to 1"):
+        gradient(net, losses.cross_entropy, params, state, (x, labels))
+
+
 def test_lenet_learns_from_real_images():
     dataset = data.load("bundled")
     net, recipe = funcnets.models.get("lenet_bn")
