@@ -40,9 +40,15 @@ def _leaf(
     init: Init = _no_leaves,
     *,
     ranks: tuple[int, ...] = (4,),
+    params: tuple[str, ...] = (),
+    state: tuple[str, ...] = (),
     **options: Any,
 ) -> Layer:
-    """A layer without parts, whose inputs are checked for rank and type, and trees for leaves."""
+    """A layer without parts, whose inputs are checked for rank and type, and trees for leaves.
+
+    `params` and `state` are the names of its leaves.
+    """
+    leaves = {"params": params, "state": state}
 
     def check(x: Tensor) -> None:
         if not x.is_floating_point():
@@ -62,15 +68,21 @@ def _leaf(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, State]:
         check(x)
-        try:
-            return apply(params, state, x, train=train, key=key)
-        except KeyError as error:
-            raise LayerError(
-                f"{kind}: no {error} among its leaves {[*params, *state]}: "
-                "these parameters are another network's"
-            ) from None
+        _check_leaves(kind, leaves, params=params, state=state)
+        return apply(params, state, x, train=train, key=key)
 
     return Layer(kind, checked_init, checked_apply, **options)
+
+
+def _check_leaves(kind: str, expected: dict[str, tuple[str, ...]], **given: Any) -> None:
+    for which, names in expected.items():
+        for name in names:
+            if name not in given[which]:
+                raise LayerError(
+                    f"{kind}: its part of {which} is {list(given[which])}, without {name!r}: give "
+                    "apply the params and the state, in this order, that the network's init gave; "
+                    "these are another network's, or not in their places"
+                )
 
 
 def _function(
@@ -132,6 +144,10 @@ def _weights(
     return params
 
 
+def _weight_names(bias: bool) -> tuple[str, ...]:
+    return ("weight", "bias") if bias else ("weight",)
+
+
 def conv2d(
     channels: int,
     kernel: Size,
@@ -175,7 +191,7 @@ def conv2d(
         bias_value = params["bias"] if bias else None
         return F.conv2d(x, weight, bias_value, stride, padding, dilation, groups), {}
 
-    return _leaf(kind, apply, init)
+    return _leaf(kind, apply, init, params=_weight_names(bias))
 
 
 def linear(
@@ -204,7 +220,7 @@ def linear(
         _check_weight(kind, x, weight, (features, weight.shape[1]), weight.shape[1], "features")
         return F.linear(x, weight, params["bias"] if bias else None), {}
 
-    return _leaf(kind, apply, init, ranks=(2,))
+    return _leaf(kind, apply, init, ranks=(2,), params=_weight_names(bias))
 
 
 def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = True) -> Layer:
@@ -216,7 +232,7 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
     are at least float32, whatever the input.
 
     Leaves: `weight`, `bias` in params; `running_mean`, `running_var` in state; all (C,).
-    Raises LayerError in training where a channel has one value alone: it has no variance.
+    Raises LayerError in training where a channel has one value or none: it has no variance.
     Ioffe and Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
     """
     kind = _kind("batch_norm", momentum=(momentum, 0.1), eps=(eps, 1e-5), unbiased=(unbiased, True))
@@ -234,11 +250,7 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
         }
 
     def track(state: State, mean: Tensor, variance: Tensor, count: int) -> State:
-        if count < 2:
-            raise LayerError(
-                f"{kind}: got one value per channel in training: its variance is undefined; "
-                "use a larger batch, or train=False"
-            )
+        _check_count(kind, count)
         correction = count / (count - 1) if unbiased else 1.0
         batch = {"running_mean": mean, "running_var": variance * correction}
         return {
@@ -255,14 +267,24 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         if train:
             _check_not_split(kind, x, weight)
+            count = x.numel() // x.shape[1]
+            _check_count(kind, count)  # before torch warns of it
             mean, variance = moments(x)
-            state = track(state, mean, variance, x.numel() // x.shape[1])
+            state = track(state, mean, variance, count)
         scale = weight * torch.rsqrt(variance + eps)
         shift = bias - mean * scale
         channel = (..., *[None] * (x.ndim - 2))
         return torch.addcmul(shift[channel], precise, scale[channel]).to(x.dtype), state
 
-    return _leaf(kind, apply, init, ranks=(2, 4), track=track)
+    return _leaf(
+        kind,
+        apply,
+        init,
+        ranks=(2, 4),
+        params=("weight", "bias"),
+        state=("running_mean", "running_var"),
+        track=track,
+    )
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,6 +295,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(precise, [0, *range(2, x.ndim)], correction=0)
     return mean, variance
+
+
+def _check_count(kind: str, count: int) -> None:
+    """Refuse a batch that has no variance."""
+    if count < 2:
+        raise LayerError(
+            f"{kind}: got {'one value' if count else 'no value'} per channel in training: its "
+            "variance is undefined; use a larger batch, or train=False"
+        )
 
 
 def _check_not_split(kind: str, x: Tensor, weight: Tensor) -> None:

@@ -263,6 +263,29 @@ def test_no_parameters(entry: Entry) -> None:
     assert "another network's" in error_of(entry, example(entry), {}, {}, train=True, key=KEY)
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("swapped", r"^conv: conv2d\(2, 1\): its part of params is \[\], without 'weight': "),
+        ("state", r"^bn: batch_norm\(\): its part of state is \[\], without 'running_mean': "),
+        ("mean", r"^bn: .* state is \['running_var'\], without 'running_mean': "),
+        ("bias", r"^bn: batch_norm\(\): its part of params is \['weight'\], without 'bias': "),
+    ],
+)
+def test_the_tree_that_lacks_a_leaf_is_named(lost: str, message: str) -> None:
+    net = sequential(conv=layers.conv2d(2, 1), bn=layers.batch_norm())
+    x = torch.ones(2, 3, 1, 1)
+    params, state = net.init(KEY, x)
+    given = {
+        "swapped": (state, params),
+        "state": (params, {}),
+        "mean": (params, {"bn": {"running_var": state["bn"]["running_var"]}}),
+        "bias": (params | {"bn": {"weight": params["bn"]["weight"]}}, state),
+    }[lost]
+    with pytest.raises(LayerError, match=message):
+        net.apply(*given, x, train=True)
+
+
 @pytest.mark.parametrize("other", NETWORKS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_parameters_of_another_network(network: str, other: str) -> None:
