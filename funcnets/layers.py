@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import initializers, random
-from funcnets.core import Apply, Init, Layer, LayerError, Params, State, shown
+from funcnets.core import Apply, Init, Layer, LayerError, Params, State, check_input, shown
 from funcnets.initializers import Initializer
 
 Size = int | tuple[int, int]
@@ -80,6 +80,7 @@ def _leaf(
     leaves = {"params": params, "state": state}
 
     def check(x: Tensor) -> None:
+        check_input(kind, x)
         if not x.is_floating_point():
             raise LayerError(
                 f"{kind}: got {x.dtype} input, expected floating point: "

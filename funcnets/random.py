@@ -48,9 +48,15 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
     `seed` is a 64-bit integer, -2**63 to 2**63 - 1, in two's complement.  This is
     `jax.random.key` with `jax_enable_x64`; without it JAX drops the upper word, so the two
-    agree for seeds from 0 to 2**32 - 1.  Raises ValueError for a seed out of range.
+    agree for seeds from 0 to 2**32 - 1.  Raises TypeError for what is no integer, ValueError for a
+    seed out of range.
     """
-    seed = operator.index(seed)
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(
+            f"the seed is {seed!r}, a {type(seed).__name__}; expected an integer"
+        ) from None
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"the seed {seed} is out of range: give one from -2**63 to 2**63 - 1")
     words = [_signed(seed >> 32), _signed(seed)]
@@ -58,7 +64,10 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def split(key: Tensor, count: int = 2) -> Tensor:
-    """`count` independent keys from one: int32, shape (count, 2), as `jax.random.split`."""
+    """`count` independent keys from one: int32, shape (count, 2), as `jax.random.split`.
+
+    Raises ValueError for a negative count.
+    """
     _check_key(key)
     return torch.stack(_words(key, 0, count), dim=-1)
 
@@ -102,7 +111,7 @@ def uniform(
 
     float32, float16 and bfloat16 are JAX's bits for every range, float64 for [0, 1) and else
     up to its last rounding.  Rounding may give `maxval` itself.  Raises TypeError for another
-    dtype, ValueError for a range that is not finite or runs backwards.
+    dtype, ValueError for a range that is not finite or runs backwards, or a negative size.
     """
     finish = _uniform_from_words(dtype, minval, maxval)
     return _draw(key, shape, dtype, lambda *words: finish(*words).to(dtype))
@@ -202,6 +211,7 @@ def _words(key: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
 
     A position is the counter, so that any piece can be drawn alone.
     """
+    _check_sizes(count)
     if count > 2**31:
         raise ValueError(
             f"{count} numbers in one piece are too many, 2**31 is the limit: draw them outside "
@@ -219,6 +229,7 @@ def _draw(
 ) -> Tensor:
     """`finish` of the random words of every position of `shape`, in row-major order."""
     _check_key(key)
+    _check_sizes(*shape)
     size = math.prod(shape)
     if not _is_plain(key):
         return finish(*_words(key, 0, size)).reshape(shape)
@@ -339,6 +350,11 @@ def _check_key(key: Tensor) -> None:
             f"a key is an int32 tensor of shape (2,), got shape {tuple(key.shape)}: make one with "
             "funcnets.random.key(seed), and use torch.func.vmap over many"
         )
+
+
+def _check_sizes(*sizes: int) -> None:
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"a draw of {' × '.join(map(str, sizes))} numbers; expected 0 or more")
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -225,6 +225,14 @@ def test_integer_images(entry: Entry) -> None:
         nested(entry).init(KEY, x)
 
 
+def test_arrays(entry: Entry) -> None:
+    x = example(entry).numpy()
+    message = "got ndarray input, expected a tensor"
+    assert message in error_of(entry, x, *leaves(entry))
+    with pytest.raises(LayerError, match=message):
+        nested(entry).init(KEY, x)
+
+
 def test_wrong_rank(entry: Entry) -> None:
     if entry.any_rank:
         pytest.skip("takes every rank")

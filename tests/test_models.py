@@ -232,6 +232,8 @@ def test_one_value_per_channel_in_training() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="'resnet18'"):
         models.get("resnet")
+    with pytest.raises(ValueError, match="no network is called None: known are alexnet"):
+        models.get(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reference"):
         models.get("lenet_bn", "referense")
     with pytest.raises(ValueError, match="paper"):

@@ -326,7 +326,11 @@ def test_wrong_keys_say_how_to_make_one(draw):
     ("call", "error", "message"),
     [
         (lambda: random.key(2**63), ValueError, "out of range"),
-        (lambda: random.key(0.5), TypeError, "float"),
+        (lambda: random.key(0.5), TypeError, "the seed is 0.5, a float; expected an integer"),
+        (lambda: random.key("a"), TypeError, "the seed is 'a', a str; expected an integer"),
+        (lambda: random.split(KEY, -1), ValueError, "a draw of -1 numbers; expected 0 or more"),
+        (lambda: random.permutation(KEY, -1), ValueError, "-1 numbers; expected 0 or more"),
+        (lambda: random.uniform(KEY, (-1, -2)), ValueError, "-1 × -2 numbers; expected 0 or more"),
         (lambda: random.fold_in(KEY, -1), ValueError, "0 to 2"),
         (lambda: random.fold_in(KEY, 2**32), ValueError, "0 to 2"),
         (lambda: random.fold_in(KEY, torch.tensor(0.5)), TypeError, "float32"),
