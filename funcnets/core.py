@@ -185,11 +185,12 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
     def draw(key: Tensor, x: Tensor) -> tuple[Params, State]:
         params: Params = {}
         state: State = {}
+        keys = random.split(key, len(parts))  # as `fold_in` gives one by one, in less time
 
         def run(index: int, value: Tensor) -> Tensor:
             name, part = parts[index]
             try:
-                part_params, part_state = part.init(random.fold_in(key, index), value)
+                part_params, part_state = part.init(keys[index], value)
                 if value.is_meta:
                     result = output(part, part_params, part_state, value)
                 else:

@@ -2,8 +2,9 @@
 
 Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) takes
 only adds, xors and rotates, which int32 tensors do with wrap-around: so a key gives the same
-numbers on every device, eager, compiled, traced or under a transform.  (16-bit numbers under `vmap`
-need a torch newer than 2.11, which can't reinterpret bits there.)
+numbers on every device, eager, compiled, traced or under a transform.  Of float64 the last digit
+may differ, of normal numbers and in a range whose width is no power of two.  (16-bit numbers under
+`vmap` need a torch newer than 2.11, which can't reinterpret bits there.)
 """
 
 import math
@@ -274,8 +275,10 @@ def _uniform_from_words(
         raise ValueError(f"uniform takes minval <= maxval, both finite, got {minval} and {maxval}")
     minval, maxval = _rounded_number(minval, dtype), _rounded_number(maxval, dtype)
     step = _rounded_number(maxval - minval, dtype) * 2.0 ** -_MANTISSA_BITS[dtype]
-    # XLA fuses multiplication and addition in float32.  In float64 the product is exact, so
-    # that the sum alone is rounded, whether or not a compiler here fuses them too.
+    # XLA fuses multiplication and addition in float32: in float64 the product of two float32
+    # numbers is exact, so that the sum alone is rounded, whether or not a compiler here fuses them
+    # too.  Numbers of float64 have no wider type: unless the step is a power of two, their product
+    # is rounded too, but where a compiler fuses.
     fused = dtype == torch.float32 and minval != 0.0
     work_dtype = torch.float64 if fused or dtype == torch.float64 else torch.float32
 
