@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import arguments
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -140,10 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--backend")
     options = parser.parse_args(argv)
-    dataset = data.load(options.data)
+    dataset = arguments.dataset(parser, options)
     print(dataset.source)
-    if options.limit_train:
-        dataset = data.limit(dataset, options.limit_train)
     runs = [compare(options.net, seed, dataset, options) for seed in options.seeds]
     print(table(options.net, options, runs))
 

@@ -8,6 +8,7 @@ average of parameters and statistics does not.
 
 import argparse
 
+import arguments
 import torch
 
 import funcnets
@@ -24,9 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
     parser.add_argument("--backend")
     options = parser.parse_args(argv)
-    dataset = data.load(options.data)
-    if options.limit_train:
-        dataset = data.limit(dataset, options.limit_train)
+    dataset = arguments.dataset(parser, options)
     images, tested = (
         data.prepare(part, side=28) for part in (dataset.train_images, dataset.test_images)
     )

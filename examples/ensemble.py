@@ -12,6 +12,7 @@ import argparse
 from functools import partial
 from typing import NamedTuple
 
+import arguments
 import torch
 from torch import Tensor
 
@@ -121,12 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
     parser.add_argument("--backend")
-    parser.add_argument("--picture", default="ensemble.png")
+    parser.add_argument("--picture", type=arguments.picture, default="ensemble.png")
     options = parser.parse_args(argv)
-    dataset = data.load(options.data)
+    dataset = arguments.dataset(parser, options)
     print(dataset.source)
-    if options.limit_train:
-        dataset = data.limit(dataset, options.limit_train)
     rows = run(dataset, options)
     print(
         "| rate | accuracy, median | ensemble | loss, median | ensemble | ECE, median | ensemble |"

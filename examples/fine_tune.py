@@ -13,6 +13,7 @@ import math
 import tempfile
 from pathlib import Path
 
+import arguments
 import torch
 from torch import Tensor
 
@@ -71,17 +72,22 @@ def save_body(path: Path, examples: Examples, classes: int, epochs: int, backend
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--classes", type=int, nargs="+", default=[0, 6], help="of the new head")
+    known = {"type": int, "choices": range(10), "nargs": "+"}
+    parser.add_argument("--classes", **known, default=[0, 6], help="of the new head")
     parser.add_argument("--few", type=int, default=10, help="images of each class for the head")
-    parser.add_argument("--limit-train", type=int, default=4000, help="images of the others")
+    parser.add_argument(
+        "--limit-train", type=arguments.positive, default=4000, help="images of the others"
+    )
     parser.add_argument("--epochs", type=int, default=6, help="on the others")
     parser.add_argument("--steps", type=int, default=100, help="on the few images")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
     parser.add_argument("--backend")
     options = parser.parse_args(argv)
-    dataset = data.load(options.data)
     classes = options.classes
+    if not len(classes) == len(set(classes)) < 10:
+        parser.error(f"argument --classes: {classes}; expected each once, and nine at most")
+    dataset = data.load(options.data)
     others = [number for number in range(10) if number not in classes]
     pool = of_classes(dataset.train_images, dataset.train_labels, classes)
     test = of_classes(dataset.test_images, dataset.test_labels, classes)

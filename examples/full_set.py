@@ -14,6 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
+import arguments
 import torch
 
 import funcnets
@@ -108,10 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     cpu = precision.available("cpu")
     parser.add_argument("--precision", default="float32", choices=cpu)
     options = parser.parse_args(argv)
-    dataset = data.load(options.data)
+    dataset = arguments.dataset(parser, options)
     print(dataset.source)
-    if options.limit_train:
-        dataset = data.limit(dataset, options.limit_train)
     rows: list[dict[str, Any]] = []
     for name in options.nets:
         for recipe in options.recipes:

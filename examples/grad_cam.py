@@ -12,6 +12,7 @@ import argparse
 import math
 from functools import partial
 
+import arguments
 import torch
 from einops import reduce
 from torch import Tensor
@@ -69,9 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layer", default="stage1", help="path of the maps to look at")
     parser.add_argument("--data", help="a directory, or `bundled`")
     parser.add_argument("--backend")
-    parser.add_argument("--picture", default="grad_cam.png")
+    parser.add_argument("--picture", type=arguments.picture, default="grad_cam.png")
     options = parser.parse_args(argv)
-    dataset = data.limit(data.load(options.data), options.limit_train)
+    dataset = arguments.dataset(parser, options)
     net = resnet((2,), channels=(32,))
     prepare = partial(data.prepare, side=28)
     steps = options.epochs * math.ceil(len(dataset.train_labels) / 64)

@@ -13,6 +13,7 @@ bins of confidence: Guo et al., On calibration of modern neural networks, 2017.
 import argparse
 from typing import Any, NamedTuple
 
+import arguments
 import torch
 from torch import Tensor
 
@@ -129,12 +130,12 @@ def draw(found: dict[str, Bins], path: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--limit-train", type=int, default=500)
+    parser.add_argument("--limit-train", type=arguments.positive, default=500)
     parser.add_argument("--held-out", type=int, default=300, help="images to choose the prior by")
     parser.add_argument("--limit-test", type=int, default=1000)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
     parser.add_argument("--backend")
-    parser.add_argument("--picture", default="laplace.png")
+    parser.add_argument("--picture", type=arguments.picture, default="laplace.png")
     options = parser.parse_args(argv)
     dataset = data.load(options.data)
     images, labels = dataset.train_images, dataset.train_labels

@@ -11,6 +11,7 @@ import argparse
 import math
 from functools import partial
 
+import arguments
 import torch
 
 import funcnets
@@ -91,12 +92,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
     parser.add_argument("--limit-train", type=int)
     parser.add_argument("--backend")
-    parser.add_argument("--picture", help="a file for the curves, such as private.png")
+    parser.add_argument(
+        "--picture", type=arguments.picture, help="a file for the curves, such as private.png"
+    )
     options = parser.parse_args(argv)
-    dataset = data.load(options.data)
+    dataset = arguments.dataset(parser, options)
+    if options.batch_size > len(dataset.train_labels):
+        parser.error(
+            f"argument --batch-size: {options.batch_size}; expected {len(dataset.train_labels)} or "
+            "less, as many as there are images"
+        )
     print(dataset.source)
-    if options.limit_train:
-        dataset = data.limit(dataset, options.limit_train)
     print(f"{math.ceil(len(dataset.train_labels) / options.batch_size)} steps an epoch")
     print("| noise | test accuracy |\n|---|---|")
     found: dict[float, list[float]] = {}

@@ -12,6 +12,7 @@ import argparse
 from functools import partial
 from typing import Any, NamedTuple
 
+import arguments
 from torch import Tensor
 
 import funcnets
@@ -106,9 +107,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit-train", type=int, default=100)
     parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
     parser.add_argument("--backend")
-    parser.add_argument("--picture", default="sharpness.png")
+    parser.add_argument("--picture", type=arguments.picture, default="sharpness.png")
     options = parser.parse_args(argv)
-    dataset = data.limit(data.load(options.data), options.limit_train)
+    dataset = arguments.dataset(parser, options)
     batch = (data.prepare(dataset.train_images, side=28), dataset.train_labels)
     how = Options(options.steps, options.every, options.iterations, options.samples)
     jit = partial(funcnets.jit, backend=options.backend)

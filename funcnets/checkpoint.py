@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,12 @@ class CheckpointError(ValueError):
 
 
 def step_path(directory: str | os.PathLike[str], step: int) -> Path:
-    """Where the checkpoint of a training step belongs: `directory/step-00000100` for step 100."""
+    """Where the checkpoint of a training step belongs: `directory/step-00000100` for step 100.
+
+    Raises ValueError for a negative step.
+    """
+    if step < 0:
+        raise ValueError(f"step is {step}; expected 0 or more")
     return Path(directory) / f"step-{step:08d}"
 
 
@@ -53,8 +59,8 @@ def save(
     None).  To save the same values again does nothing; an incomplete checkpoint is replaced.
 
     Raises CheckpointError if another complete checkpoint has this name, for leaves that aren't
-    dense tensors of a type that can be stored, for other metadata, and where the directory can't
-    be written.
+    dense tensors of a type that can be stored or whose dotted names clash, for other metadata, and
+    where the directory can't be written.
     """
     directory = Path(directory)
     tensors = _storable(directory, values)
@@ -158,10 +164,17 @@ def _line(error: Exception) -> str:
 def _named(directory: Path, values: Any) -> dict[str, Tensor]:
     """Leaves by dotted name; CheckpointError unless they are tensors with names of their own."""
     named = tree.flatten_named(values)
-    if len(named) != len(tree.leaves(values)):
+    if twice := [name for name, times in Counter(tree.names(values)).items() if times > 1]:
         raise CheckpointError(
-            f"{directory}: two leaves have one dotted name; rename the keys that have a dot in them"
+            f"{directory}: two leaves have one dotted name, {tree.listed(twice)}; rename keys that "
+            "have a dot in them, or that are written alike, as 1 and '1'"
         )
+    try:
+        tree.unflatten_named(named)  # as `load` does without `like`
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory}: {error}; rename keys that have a dot in them"
+        ) from None
     for name, leaf in named.items():
         if not isinstance(leaf, Tensor):
             raise CheckpointError(

@@ -113,6 +113,15 @@ def check_layer(value: Any, what: str) -> None:
         raise TypeError(f"{what}: got {value!r}, expected a Layer (call its constructor)")
 
 
+def check_input(kind: str, x: Any) -> None:
+    """Raise LayerError unless `x`, which a layer of this kind is given, is a tensor."""
+    if not isinstance(x, Tensor):
+        raise LayerError(
+            f"{kind}: got {type(x).__name__} input, expected a tensor: torch.as_tensor(x) "
+            "makes one of an array"
+        )
+
+
 def meta(values: Any) -> Any:
     """The same tree with shapes and dtypes alone, without memory or arithmetic."""
     return tree.map(lambda leaf: torch.empty_like(leaf, device="meta"), values)
@@ -143,7 +152,7 @@ def _view(values: dict[str, Any], name: str | None) -> dict[str, Any]:
     return values if name is None else values.get(name, {})
 
 
-def _without_arithmetic(init: Init) -> Init:
+def _without_arithmetic(kind: str, init: Init) -> Init:
     """The same `init`, for an empty batch of inputs like `x`, or for a meta tensor.
 
     There are operations that take no empty batch, such as `view(len(x), -1)`.  Meta tensors do for
@@ -151,6 +160,7 @@ def _without_arithmetic(init: Init) -> Init:
     """
 
     def init_by_shape(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        check_input(kind, x)
         if not x.is_meta:
             try:
                 return init(key, x[:0])
@@ -175,11 +185,12 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
     def draw(key: Tensor, x: Tensor) -> tuple[Params, State]:
         params: Params = {}
         state: State = {}
+        keys = random.split(key, len(parts))  # as `fold_in` gives one by one, in less time
 
         def run(index: int, value: Tensor) -> Tensor:
             name, part = parts[index]
             try:
-                part_params, part_state = part.init(random.fold_in(key, index), value)
+                part_params, part_state = part.init(keys[index], value)
                 if value.is_meta:
                     result = output(part, part_params, part_state, value)
                 else:
@@ -218,7 +229,7 @@ def combine(kind: str, parts: Parts, wire: Wire) -> Layer:
 
     return Layer(
         kind,
-        _without_arithmetic(draw),
+        _without_arithmetic(kind, draw),
         apply,
         parts,
         stochastic=any(part.stochastic for _, part in parts),

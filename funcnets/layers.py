@@ -4,7 +4,9 @@ Each is a function of hyper-parameters that gives a `Layer`.  What an input or a
 must look like is checked here, so that an error names the layer in which it happened.
 """
 
+import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,14 +16,41 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import initializers, random
-from funcnets.core import Apply, Init, Layer, LayerError, Params, State, shown
+from funcnets.core import Apply, Init, Layer, LayerError, Params, State, check_input, shown
 from funcnets.initializers import Initializer
 
 Size = int | tuple[int, int]
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+    return size if isinstance(size, tuple | list) else (size, size)
+
+
+def _check(kind: str, accept: Callable[[Any], bool], expected: str, **arguments: Any) -> None:
+    """Raise ValueError unless `accept` accepts each argument; a TypeError of it is a no."""
+    for name, value in arguments.items():
+        try:
+            accepted = accept(value)
+        except TypeError:
+            accepted = False
+        if not accepted:
+            raise ValueError(f"{kind}: {name} is {value!r}; expected {expected}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _check_counts(kind: str, **counts: Any) -> None:
+    _check(kind, lambda value: _is_whole(value, 1), "a whole number, 1 or more", **counts)
+
+
+def _check_sizes(kind: str, least: int, **sizes: Any) -> None:
+    def accept(value: Any) -> bool:
+        sides = _pair(value)
+        return len(sides) == 2 and all(_is_whole(side, least) for side in sides)
+
+    _check(kind, accept, f"a whole number or two, {least} or more", **sizes)
 
 
 def _kind(name: str, *arguments: Any, **options: tuple[Any, Any]) -> str:
@@ -40,11 +69,18 @@ def _leaf(
     init: Init = _no_leaves,
     *,
     ranks: tuple[int, ...] = (4,),
+    params: tuple[str, ...] = (),
+    state: tuple[str, ...] = (),
     **options: Any,
 ) -> Layer:
-    """A layer without parts, whose inputs are checked for rank and type, and trees for leaves."""
+    """A layer without parts, whose inputs are checked for rank and type, and trees for leaves.
+
+    `params` and `state` are the names of its leaves.
+    """
+    leaves = {"params": params, "state": state}
 
     def check(x: Tensor) -> None:
+        check_input(kind, x)
         if not x.is_floating_point():
             raise LayerError(
                 f"{kind}: got {x.dtype} input, expected floating point: "
@@ -62,15 +98,21 @@ def _leaf(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, State]:
         check(x)
-        try:
-            return apply(params, state, x, train=train, key=key)
-        except KeyError as error:
-            raise LayerError(
-                f"{kind}: no {error} among its leaves {[*params, *state]}: "
-                "these parameters are another network's"
-            ) from None
+        _check_leaves(kind, leaves, params=params, state=state)
+        return apply(params, state, x, train=train, key=key)
 
     return Layer(kind, checked_init, checked_apply, **options)
+
+
+def _check_leaves(kind: str, expected: dict[str, tuple[str, ...]], **given: Any) -> None:
+    for which, names in expected.items():
+        for name in names:
+            if name not in given[which]:
+                raise LayerError(
+                    f"{kind}: its part of {which} is {list(given[which])}, without {name!r}: give "
+                    "apply the params and the state, in this order, that the network's init gave; "
+                    "these are another network's, or not in their places"
+                )
 
 
 def _function(
@@ -132,6 +174,10 @@ def _weights(
     return params
 
 
+def _weight_names(bias: bool) -> tuple[str, ...]:
+    return ("weight", "bias") if bias else ("weight",)
+
+
 def conv2d(
     channels: int,
     kernel: Size,
@@ -148,18 +194,24 @@ def conv2d(
 
     Leaves: `weight` (channels, C / groups, kh, kw), Xavier uniform unless an initializer is given;
     `bias` (channels,), uniform in ±1/√fan_in.
+
+    Raises ValueError for a number that is too small or not whole, and LayerError, from `init`, for
+    channels that can't be divided into groups.
     """
     kind = _kind(
         "conv2d", channels, kernel, stride=(stride, 1), padding=(padding, 0),
         dilation=(dilation, 1), groups=(groups, 1), bias=(bias, True),
     )  # fmt: skip
+    _check_counts(kind, channels=channels, groups=groups)
+    _check_sizes(kind, 1, kernel=kernel, stride=stride, dilation=dilation)
+    _check_sizes(kind, 0, padding=padding)
     extent = tuple(d * (k - 1) + 1 for d, k in zip(_pair(dilation), _pair(kernel), strict=True))
 
     def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
-        if channels < 1 or channels % groups or x.shape[1] % groups:
+        if channels % groups or x.shape[1] % groups:
             raise LayerError(
                 f"{kind}: {x.shape[1]} channels in and {channels} out can't be convolved in "
-                f"{groups} groups: channels must be at least 1, and a multiple of groups"
+                f"{groups} groups: channels must be a multiple of groups"
             )
         shape = (channels, x.shape[1] // groups, *_pair(kernel))
         return _weights(key, shape, x, initializer, bias, bias_initializer), {}
@@ -175,7 +227,7 @@ def conv2d(
         bias_value = params["bias"] if bias else None
         return F.conv2d(x, weight, bias_value, stride, padding, dilation, groups), {}
 
-    return _leaf(kind, apply, init)
+    return _leaf(kind, apply, init, params=_weight_names(bias))
 
 
 def linear(
@@ -189,12 +241,13 @@ def linear(
 
     Leaves: `weight` (features, C), Xavier uniform unless an initializer is given; `bias`
     (features,), uniform in ±1/√fan_in.
+
+    Raises ValueError unless `features` is a whole number, 1 or more.
     """
     kind = _kind("linear", features, bias=(bias, True))
+    _check_counts(kind, features=features)
 
     def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
-        if features < 1:
-            raise LayerError(f"{kind}: got {features} output features, expected at least 1")
         return _weights(key, (features, x.shape[1]), x, initializer, bias, bias_initializer), {}
 
     def apply(
@@ -204,7 +257,7 @@ def linear(
         _check_weight(kind, x, weight, (features, weight.shape[1]), weight.shape[1], "features")
         return F.linear(x, weight, params["bias"] if bias else None), {}
 
-    return _leaf(kind, apply, init, ranks=(2,))
+    return _leaf(kind, apply, init, ranks=(2,), params=_weight_names(bias))
 
 
 def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = True) -> Layer:
@@ -216,10 +269,13 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
     are at least float32, whatever the input.
 
     Leaves: `weight`, `bias` in params; `running_mean`, `running_var` in state; all (C,).
-    Raises LayerError in training where a channel has one value alone: it has no variance.
+    Raises ValueError for a momentum outside [0, 1] or an eps that is negative or not finite, and
+    LayerError in training where a channel has one value or none: it has no variance.
     Ioffe and Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
     """
     kind = _kind("batch_norm", momentum=(momentum, 0.1), eps=(eps, 1e-5), unbiased=(unbiased, True))
+    _check(kind, lambda value: 0 <= value <= 1, "a number from 0 to 1", momentum=momentum)
+    _check(kind, lambda value: 0 <= value < math.inf, "a finite number, 0 or more", eps=eps)
 
     def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
         channels, precise = x.shape[1], torch.promote_types(x.dtype, torch.float32)
@@ -234,11 +290,7 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
         }
 
     def track(state: State, mean: Tensor, variance: Tensor, count: int) -> State:
-        if count < 2:
-            raise LayerError(
-                f"{kind}: got one value per channel in training: its variance is undefined; "
-                "use a larger batch, or train=False"
-            )
+        _check_count(kind, count)
         correction = count / (count - 1) if unbiased else 1.0
         batch = {"running_mean": mean, "running_var": variance * correction}
         return {
@@ -255,14 +307,24 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         if train:
             _check_not_split(kind, x, weight)
+            count = x.numel() // x.shape[1]
+            _check_count(kind, count)  # before torch warns of it
             mean, variance = moments(x)
-            state = track(state, mean, variance, x.numel() // x.shape[1])
+            state = track(state, mean, variance, count)
         scale = weight * torch.rsqrt(variance + eps)
         shift = bias - mean * scale
         channel = (..., *[None] * (x.ndim - 2))
         return torch.addcmul(shift[channel], precise, scale[channel]).to(x.dtype), state
 
-    return _leaf(kind, apply, init, ranks=(2, 4), track=track)
+    return _leaf(
+        kind,
+        apply,
+        init,
+        ranks=(2, 4),
+        params=("weight", "bias"),
+        state=("running_mean", "running_var"),
+        track=track,
+    )
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,6 +335,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(precise, [0, *range(2, x.ndim)], correction=0)
     return mean, variance
+
+
+def _check_count(kind: str, count: int) -> None:
+    """Refuse a batch that has no variance."""
+    if count < 2:
+        raise LayerError(
+            f"{kind}: got {'one value' if count else 'no value'} per channel in training: its "
+            "variance is undefined; use a larger batch, or train=False"
+        )
 
 
 def _check_not_split(kind: str, x: Tensor, weight: Tensor) -> None:
@@ -298,11 +369,10 @@ def dropout(rate: float = 0.5) -> Layer:
     """In training, each element is zero with probability `rate`, and the rest grow by 1/(1 - rate).
 
     The mask is `random.bernoulli(key, 1 - rate, x.shape)`: the key decides it, whatever the device.
-    Srivastava et al., Dropout, 2014.
+    Raises ValueError for a rate outside [0, 1).  Srivastava et al., Dropout, 2014.
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: got a rate of {rate}, expected 0 <= rate < 1")
     kind = _kind("dropout", rate)
+    _check(kind, lambda value: 0 <= value < 1, "a number in [0, 1)", rate=rate)
 
     def apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
@@ -332,6 +402,10 @@ def _pool(
     kind = _kind(
         name, kernel, stride=(stride, kernel), padding=(padding, 0), ceil_mode=(ceil_mode, False)
     )
+    _check_sizes(kind, 1, kernel=kernel, stride=stride)
+    _check_sizes(kind, 0, padding=padding)
+    if any(2 * p > k for p, k in zip(_pair(padding), _pair(kernel), strict=True)):
+        raise ValueError(f"{kind}: padding is {padding!r}; expected half of the kernel or less")
 
     def pool(x: Tensor) -> Tensor:
         _check_fits(kind, x, _pair(kernel), _pair(padding))
@@ -343,20 +417,30 @@ def _pool(
 def max_pool(
     kernel: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
 ) -> Layer:
-    """Largest value of each window, (N, C, H, W) -> (N, C, H', W'), as `torch.nn.MaxPool2d`."""
+    """Largest value of each window, (N, C, H, W) -> (N, C, H', W'), as `torch.nn.MaxPool2d`.
+
+    Raises ValueError for a size that is too small or not whole, or padding beyond half the kernel.
+    """
     return _pool("max_pool", F.max_pool2d, kernel, stride, padding, ceil_mode)
 
 
 def avg_pool(
     kernel: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
 ) -> Layer:
-    """Mean of each window, (N, C, H, W) -> (N, C, H', W'), as `torch.nn.AvgPool2d`."""
+    """Mean of each window, (N, C, H, W) -> (N, C, H', W'), as `torch.nn.AvgPool2d`.
+
+    Raises ValueError for a size that is too small or not whole, or padding beyond half the kernel.
+    """
     return _pool("avg_pool", F.avg_pool2d, kernel, stride, padding, ceil_mode)
 
 
 def adaptive_avg_pool(size: Size) -> Layer:
-    """Mean over windows chosen so that the output is `size`, as `torch.nn.AdaptiveAvgPool2d`."""
+    """Mean over windows chosen so that the output is `size`, as `torch.nn.AdaptiveAvgPool2d`.
+
+    Raises ValueError for a size that is too small or not whole.
+    """
     kind = _kind("adaptive_avg_pool", size)
+    _check_sizes(kind, 1, size=size)
     if size in (1, (1, 1)):  # torch writes strides in this one's place, for which vmap has no rule
         return _function(kind, _mean_over_image, ranks=(4,))
     return _function(kind, lambda x: F.adaptive_avg_pool2d(x, size), ranks=(4,))

@@ -8,15 +8,19 @@ from torch import Tensor
 
 REDUCTIONS = ("mean", "sum", "none")
 
+# torch leaves out the examples of one label, by default -100: then a mean would be one over fewer
+# examples than there are, of which the mean of micro-batches' means knows nothing.
+_NOBODYS_LABEL = -(2**62)
+
 
 def cross_entropy(
     logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
     """-log softmax(logits) at the label: the mean over the batch, or the sum, or each ("none").
 
-    `logits` (N, K), floating; `labels` (N,), int64, in [0, K), or -100 for an example that isn't
-    to be counted, as in `torch.nn.functional.cross_entropy`.  The result is 0-d, or (N,) for
-    "none", and float32 for logits of lower precision, in which it is computed too.
+    `logits` (N, K), floating; `labels` (N,), int64, in [0, K): every example counts, so torch's
+    -100 is out of range too.  The result is 0-d, or (N,) for "none", and float32 for logits of
+    lower precision, in which it is computed too.
 
     With `label_smoothing` s the target is 1 - s at the label, and s / K more at every class
     (Szegedy et al., "Rethinking the Inception architecture", 2016, section 7).
@@ -32,8 +36,10 @@ def cross_entropy(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
     try:
-        return F.cross_entropy(logits, labels, **options)
-    except IndexError as error:
+        return F.cross_entropy(logits, labels, ignore_index=_NOBODYS_LABEL, **options)
+    except (IndexError, RuntimeError) as error:  # the latter under vmap
+        if "out of bounds" not in str(error):
+            raise
         raise ValueError(
             f"a label is out of range ({error}); expected 0 to {logits.shape[1] - 1} for logits of "
             f"shape {tuple(logits.shape)}: give the network as many classes as there are labels"

@@ -2,8 +2,9 @@
 
 Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) takes
 only adds, xors and rotates, which int32 tensors do with wrap-around: so a key gives the same
-numbers on every device, eager, compiled, traced or under a transform.  (16-bit numbers under `vmap`
-need a torch newer than 2.11, which can't reinterpret bits there.)
+numbers on every device, eager, compiled, traced or under a transform.  Of float64 the last digit
+may differ, of normal numbers and in a range whose width is no power of two.  (16-bit numbers under
+`vmap` need a torch newer than 2.11, which can't reinterpret bits there.)
 """
 
 import math
@@ -48,9 +49,15 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
     `seed` is a 64-bit integer, -2**63 to 2**63 - 1, in two's complement.  This is
     `jax.random.key` with `jax_enable_x64`; without it JAX drops the upper word, so the two
-    agree for seeds from 0 to 2**32 - 1.  Raises ValueError for a seed out of range.
+    agree for seeds from 0 to 2**32 - 1.  Raises TypeError for what is no integer, ValueError for a
+    seed out of range.
     """
-    seed = operator.index(seed)
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(
+            f"the seed is {seed!r}, a {type(seed).__name__}; expected an integer"
+        ) from None
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"the seed {seed} is out of range: give one from -2**63 to 2**63 - 1")
     words = [_signed(seed >> 32), _signed(seed)]
@@ -58,7 +65,10 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def split(key: Tensor, count: int = 2) -> Tensor:
-    """`count` independent keys from one: int32, shape (count, 2), as `jax.random.split`."""
+    """`count` independent keys from one: int32, shape (count, 2), as `jax.random.split`.
+
+    Raises ValueError for a negative count.
+    """
     _check_key(key)
     return torch.stack(_words(key, 0, count), dim=-1)
 
@@ -102,7 +112,7 @@ def uniform(
 
     float32, float16 and bfloat16 are JAX's bits for every range, float64 for [0, 1) and else
     up to its last rounding.  Rounding may give `maxval` itself.  Raises TypeError for another
-    dtype, ValueError for a range that is not finite or runs backwards.
+    dtype, ValueError for a range that is not finite or runs backwards, or a negative size.
     """
     finish = _uniform_from_words(dtype, minval, maxval)
     return _draw(key, shape, dtype, lambda *words: finish(*words).to(dtype))
@@ -202,6 +212,7 @@ def _words(key: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
 
     A position is the counter, so that any piece can be drawn alone.
     """
+    _check_sizes(count)
     if count > 2**31:
         raise ValueError(
             f"{count} numbers in one piece are too many, 2**31 is the limit: draw them outside "
@@ -219,6 +230,7 @@ def _draw(
 ) -> Tensor:
     """`finish` of the random words of every position of `shape`, in row-major order."""
     _check_key(key)
+    _check_sizes(*shape)
     size = math.prod(shape)
     if not _is_plain(key):
         return finish(*_words(key, 0, size)).reshape(shape)
@@ -263,8 +275,10 @@ def _uniform_from_words(
         raise ValueError(f"uniform takes minval <= maxval, both finite, got {minval} and {maxval}")
     minval, maxval = _rounded_number(minval, dtype), _rounded_number(maxval, dtype)
     step = _rounded_number(maxval - minval, dtype) * 2.0 ** -_MANTISSA_BITS[dtype]
-    # XLA fuses multiplication and addition in float32.  In float64 the product is exact, so
-    # that the sum alone is rounded, whether or not a compiler here fuses them too.
+    # XLA fuses multiplication and addition in float32: in float64 the product of two float32
+    # numbers is exact, so that the sum alone is rounded, whether or not a compiler here fuses them
+    # too.  Numbers of float64 have no wider type: unless the step is a power of two, their product
+    # is rounded too, but where a compiler fuses.
     fused = dtype == torch.float32 and minval != 0.0
     work_dtype = torch.float64 if fused or dtype == torch.float64 else torch.float32
 
@@ -339,6 +353,11 @@ def _check_key(key: Tensor) -> None:
             f"a key is an int32 tensor of shape (2,), got shape {tuple(key.shape)}: make one with "
             "funcnets.random.key(seed), and use torch.func.vmap over many"
         )
+
+
+def _check_sizes(*sizes: int) -> None:
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"a draw of {' × '.join(map(str, sizes))} numbers; expected 0 or more")
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -75,12 +75,12 @@ def shuffle_key(train_state: TrainState) -> Tensor:
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ValueError unless there is a label for each image."""
+    """Raise ValueError unless there are images, and a label for each."""
     images, labels = batch
-    if labels.ndim != 1 or len(images) != len(labels):
+    if labels.ndim != 1 or len(images) != len(labels) or not len(labels):
         raise ValueError(
             f"the batch has images of shape {tuple(images.shape)} and labels of shape "
-            f"{tuple(labels.shape)}; expected (N, …) and (N,), one label for each image"
+            f"{tuple(labels.shape)}; expected (N, …) and (N,), one label for each image, N ≥ 1"
         )
 
 
@@ -145,7 +145,8 @@ def make_train_step(
         policy: the floating types of the network; None leaves those of parameters and images.
         gradient: how the gradients are made, such as `transforms.accumulate(64)`.
 
-    Raises TypeError where one of them is something else, such as `optim.sgd` for `optim.sgd(0.1)`.
+    Raises TypeError where one of them is something else, such as `optim.sgd` for `optim.sgd(0.1)`;
+    the step raises ValueError unless it is given images, and a label for each.
     """
     check_layer(net, "the network")
     _check_optimizer(optimizer)
@@ -154,6 +155,7 @@ def make_train_step(
     net = net if policy is None else precision.cast(net, policy)
 
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
+        check_batch(batch)
         images, labels = batch
         x = images if prepare is None else prepare(images)
         key = None
@@ -186,6 +188,7 @@ def make_eval_step(
     net = net if policy is None else precision.cast(net, policy)
 
     def step(params: Params, state: State, batch: Batch) -> Measurements:
+        check_batch(batch)
         images, labels = batch
         logits, _ = net.apply(params, state, images if prepare is None else prepare(images))
         return {"loss": loss(logits, labels), "correct": metrics.correct(logits, labels)}

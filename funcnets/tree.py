@@ -88,8 +88,8 @@ def flatten_named(tree: Any) -> dict[str, Any]:
 
 
 def names(tree: Any) -> list[str]:
-    """The dotted names of the leaves of `tree`, in order."""
-    return list(flatten_named(tree))
+    """The dotted names of the leaves of `tree`, in order, one for each leaf."""
+    return [_name(path) for path, _ in _pytree.tree_flatten_with_path(tree)[0]]
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -73,6 +73,16 @@ def test_one_value_per_channel(shape: tuple[int, ...], unbiased: bool) -> None:
     assert net.apply(params, state, x)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2, 2)])
+def test_no_value_per_channel(shape: tuple[int, ...]) -> None:
+    """Refused before torch warns of it; an evaluation may be of nothing, as in `init`."""
+    net, x = sequential(bn=batch_norm()), torch.ones(shape)
+    params, state = net.init(random.key(0), x)
+    with pytest.raises(LayerError, match=r"^bn: .*no value per channel in training"):
+        net.apply(params, state, x, train=True)
+    assert net.apply(params, state, x)[0].shape == shape
+
+
 def test_statistics_of_bfloat16_are_computed_in_float32() -> None:
     # Around 256 the bfloat16 numbers are 2 apart.
     x = 256 + 2 * torch.randn(64, 1).sign().to(torch.bfloat16)

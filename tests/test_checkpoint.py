@@ -449,7 +449,10 @@ def test_leaves_that_arent_those_of_like_are_listed_ten_of_each(tmp_path):
     [
         ({"a": 1.5}, "leaf a is a float; expected a tensor"),
         ({"a": {"b": None}}, "leaf a.b is a NoneType"),
-        ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "two leaves have one dotted name"),
+        ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "one dotted name, a.b; rename keys"),
+        ({1: torch.ones(1), "1": torch.ones(1)}, "one dotted name, 1; .*alike, as 1 and '1'"),
+        ({"a.b": torch.ones(1), "a": torch.ones(1)}, r"a: this name is .*; rename keys that have"),
+        ({"a": torch.ones(1), "a.b": torch.ones(1)}, r"a\.b: a part .*; rename keys that have"),
         ({"a": torch.ones(1, device="meta")}, "leaf a is a meta tensor"),
         (
             {"a": {"b": torch.ones(1, dtype=torch.complex128)}},
@@ -485,6 +488,11 @@ def test_metadata_that_would_come_back_changed_is_refused(tmp_path, metadata):
 
 
 # Many checkpoints
+
+
+def test_a_negative_step_has_no_place(tmp_path):
+    with pytest.raises(ValueError, match="step is -1; expected 0 or more"):
+        step_path(tmp_path, -1)
 
 
 def test_latest_is_the_highest_step_and_ignores_the_rest(tmp_path):

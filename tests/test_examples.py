@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ FULL_SET = [
     *("--limit-train", "300", "--data", "bundled", "--backend", "graph"),
 ]
 EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.append(str(EXAMPLES))  # as Python does for a script there
 
 
 def load(name: str) -> ModuleType:
@@ -46,6 +48,35 @@ def test_full_set_reports_a_seed_that_diverged():
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_tested(path):
     assert f'load("{path.stem}")' in Path(__file__).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        *(
+            (name, "--limit-train 0", "limit of 0 training images; expected 1 to 10000")
+            for name in ("against_twin", "averaging", "ensemble", "full_set", "grad_cam")
+        ),
+        ("averaging", "--limit-train 10001", "limit of 10001 training images; expected 1 to"),
+        ("laplace", "--limit-train 0", "argument --limit-train: '0'; expected a whole number"),
+        ("fine_tune", "--classes 11", "argument --classes: invalid choice: 11"),
+        ("fine_tune", "--classes 0 0", "argument --classes: [0, 0]; expected each once"),
+        ("private_training", "--picture /nowhere/x.png", "'/nowhere/x.png'; expected a file in a"),
+        ("private_training", "--limit-train 256 --batch-size 512", "512; expected 256 or less"),
+    ],
+)
+def test_wrong_arguments_end_an_example_with_one_line(name, arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        load(name).main([*arguments.split(), "--data", "bundled"])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_arguments_are_taken_as_they_are(tmp_path):
+    arguments = load("arguments")
+    assert arguments.positive("12") == 12
+    assert arguments.picture("picture.png") == "picture.png"
+    assert arguments.picture(str(tmp_path / "a.png")) == str(tmp_path / "a.png")
 
 
 def test_against_twin_trains_both_alike(capsys):

@@ -225,6 +225,14 @@ def test_integer_images(entry: Entry) -> None:
         nested(entry).init(KEY, x)
 
 
+def test_arrays(entry: Entry) -> None:
+    x = example(entry).numpy()
+    message = "got ndarray input, expected a tensor"
+    assert message in error_of(entry, x, *leaves(entry))
+    with pytest.raises(LayerError, match=message):
+        nested(entry).init(KEY, x)
+
+
 def test_wrong_rank(entry: Entry) -> None:
     if entry.any_rank:
         pytest.skip("takes every rank")
@@ -263,6 +271,29 @@ def test_no_parameters(entry: Entry) -> None:
     assert "another network's" in error_of(entry, example(entry), {}, {}, train=True, key=KEY)
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("swapped", r"^conv: conv2d\(2, 1\): its part of params is \[\], without 'weight': "),
+        ("state", r"^bn: batch_norm\(\): its part of state is \[\], without 'running_mean': "),
+        ("mean", r"^bn: .* state is \['running_var'\], without 'running_mean': "),
+        ("bias", r"^bn: batch_norm\(\): its part of params is \['weight'\], without 'bias': "),
+    ],
+)
+def test_the_tree_that_lacks_a_leaf_is_named(lost: str, message: str) -> None:
+    net = sequential(conv=layers.conv2d(2, 1), bn=layers.batch_norm())
+    x = torch.ones(2, 3, 1, 1)
+    params, state = net.init(KEY, x)
+    given = {
+        "swapped": (state, params),
+        "state": (params, {}),
+        "mean": (params, {"bn": {"running_var": state["bn"]["running_var"]}}),
+        "bias": (params | {"bn": {"weight": params["bn"]["weight"]}}, state),
+    }[lost]
+    with pytest.raises(LayerError, match=message):
+        net.apply(*given, x, train=True)
+
+
 @pytest.mark.parametrize("other", NETWORKS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_parameters_of_another_network(network: str, other: str) -> None:
@@ -290,20 +321,48 @@ def test_image_too_small(layer: core.Layer, x: Tensor, message: str) -> None:
     assert message in error_of(entry, x, params, state)
 
 
-def test_impossible_options() -> None:
-    x = torch.zeros(1, 4, 5, 5)
-    for layer in (
-        layers.conv2d(0, 1),
-        layers.conv2d(3, 1, groups=2),
-        layers.conv2d(3, 1, groups=3),
-    ):
-        with pytest.raises(LayerError, match=r"^conv: conv2d.*groups"):
-            sequential(conv=layer).init(KEY, x)
-    with pytest.raises(LayerError, match=r"^fc: linear\(0\).*at least 1"):
-        sequential(fc=layers.linear(0)).init(KEY, x[..., 0, 0])
-    for rate in (-0.1, 1.0, 1.5):
-        with pytest.raises(ValueError, match="rate"):
-            layers.dropout(rate)
+@pytest.mark.parametrize("groups", [2, 3])
+def test_impossible_groups(groups: int) -> None:
+    with pytest.raises(LayerError, match=r"^conv: conv2d.*multiple of groups"):
+        sequential(conv=layers.conv2d(3, 1, groups=groups)).init(KEY, torch.zeros(1, 4, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "options", "message"),
+    [
+        (layers.conv2d, (0, 1), {}, r"^conv2d\(0, 1\): channels is 0; .* whole number, 1 or more"),
+        (layers.conv2d, (6.5, 1), {}, "channels is 6.5"),
+        (layers.conv2d, (6, "a"), {}, "kernel is 'a'; expected a whole number or two, 1 or more"),
+        (layers.conv2d, (6, (3, 3, 3)), {}, r"kernel is \(3, 3, 3\)"),
+        (layers.conv2d, (6, 3), {"stride": 0}, r"^conv2d\(6, 3, stride=0\): stride is 0"),
+        (layers.conv2d, (6, 3), {"padding": (0, -1)}, r"padding is \(0, -1\); .*, 0 or more"),
+        (layers.conv2d, (6, 3), {"padding": True}, "padding is True"),
+        (layers.conv2d, (6, 3), {"dilation": 0}, "dilation is 0"),
+        (layers.conv2d, (6, 3), {"groups": 0}, "groups is 0"),
+        (layers.linear, (0,), {}, r"^linear\(0\): features is 0; expected a whole number"),
+        (layers.linear, ("a",), {}, "features is 'a'"),
+        (layers.linear, (2.5,), {}, "features is 2.5"),
+        (layers.batch_norm, (2,), {}, "momentum is 2; expected a number from 0 to 1"),
+        (layers.batch_norm, (float("nan"),), {}, "momentum is nan"),
+        (layers.batch_norm, (), {"eps": -1}, "eps is -1; expected a finite number, 0 or more"),
+        (layers.batch_norm, (None,), {}, "momentum is None"),
+        (layers.dropout, (-0.1,), {}, "rate is -0.1"),
+        (layers.dropout, (1.0,), {}, "rate is 1.0"),
+        (layers.dropout, ("a",), {}, "rate is 'a'"),
+        (layers.max_pool, (0,), {}, r"^max_pool\(0\): kernel is 0"),
+        (layers.avg_pool, (2,), {"stride": 0}, "stride is 0"),
+        (
+            layers.avg_pool,
+            (2,),
+            {"padding": 2},
+            "padding is 2; expected half of the kernel or less",
+        ),
+        (layers.adaptive_avg_pool, (-1,), {}, "size is -1"),
+    ],
+)
+def test_impossible_options(make: Any, arguments: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(*arguments, **options)
 
 
 def test_dropout_is_its_documented_mask() -> None:

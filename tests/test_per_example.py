@@ -172,6 +172,18 @@ def test_batch_norm_without_a_meaning_is_refused(statistics):
         fast(problem(), statistics)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"statistics": "foo"}, "statistics is 'foo', .*expected one of frozen, batch_constant, b"),
+        ({"chunk_size": 0}, "chunk_size is 0, expected 1 or more"),
+    ],
+)
+def test_the_gradient_of_a_step_refuses_its_options_when_it_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        transforms.per_example(**options)
+
+
 @pytest.mark.parametrize("chunk_size", [0, -1])
 def test_a_chunk_of_none_is_refused(chunk_size):
     net, params, state, batch, key = problem()

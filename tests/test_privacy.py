@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnets
-from funcnets import optim, random, tree
+from funcnets import layers, optim, random, train, tree
 
 seeds = st.integers(0, 2**31)
 SHAPES = {"conv.weight": (3, 2, 2, 2), "conv.bias": (3,), "scale": ()}
@@ -108,6 +108,19 @@ def test_noise_of_members_under_vmap_is_a_loop_over_them():
 
     keys = random.split(random.key(0), 3)
     assert torch.equal(torch.func.vmap(noise)(keys), torch.stack([noise(key) for key in keys]))
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optim.private(1.0, 1.1, 6, random.key(1)), optim.clip_per_example(1.0)]
+)
+@pytest.mark.parametrize("features", [1, 3])
+def test_gradients_of_the_whole_batch_are_told_to_be_of_each_example(optimizer, features):
+    net, x, labels = layers.linear(features), torch.ones(6, 3), torch.zeros(6, dtype=torch.int64)
+    optimizer = optim.chain(optimizer, optim.sgd(0.1))
+    step = train.make_train_step(net, optimizer)
+    message = r"^weight: the gradient has shape \(\d, 3\), .*gradient=transforms.per_example\("
+    with pytest.raises(ValueError, match=message):
+        step(train.create(net, optimizer, random.key(0), x), (x, labels))
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,21 @@ def test_vmap_over_keys_equals_one_key_at_a_time(draw, request):
     assert_same(torch.func.vmap(draw)(keys), torch.stack([draw(key) for key in keys]))
 
 
+@given(seed=st.integers(-(2**63), 2**63 - 1), count=st.integers(0, 20))
+@settings(max_examples=20)
+def test_split_keys_are_those_that_are_folded_in_alone_and_under_vmap(seed, count):
+    """So that `core.combine` may split once."""
+
+    def folded(key):
+        return torch.stack([random.fold_in(key, i) for i in range(count)] or [key])[:count]
+
+    keys = random.split(random.key(seed), 3)
+    for key in keys:
+        assert_same(random.split(key, count), folded(key))
+    split = torch.func.vmap(lambda key: random.split(key, count))
+    assert_same(split(keys), torch.func.vmap(folded)(keys))
+
+
 def test_vmap_over_fold_in_data():
     folded = torch.func.vmap(lambda data: random.fold_in(KEY, data))(torch.arange(4))
     assert_same(folded, torch.stack([random.fold_in(KEY, data) for data in range(4)]))
@@ -326,7 +341,11 @@ def test_wrong_keys_say_how_to_make_one(draw):
     ("call", "error", "message"),
     [
         (lambda: random.key(2**63), ValueError, "out of range"),
-        (lambda: random.key(0.5), TypeError, "float"),
+        (lambda: random.key(0.5), TypeError, "the seed is 0.5, a float; expected an integer"),
+        (lambda: random.key("a"), TypeError, "the seed is 'a', a str; expected an integer"),
+        (lambda: random.split(KEY, -1), ValueError, "a draw of -1 numbers; expected 0 or more"),
+        (lambda: random.permutation(KEY, -1), ValueError, "-1 numbers; expected 0 or more"),
+        (lambda: random.uniform(KEY, (-1, -2)), ValueError, "-1 × -2 numbers; expected 0 or more"),
         (lambda: random.fold_in(KEY, -1), ValueError, "0 to 2"),
         (lambda: random.fold_in(KEY, 2**32), ValueError, "0 to 2"),
         (lambda: random.fold_in(KEY, torch.tensor(0.5)), TypeError, "float32"),

@@ -185,12 +185,31 @@ def create_of(x):
     return lambda optimizer: train.create(layers.linear(2), optimizer, random.key(0), x)
 
 
-@pytest.mark.parametrize("gradient", [transforms.accumulate(2), transforms.per_example("frozen")])
-def test_a_batch_without_a_label_for_each_image_is_refused(gradient):
-    net, optimizer, x = layers.linear(2), optim.sgd(0.1), torch.zeros(4, 3)
+@pytest.mark.parametrize(
+    "gradient", [train.batch_gradient, transforms.accumulate(2), transforms.per_example("frozen")]
+)
+@pytest.mark.parametrize(("images", "labels"), [(4, 3), (0, 0)])
+def test_a_batch_without_images_and_a_label_for_each_is_refused(gradient, images, labels):
+    net, optimizer, x = layers.linear(2), optim.sgd(0.1), torch.zeros(images, 3)
+    batch = (x, torch.arange(labels) % 2)
+    train_state = train.create(net, optimizer, random.key(0), x)
     step = train.make_train_step(net, optimizer, gradient=gradient)
-    with pytest.raises(ValueError, match=r"images of shape \(4, 3\) and labels of shape \(3,\)"):
-        step(train.create(net, optimizer, random.key(0), x), (x, torch.arange(3) % 2))
+    message = rf"images of shape \({images}, 3\) and labels of shape \({labels},\); .* N ≥ 1"
+    with pytest.raises(ValueError, match=message):
+        step(train_state, batch)
+    with pytest.raises(ValueError, match=message):
+        train.make_eval_step(net)(train_state.params, train_state.state, batch)
+
+
+@pytest.mark.parametrize("label", [-100, -1, 2])
+@pytest.mark.parametrize(
+    "gradient", [train.batch_gradient, transforms.accumulate(3), transforms.per_example("frozen")]
+)
+def test_every_gradient_refuses_a_label_out_of_range(gradient, label):
+    net, x, labels = layers.linear(2), torch.ones(4, 3), torch.tensor([0, 1, 1, label])
+    params, state = net.init(random.key(0), x)
+    with pytest.raises(ValueError, match=r"a label is out of range .*expected 0 to 1"):
+        gradient(net, losses.cross_entropy, params, state, (x, labels))
 
 
 def test_lenet_learns_from_real_images():

@@ -80,10 +80,11 @@ INDEX: dict[str, tuple[Callable[..., Layer], dict[str, Recipe]]] = {
 }
 
 
-def _choose(kind: str, name: str, known: dict[str, Any]) -> Any:
+def _choose(kind: str, name: Any, known: dict[str, Any]) -> Any:
     if name not in known:
-        begun = [other for other in known if name and other.startswith(name)]
-        close = begun or difflib.get_close_matches(name, known, n=1)
+        text = str(name)
+        begun = [other for other in known if text and other.startswith(text)]
+        close = begun or difflib.get_close_matches(text, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"no {kind} is called {name!r}: {hint}known are {', '.join(known)}")
     return known[name]

@@ -35,7 +35,7 @@ def private(max_norm: float, noise: float, batch_size: int, key: Tensor) -> Opti
     example moves the mean by max_norm / batch_size at most.
 
     How private a training is depends on how batches are drawn, which an accountant has to know.
-    Raises ValueError for a value out of range.
+    Raises ValueError for a value out of range, and from `update` as `clip_per_example` does.
     """
     check_non_negative(noise=noise)
     clip = clip_per_example(max_norm, batch_size)
@@ -48,18 +48,29 @@ def clip_per_example(max_norm: float, batch_size: int | None = None) -> Optimize
     updates = Σ g_i / max(1, ‖g_i‖ / max_norm) / batch_size, over gradients with a first axis of N,
     which the updates don't have; the divisor is N unless `batch_size` is given.
 
-    Raises ValueError unless `max_norm` is a finite number above 0 and `batch_size` at least 1.
+    Raises ValueError unless `max_norm` is a finite number above 0 and `batch_size` at least 1, and,
+    from `update`, for gradients that aren't of each example.
     """
     check("max_norm", max_norm, lambda value: 0 < value < float("inf"), "a finite number above 0")
     if batch_size is not None:
         check_steps(batch_size=batch_size)
 
     def clip(grads: Any, params: Any) -> Any:
+        tree.map_named(_check_per_example, params, grads)
         norms = per_example_norms(grads)
         weights = max_norm / norms.clamp(min=max_norm) / (batch_size or len(norms))
         return tree.map(lambda leaf: torch.tensordot(weights.to(leaf.dtype), leaf, 1), grads)
 
     return stateless(clip)
+
+
+def _check_per_example(name: str, param: Tensor, grad: Tensor) -> None:
+    if grad.ndim != param.ndim + 1 or grad.shape[1:] != param.shape:
+        raise ValueError(
+            f"{name}: the gradient has shape {tuple(grad.shape)}, the parameter "
+            f"{tuple(param.shape)}; expected a gradient of each example, with a first axis of N: "
+            "make the step with gradient=transforms.per_example(...)"
+        )
 
 
 def per_example_norms(grads: Any) -> Tensor:

@@ -70,10 +70,9 @@ def per_example_gradients(
     under `remat`.
     """
     check_batch(batch)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, expected 1 or more, or None for all at once")
     if statistics is None and count_batch_norms(net) == 0:
         statistics = "frozen"
+    _check_options(statistics, chunk_size, get_args(Meaning))
     if statistics == "batch":
         return _joined(net, params, state, batch, key, loss, chunk_size)
     if statistics == "batch_constant":
@@ -82,12 +81,19 @@ def per_example_gradients(
         _, after = measured(net, moments).apply(params, state, x, train=True, key=key)
         constant = normalized_by(net, moments, len(labels))
         return _apart(constant, params, state, batch, key, loss, chunk_size)._replace(state=after)
-    if statistics == "frozen":
-        return _apart(frozen_statistics(net), params, state, batch, key, loss, chunk_size)
-    raise ValueError(
-        f"statistics is {statistics!r}, and batch norm joins the examples: expected one of "
-        f"{', '.join(get_args(Meaning))}, which say what the gradient of one is"
-    )
+    return _apart(frozen_statistics(net), params, state, batch, key, loss, chunk_size)
+
+
+def _check_options(statistics: Any, chunk_size: Any, meanings: tuple[Any, ...]) -> None:
+    if statistics not in meanings:
+        raise ValueError(
+            f"statistics is {statistics!r}, and batch norm joins the examples: expected one of "
+            f"{', '.join(get_args(Meaning))}, which say what the gradient of one is"
+        )
+    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        raise ValueError(
+            f"chunk_size is {chunk_size!r}, expected 1 or more, or None for all at once"
+        )
 
 
 def _apart(
@@ -145,7 +151,11 @@ def per_example(statistics: Meaning | None = None, *, chunk_size: int | None = N
 
     They have a first axis of N, so the optimizer must begin with what takes them together, such as
     `optim.clip_per_example`.
+
+    Raises ValueError for other statistics, or a chunk of none; from a call, what
+    `per_example_gradients` raises.
     """
+    _check_options(statistics, chunk_size, (None, *get_args(Meaning)))
 
     def gradient(
         net: Layer,
