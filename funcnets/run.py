@@ -119,19 +119,19 @@ def configure(given: Mapping[str, Any]) -> Config:
     }
     config = Config(**(defaults | dict(given) | {"network": name, "recipe": recipe_name}))
     check(config)
-    return config
-
-
-def check(config: Config) -> None:
-    """Raise UsageError for a value out of range, or one that the device can't be used with."""
-    _check_values(config, FLAGS)
-    check_device(config.device)
     usable = (*available(config.device), "auto")
     if config.precision not in usable:
         raise UsageError(
             f"--precision is {config.precision}, which is for GPUs; on --device {config.device} "
             f"expected one of {', '.join(usable)}"
         )
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise UsageError for a value out of range, or a device that can't be used."""
+    _check_values(config, FLAGS)
+    check_device(config.device)
 
 
 def _check_values(config: Config, names: Mapping[str, str]) -> None:

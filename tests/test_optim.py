@@ -48,7 +48,8 @@ def assert_trees_equal(actual: Any, expected: Any) -> None:
 
 
 def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    # Where gradients cancel, Adam divides what is left of them by itself.
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def trained(optimizer: optim.Optimizer, params: Any, grads: list[Any]) -> tuple[Any, Any]:

@@ -116,27 +116,50 @@ def both_ways(
 ) -> tuple[Lowering, Lowering]:
     """Lowerings of a convolution and of its derivative, `name` with `forward` and `backward`.
 
-    `applies` is the rule of both, of the input, the weight, and how they are convolved.
+    `applies` is the rule of both, of the input, the weight, and how they are convolved.  Where they
+    don't fit together it isn't asked, and ATen says what is wrong.
     """
     return (
         Lowering(
             f"{name}forward",
             aten.convolution.default,
-            lambda x, weight, bias, *how: fits(bias, weight) and applies(x, weight, *how),
+            lambda x, weight, bias, *how: fits(x, weight, bias, *how) and applies(x, weight, *how),
             forward,
         ),
         Lowering(
             f"{name}backward",
             aten.convolution_backward.default,
-            lambda grad, x, weight, bias_sizes, *how: applies(x, weight, *how[:-1]),
+            lambda grad, x, weight, bias_sizes, *how: (
+                fits(x, weight, None, *how[:-1]) and applies(x, weight, *how[:-1])
+            ),
             backward,
         ),
     )
 
 
-def fits(bias: Tensor | None, weight: Tensor) -> bool:
-    """Whether it is a bias for such a weight; ATen says what is wrong with another."""
-    return bias is None or (bias.shape == weight.shape[:1] and bias.dtype is weight.dtype)
+def fits(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether they are the operands of a convolution of images that can be computed."""
+    lengths = {len(each) for each in (stride, padding, dilation)}
+    if transposed or not x.ndim == weight.ndim == 4 or lengths != {2}:
+        return False
+    sides = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
+    return (
+        x.shape[1] == weight.shape[1] * groups
+        and x.dtype is weight.dtype
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype is x.dtype))
+        and min(weight.shape) > 0
+        and all(p >= 0 and n + 2 * p > d * (k - 1) for n, k, p, d in sides)
+    )
 
 
 def is_plain_convolution(
@@ -149,23 +172,9 @@ def is_plain_convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> bool:
-    """Whether it is a convolution of images, on the CPU, without groups or dilation.
-
-    Where the operands don't fit together it is not: ATen says what is wrong.
-    """
+    """Whether it is a convolution of images, on the CPU, without groups or dilation."""
     usual = groups == 1 and not transposed and set(dilation) == {1}
-    if not usual or x.ndim != 4 or x.device.type != "cpu" or not x.numel() or weight.ndim != 4:
-        return False
-    return (
-        weight.shape[1] == x.shape[1]
-        and weight.dtype is x.dtype
-        and min(weight.shape) > 0
-        and len(stride) == len(padding) == 2
-        and min(padding) >= 0
-        and all(
-            n + 2 * p >= k for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)
-        )
-    )
+    return usual and x.ndim == 4 and x.device.type == "cpu" and x.numel() > 0
 
 
 def is_tiny(
