@@ -97,6 +97,7 @@ def test_a_function_that_draws_from_the_hidden_generator_is_refused(function):
 
 def test_a_result_that_is_no_tensor_is_refused_by_name():
     assert_refused(lambda x: {"a": {"b": 1.5}, "c": x}, r"leaf `a\.b` is 1\.5, expected a tensor")
+    assert_refused(lambda x: "s", r"the result is 's', expected a tensor")
 
 
 def test_an_error_of_the_function_comes_through():
@@ -113,6 +114,8 @@ def test_numbers_are_refused_by_name():
         jit(lambda options: options["x"], backend="graph")({"x": torch.ones(2), "rate": 0.5})
     with pytest.raises(TraceError, match=r"argument rate is 2: .*static_argnums"):
         jit(lambda x, rate: x * rate, static_argnums=1, backend="graph")(torch.ones(2), rate=2)
+    with pytest.raises(TraceError, match=r"argument 0 is .{,40}: pass a tensor"):
+        jit(lambda x: x, backend="graph")(torch.ones(1000).numpy())
 
 
 def test_a_captured_tensor_that_changes_is_noticed():

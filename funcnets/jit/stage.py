@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import math
+import reprlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -179,8 +180,9 @@ class Jitted:
             if leaf is not None and not isinstance(leaf, Tensor):
                 _, place = name.split(".", 1)
                 raise TraceError(
-                    f"jit: argument {place} is {leaf!r}: pass a tensor, as a number would be "
-                    "baked into the graph, or give it by position and name it in static_argnums"
+                    f"jit: argument {place} is {reprlib.repr(leaf)}: pass a tensor, as a number "
+                    "would be baked into the graph, or give it by position and name it in "
+                    "static_argnums"
                 )
 
     def _donated(self, structure: Structure, tensors: list[Tensor]) -> tuple[int, ...]:

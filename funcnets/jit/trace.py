@@ -5,6 +5,7 @@ optimizer are all in the graph; lowerings replace operations while it is recorde
 """
 
 import contextlib
+import reprlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -111,8 +112,9 @@ def trace(
         result = function(*values)
         for name, leaf in tree.flatten_named(result).items():
             if leaf is not None and not isinstance(leaf, Tensor):
+                what = f"the result's leaf `{name}`" if name else "the result"
                 raise TraceError(
-                    f"jit: the result's leaf `{name}` is {leaf!r}, expected a tensor: "
+                    f"jit: {what} is {reprlib.repr(leaf)}, expected a tensor: "
                     "return torch.tensor(...), or leave it out"
                 )
         outputs, structure = take_apart(result)
