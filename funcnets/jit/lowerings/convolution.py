@@ -137,18 +137,9 @@ def both_ways(
     )
 
 
-def fits(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> bool:
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> bool:
     """Whether they are the operands of a convolution of images that can be computed."""
+    stride, padding, dilation, transposed, _, groups = how
     lengths = {len(each) for each in (stride, padding, dilation)}
     if transposed or not x.ndim == weight.ndim == 4 or lengths != {2}:
         return False
