@@ -383,15 +383,6 @@ def test_a_damaged_record_stops_a_resume_with_one_line(run, file, content, messa
     assert len(err.splitlines()) == 1
 
 
-def test_a_precision_of_gpus_is_refused_by_a_resume_too_but_can_be_evaluated(run, two_epochs):
-    path = two_epochs / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "tf32"}))
-    code, _, err = run(*RESUME, two_epochs, "--device", "cpu")
-    assert code == 2
-    assert "--precision is tf32, which is for GPUs" in err
-    assert run("eval", two_epochs, "--device", "cpu")[0] == 0
-
-
 def test_summary_and_list(run):
     code, out, _ = run("summary", "resnet18", "--json", "--depth", 1)
     assert code == 0
