@@ -4,9 +4,7 @@ Each is a function of hyper-parameters that gives a `Layer`.  What an input or a
 must look like is checked here, so that an error names the layer in which it happened.
 """
 
-import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import initializers, random
+from funcnets.checks import check, check_non_negative, is_whole
 from funcnets.core import Apply, Init, Layer, LayerError, Params, State, check_input, shown
 from funcnets.initializers import Initializer
 
@@ -26,31 +25,18 @@ def _pair(size: Size) -> tuple[int, int]:
     return size if isinstance(size, tuple | list) else (size, size)
 
 
-def _check(kind: str, accept: Callable[[Any], bool], expected: str, **arguments: Any) -> None:
-    """Raise ValueError unless `accept` accepts each argument; a TypeError of it is a no."""
-    for name, value in arguments.items():
-        try:
-            accepted = accept(value)
-        except TypeError:
-            accepted = False
-        if not accepted:
-            raise ValueError(f"{kind}: {name} is {value!r}; expected {expected}")
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
 def _check_counts(kind: str, **counts: Any) -> None:
-    _check(kind, lambda value: _is_whole(value, 1), "a whole number, 1 or more", **counts)
+    for name, count in counts.items():
+        check(f"{kind}: {name}", count, lambda n: is_whole(n, 1), "a whole number, 1 or more")
 
 
 def _check_sizes(kind: str, least: int, **sizes: Any) -> None:
-    def accept(value: Any) -> bool:
-        sides = _pair(value)
-        return len(sides) == 2 and all(_is_whole(side, least) for side in sides)
-
-    _check(kind, accept, f"a whole number or two, {least} or more", **sizes)
+    for name, size in sizes.items():
+        sides = _pair(size)
+        if len(sides) != 2 or not all(is_whole(side, least) for side in sides):
+            raise ValueError(
+                f"{kind}: {name} is {size!r}; expected a whole number or two, {least} or more"
+            )
 
 
 def _kind(name: str, *arguments: Any, **options: tuple[Any, Any]) -> str:
@@ -79,7 +65,7 @@ def _leaf(
     """
     leaves = {"params": params, "state": state}
 
-    def check(x: Tensor) -> None:
+    def check_map(x: Tensor) -> None:
         check_input(kind, x)
         if not x.is_floating_point():
             raise LayerError(
@@ -91,13 +77,13 @@ def _leaf(
             raise LayerError(f"{kind}: got an input of shape {shown(x)}, expected {layout}")
 
     def checked_init(key: Tensor, x: Tensor) -> tuple[Params, State]:
-        check(x)
+        check_map(x)
         return init(key, x)
 
     def checked_apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        check(x)
+        check_map(x)
         _check_leaves(kind, leaves, params=params, state=state)
         return apply(params, state, x, train=train, key=key)
 
@@ -274,8 +260,8 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
     Ioffe and Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
     """
     kind = _kind("batch_norm", momentum=(momentum, 0.1), eps=(eps, 1e-5), unbiased=(unbiased, True))
-    _check(kind, lambda value: 0 <= value <= 1, "a number from 0 to 1", momentum=momentum)
-    _check(kind, lambda value: 0 <= value < math.inf, "a finite number, 0 or more", eps=eps)
+    check(f"{kind}: momentum", momentum, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+    check_non_negative(**{f"{kind}: eps": eps})
 
     def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
         channels, precise = x.shape[1], torch.promote_types(x.dtype, torch.float32)
@@ -372,7 +358,7 @@ def dropout(rate: float = 0.5) -> Layer:
     Raises ValueError for a rate outside [0, 1).  Srivastava et al., Dropout, 2014.
     """
     kind = _kind("dropout", rate)
-    _check(kind, lambda value: 0 <= value < 1, "a number in [0, 1)", rate=rate)
+    check(f"{kind}: rate", rate, lambda value: 0 <= value < 1, "a number in [0, 1)")
 
     def apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None

@@ -68,8 +68,8 @@ class Step:
     """A function under `jit`: compiled for batches of `size`, and for others where that is quick.
 
     The short last batch comes once an epoch: to compile it by PyTorch costs more than it can save.
-    Where compiling fails this warns and goes on uncompiled, except after a signal, which may have
-    stopped the compiler too.  Without a `backend` the function is called as it is.
+    Where PyTorch's compiler fails this warns and goes on without it, except after a signal, which
+    may have stopped the compiler too.  Without a `backend` the function is called as it is.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Step:
         tf32: bool = False,
     ) -> None:
         self.what, self.size, self.reporter, self.interrupt = what, size, reporter, interrupt
+        self._backend = backend
         self._compiles = backend not in ("graph", None)
         if backend == "native" and not native.is_available():
             reporter.warn(
@@ -121,8 +122,8 @@ class Step:
             with self.reporter.compiling(self.what):
                 result = self._compiled(*arguments)
         except CompileError as error:
-            if self.interrupt.signal is not None:
-                raise
+            if self.interrupt.signal is not None or self._backend not in COMPILED:
+                raise  # kernels in C++ are those of `graph` too
             self.reporter.warn(f"{error}; going on with --backend graph")
             self._compiles = False
             return self._as_it_is(*arguments)

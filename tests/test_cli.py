@@ -14,9 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 import funcnets.jit.compile
-from funcnets import session
-from funcnets.jit import native
+from funcnets import display, session
+from funcnets.jit import CompileError, native
 from funcnets.jit.lowerings import few, maxima, moments, pooling, winograd
+from funcnets.steps import Interrupt, Step
 
 SMALL = ["--limit-train", "192", "--batch-size", "64", "--backend", "graph", "--data", "bundled"]
 
@@ -233,6 +234,19 @@ def test_divergence_keeps_the_last_good_checkpoint(run, two_epochs):
     code, _, err = run(*RESUME, two_epochs)
     assert code == 1
     assert err.endswith("what was saved before is kept in first/checkpoints\n")
+
+
+def test_a_kernel_that_fails_ends_it_as_graph_has_the_same(capsys):
+    def failing(function, **how):
+        def call(*arguments):
+            raise CompileError("no kernel")
+
+        return call
+
+    step = Step("a step", len, 1, "native", display.Warnings(), Interrupt(), jit=failing)
+    with pytest.raises(CompileError, match="no kernel"):
+        step(([0], [0]))
+    assert "going on" not in capsys.readouterr().err
 
 
 def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from funcnets import tree
-from funcnets.optim.checks import check
+from funcnets.checks import check
 from funcnets.optim.transformations import first_step
 
 

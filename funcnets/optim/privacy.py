@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from funcnets import random, tree
-from funcnets.optim.checks import check, check_non_negative, check_steps
+from funcnets.checks import check, check_non_negative, check_steps
 from funcnets.optim.transformations import (
     Optimizer,
     chain,

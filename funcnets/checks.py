@@ -1,7 +1,8 @@
-"""What hyper-parameters are allowed to be."""
+"""What the numbers that layers and optimizers are made with are allowed to be."""
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -9,8 +10,13 @@ from torch import Tensor
 
 def check(name: str, value: Any, accept: Callable[[Any], bool], expected: str) -> None:
     """Raise ValueError unless `value` is a number that `accept` accepts."""
-    if not (isinstance(value, int | float) and accept(value)):
+    if not (isinstance(value, Real) and accept(value)):
         raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether `value` is a whole number, and `least` or more."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def check_non_negative(**values: Any) -> None:
