@@ -19,16 +19,19 @@ typedef Real Vector __attribute__((vector_size(BYTES)));
 typedef std::uint32_t Bits __attribute__((vector_size(BYTES)));
 typedef bfloat16 Half __attribute__((vector_size(BYTES / 2)));
 
+// Of a vector's lanes the first `count` are in memory; others are read as zeros.
 template <class V>
-static inline V read(const void* from) {
-    V x;
-    std::memcpy(&x, from, sizeof x);
+static inline V read(const void* from, long count = LANES) {
+    V x = {};
+    if (count >= LANES) std::memcpy(&x, from, sizeof x);
+    else std::memcpy(&x, from, count * (sizeof x / LANES));
     return x;
 }
 
 template <class V>
-static inline void write(void* to, V x) {
-    std::memcpy(to, &x, sizeof x);
+static inline void write(void* to, V x, long count = LANES) {
+    if (count >= LANES) std::memcpy(to, &x, sizeof x);
+    else std::memcpy(to, &x, count * (sizeof x / LANES));
 }
 
 // To the nearest, and between two to the even one.
@@ -41,28 +44,21 @@ static inline Half narrow(Vector x) {
     return __builtin_convertvector((shifted & is_number) | (0x7fc0 & ~is_number), Half);
 }
 
-static inline Vector load(const Stored* from) {
-    if constexpr (IS_NARROW) return (Vector)(__builtin_convertvector(read<Half>(from), Bits) << 16);
-    else return read<Vector>(from);
+static inline Bits widen(Half x) {
+#ifdef HAS_BFLOAT16
+    return (Bits)_mm512_cvtepu16_epi32((__m256i)x);  // GCC would take two halves, and join them
+#endif
+    return __builtin_convertvector(x, Bits);
 }
 
-static inline Vector load(const Stored* from, long count) {
-    if (count >= LANES) return load(from);
-    Stored part[LANES] = {};
-    std::memcpy(part, from, count * sizeof(Stored));
-    return load(part);
+static inline Vector load(const Stored* from, long count = LANES) {
+    if constexpr (IS_NARROW) return (Vector)(widen(read<Half>(from, count)) << 16);
+    else return read<Vector>(from, count);
 }
 
-static inline void store(Stored* to, Vector x) {
-    if constexpr (IS_NARROW) write(to, narrow(x));
-    else write(to, x);
-}
-
-static inline void store(Stored* to, Vector x, long count) {
-    if (count >= LANES) return store(to, x);
-    Stored part[LANES];
-    store(part, x);
-    std::memcpy(to, part, count * sizeof(Stored));
+static inline void store(Stored* to, Vector x, long count = LANES) {
+    if constexpr (IS_NARROW) write(to, narrow(x), count);
+    else write(to, x, count);
 }
 
 // Calls with the first of some channels, how many vectors they are, and how many are in each: WIDE

@@ -1,6 +1,11 @@
 // Max pools on channels_last maps, and their gradient.  The tap of a window at which its maximum is,
 // counted row by row, is a byte.  Before this text stands vectors.hpp.
 
+#if defined(__AVX512F__) && !defined(STORED_double)
+#define HAS_WIDE_BYTES
+#include <immintrin.h>
+#endif
+
 struct Sizes {
     long images, channels, height, width, out_height, out_width;
     long rows, columns, down, across, above, before;  // window, stride and padding
@@ -12,19 +17,19 @@ typedef std::uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 constexpr int WIDE = 4;  // vectors of channels at a time
 
-// So many bytes, and zeros, as whole numbers; by way of halves, as the compiler has no short way.
 static inline Whole load_bytes(const std::uint8_t* from, long count) {
-    Bytes bytes = {};
-    std::memcpy(&bytes, from, count);
+    const Bytes bytes = read<Bytes>(from, count);
+#ifdef HAS_WIDE_BYTES
+    return (Whole)_mm512_cvtepu8_epi32((__m128i)bytes);
+#endif
+    // By way of halves, as GCC has no short way.
     return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Whole);
 }
 
 // Numbers that memory's type holds, as they are.
 static inline void keep(Stored* to, Vector x, long count) {
-    Stored part[LANES];
-    if constexpr (IS_NARROW) write(part, __builtin_convertvector((Bits)x >> 16, Half));
-    else write(part, x);
-    std::memcpy(to, part, count * sizeof(Stored));
+    if constexpr (IS_NARROW) write(to, __builtin_convertvector((Bits)x >> 16, Half), count);
+    else write(to, x, count);
 }
 
 static inline void of_window(const Stored* x, Stored* y, std::uint8_t* where, const Sizes& s,
@@ -55,35 +60,45 @@ static inline void of_window(const Stored* x, Stored* y, std::uint8_t* where, co
         for (int v = 0; v < wide; ++v) {
             const long first = to + c + v * LANES;
             keep(y + first, most[v], count);
-            const Bytes bytes = __builtin_convertvector(at[v], Bytes);
-            std::memcpy(where + first, &bytes, count);
+            write(where + first, __builtin_convertvector(at[v], Bytes), count);
         }
     });
 }
 
-// Each pixel of the input gathers the gradients of the windows whose maximum it is.
-static inline void of_pixel(const Stored* gradient, const std::uint8_t* where, Stored* x,
-                            const Sizes& s, long n, long i, long j) {
-    const long row = i + s.above, column = j + s.before;
-    const long first_row = max(0l, (row - s.rows + s.down) / s.down);
-    const long first_column = max(0l, (column - s.columns + s.across) / s.across);
-    const long last_row = min(s.out_height - 1, row / s.down);
-    const long last_column = min(s.out_width - 1, column / s.across);
-    Stored* to = x + ((n * s.height + i) * s.width + j) * s.channels;
-    in_vectors<WIDE>(s.channels, [&](long c, auto wide, auto count) {
-        Vector sum[wide] = {};
-        for (long k = first_row; k <= last_row; ++k)
-            for (long l = first_column; l <= last_column; ++l) {
-                const long at = ((n * s.out_height + k) * s.out_width + l) * s.channels + c;
-                const int tap = (row - k * s.down) * s.columns + column - l * s.across;
-                for (int v = 0; v < wide; ++v) {
-                    const Whole taken = load_bytes(where + at + v * LANES, count);
-                    const Vector share = load(gradient + at + v * LANES, count);
-                    sum[v] += taken == Whole{} + tap ? share : Vector{};
+// The windows, from first to last, that cover a place along one side.
+struct Windows {
+    long first = 0, last = -1;
+    void advance(long place, long taps, long stride, long count) {
+        while (first * stride + taps <= place) ++first;
+        while (last + 1 < count && (last + 1) * stride <= place) ++last;
+    }
+};
+
+// Each pixel of a row of the input gathers the gradients of the windows whose maximum it is.
+static inline void of_row(const Stored* gradient, const std::uint8_t* where, Stored* x,
+                          const Sizes& s, long n, long i) {
+    const long row = i + s.above;
+    Windows down, across;
+    down.advance(row, s.rows, s.down, s.out_height);
+    for (long j = 0; j < s.width; ++j) {
+        const long column = j + s.before;
+        across.advance(column, s.columns, s.across, s.out_width);
+        Stored* to = x + ((n * s.height + i) * s.width + j) * s.channels;
+        in_vectors<WIDE>(s.channels, [&](long c, auto wide, auto count) {
+            Vector sum[wide] = {};
+            for (long k = down.first; k <= down.last; ++k)
+                for (long l = across.first; l <= across.last; ++l) {
+                    const long at = ((n * s.out_height + k) * s.out_width + l) * s.channels + c;
+                    const int tap = (row - k * s.down) * s.columns + column - l * s.across;
+                    for (int v = 0; v < wide; ++v) {
+                        const Whole taken = load_bytes(where + at + v * LANES, count);
+                        const Vector share = load(gradient + at + v * LANES, count);
+                        sum[v] += taken == Whole{} + tap ? share : Vector{};
+                    }
                 }
-            }
-        for (int v = 0; v < wide; ++v) store(to + c + v * LANES, sum[v], count);
-    });
+            for (int v = 0; v < wide; ++v) store(to + c + v * LANES, sum[v], count);
+        });
+    }
 }
 
 extern "C" void maxima(const Stored* x, Stored* y, std::uint8_t* where, const Sizes& s) {
@@ -97,6 +112,5 @@ extern "C" void gather(const Stored* gradient, const std::uint8_t* where, Stored
                        const Sizes& s) {
 #pragma omp parallel for collapse(2)
     for (long n = 0; n < s.images; ++n)
-        for (long i = 0; i < s.height; ++i)
-            for (long j = 0; j < s.width; ++j) of_pixel(gradient, where, x, s, n, i, j);
+        for (long i = 0; i < s.height; ++i) of_row(gradient, where, x, s, n, i);
 }

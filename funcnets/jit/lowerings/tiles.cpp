@@ -134,8 +134,8 @@ static void write_group(PixelsOf pixels, const Factors& to, long tile, long tile
             Half half[AREA];
             transform<Matrix>(first, to.channels, v, [&](int k, Vector y) { half[k] = narrow(y); });
             transform<Matrix>(second, to.channels, v, [&](int k, Vector y) {
-                const Bits low = __builtin_convertvector(half[k], Bits);
-                const Bits high = __builtin_convertvector(narrow(y), Bits) << 16;
+                const Bits low = widen(half[k]);
+                const Bits high = widen(narrow(y)) << 16;
                 write(to.at(k, v, tile), is_odd ? low : low | high);
             });
         }
