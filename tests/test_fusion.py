@@ -1,5 +1,7 @@
 """Fewer passes over a map give the same numbers, where the rules match and where they don't."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, models, precision, random, tree
-from funcnets.jit import DEFAULT, fusion
+from funcnets.jit import DEFAULT, fusion, native
 from funcnets.jit.lowerings import moments
 
 aten = torch.ops.aten
@@ -33,6 +35,32 @@ def traced(function, *arguments):
     assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
     fired = jitted.trace(*arguments).fired
     return {name.removeprefix("fusion."): times for name, times in fired.items()}
+
+
+@pytest.mark.skipif(not native.is_available(), reason="needs a compiler")
+@pytest.mark.parametrize(
+    ("function", "times"),
+    [
+        (lambda y: y.relu(), 1),
+        (lambda y: (y.relu(), 2 * y), None),  # which reads it too
+        (lambda y: (2 * y).relu(), None),
+    ],
+)
+def test_rectified(function, times):
+    """A ReLU is part of a convolution by tiles, and lets pass what is no number."""
+    x = random.normal(random.key(0), (40, 96, 12, 12), torch.float64)
+    x[1, 5, 3, 4] = torch.nan
+    weight = random.normal(random.key(1), (96, 96, 3, 3), torch.float64)
+    convolved = partial(torch.conv2d, weight=weight, bias=weight[:, 0, 0, 0], padding=1)
+    jitted = funcnets.jit(lambda x: function(convolved(x)), backend="graph")
+    actual, expected = jitted(x), function(convolved(x))
+    for a, e in zip(*map(tree.leaves, (actual, expected)), strict=True):
+        spread = a.isnan().any(1, keepdim=True).expand_as(a)
+        assert (a.isnan() | ~e.isnan()).all()
+        assert spread.sum() < a.numel() / 4
+        torch.testing.assert_close(a[~spread], e[~spread], rtol=1e-9, atol=1e-9)
+    assert jitted.trace(x).fired["winograd.forward"] == 1
+    assert jitted.trace(x).fired.get("fusion.rectified") == times
 
 
 @given(maps())

@@ -27,6 +27,7 @@ WEIGHT, BIAS, PIXEL = (numbers(4, 3, 3, 3, seed=2), numbers(4, seed=3), numbers(
 TINY = [1, 2, 3, 3, 2, 2, 1, 1, 1, 1]  # sides of input, kernel and output, stride and padding
 CALLS = [
     (winograd.CONVOLVE, (X, WEIGHT, BIAS, [1, 1], False)),
+    (winograd.CONVOLVE, (X, WEIGHT, BIAS, [1, 1], False, True)),
     (winograd.CONVOLVE, (GRAD, WEIGHT, None, [1, 1], True)),
     (winograd.WEIGHT_GRADIENT, (GRAD, X, 3, [1, 1])),
     (layout.POINTWISE, (LAST, PIXEL, BIAS, [1, 1])),

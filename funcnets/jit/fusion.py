@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from funcnets.jit.lowerings.maxima import GATHER, MAXIMA, is_usual
 from funcnets.jit.lowerings.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCALED, library
 from funcnets.jit.lowerings.recorder import unwatched
+from funcnets.jit.lowerings.winograd import CONVOLVE
 from funcnets.jit.memory import changed, viewed, written
 from funcnets.jit.recording import shaped
 
@@ -174,6 +175,14 @@ def max_pool(node: fx.Node) -> Replacements:
     return replaced
 
 
+def rectified(node: fx.Node) -> Replacements:
+    """The ReLU of a convolution by tiles, as these are written."""
+    (convolution,) = _args(node)
+    if not _is_once(convolution, CONVOLVE):
+        return {}
+    return {node: emit(node.graph, CONVOLVE, *_args(convolution), True)}
+
+
 def as_stored(node: fx.Node) -> Replacements:
     """Statistics of maps that were converted from bfloat16, of the maps as they are in memory."""
     narrow = [_narrow(operand) for operand in _args(node)]
@@ -232,6 +241,7 @@ def _narrow(value: fx.Node) -> fx.Node | None:
 Rule = Callable[[fx.Node], Replacements]
 RULES: dict[Any, tuple[Rule, ...]] = {
     aten.max_pool2d_with_indices.default: (max_pool,),
+    aten.relu.default: (rectified,),
     aten.mul.Scalar: (times_one,),
     aten.mul.Tensor: (channel_sums,),
     aten.add.Tensor: (deviation, multiply_add),

@@ -21,6 +21,7 @@ struct Sizes {
     long above, before;                             // padding
     long of_output, of_channel, of_row, of_column;  // strides of the weight
     long begin;                                     // where its first tap is
+    long is_rectified;                              // the output: no number is below 0
 
     long down() const { return (out_height + STEP - 1) / STEP; }
     long across() const { return (out_width + STEP - 1) / STEP; }
@@ -267,8 +268,10 @@ static void write_outputs(const Real* products, long apart, const Stored* bias, 
     const auto given = [&](int k) { return read<Vector>(products + k * apart); };
     transform<to_outputs>(given, [&](int k, Vector result) {
         const long i = k / STEP, j = k % STEP;
-        if (i < rows && j < columns)
-            store(y + (first + i * s.out_width + j) * s.outputs + output, result + shift, count);
+        if (i >= rows || j >= columns) return;
+        const Vector sum = result + shift, usual = sum < Vector{} ? Vector{} : sum;
+        Stored* to = y + (first + i * s.out_width + j) * s.outputs + output;
+        store(to, s.is_rectified ? usual : sum, count);
     });
 }
 

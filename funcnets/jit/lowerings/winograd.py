@@ -198,11 +198,17 @@ def sizes(x: Tensor, outputs: int, side: int, padding: Sequence[int]) -> Sizes:
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], turned: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    turned: bool,
+    rectified: bool = False,
 ) -> Tensor:
     """A convolution of stride 1: (N, C, H, W) and (O, C, k, k) -> (N, O, H', W'), channels_last.
 
     `turned`: the kernels are turned by half, and their inputs are outputs: (C, O, k, k).
+    `rectified`: the result is the ReLU of it.
     """
     x, result = channels_last(x), _empty_output(x, weight, bias, padding, turned)
     begin, strides = 0, weight.stride()
@@ -212,13 +218,18 @@ def convolve(
         strides = inputs, outputs, -row, -column
     flat = None if bias is None else bias.contiguous()
     side = weight.shape[2]
-    given = (*sizes(x, result.shape[1], side, padding), *strides, begin)
+    given = (*sizes(x, result.shape[1], side, padding), *strides, begin, rectified)
     native.call(library(side, x.dtype), "convolve", x, weight, flat, result, sizes=given)
     return result
 
 
 def _empty_output(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], turned: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    turned: bool,
+    rectified: bool = False,
 ) -> Tensor:
     given = sizes(x, weight.shape[turned], weight.shape[2], padding)
     y = x.new_empty(given.images, given.out_height, given.out_width, given.outputs)
@@ -228,7 +239,7 @@ def _empty_output(
 def weight_gradient(grad: Tensor, x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
     """The gradient of such a convolution's weight: (N, O, H', W') and x -> (O, C, k, k)."""
     grad, x, result = channels_last(grad), channels_last(x), _empty_gradient(grad, x, side, padding)
-    given = (*sizes(x, grad.shape[1], side, padding), *result.stride(), 0)
+    given = (*sizes(x, grad.shape[1], side, padding), *result.stride(), 0, False)
     native.call(library(side, x.dtype), "weight_gradient", grad, x, result, sizes=given)
     return result
 
@@ -238,7 +249,8 @@ def _empty_gradient(grad: Tensor, x: Tensor, side: int, padding: Sequence[int]) 
 
 
 CONVOLVE = define(
-    "winograd(Tensor x, Tensor weight, Tensor? bias, int[] padding, bool turned) -> Tensor",
+    "winograd(Tensor x, Tensor weight, Tensor? bias, int[] padding, bool turned, "
+    "bool rectified=False) -> Tensor",
     convolve,
     _empty_output,
 )
