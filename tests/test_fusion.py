@@ -42,6 +42,7 @@ def traced(function, *arguments):
     ("function", "times"),
     [
         (lambda y: y.relu(), 1),
+        (lambda y: y.relu().relu(), 2),
         (lambda y: (y.relu(), 2 * y), None),  # which reads it too
         (lambda y: (2 * y).relu(), None),
     ],

@@ -180,7 +180,9 @@ def rectified(node: fx.Node) -> Replacements:
     (convolution,) = _args(node)
     if not _is_once(convolution, CONVOLVE):
         return {}
-    return {node: emit(node.graph, CONVOLVE, *_args(convolution), True)}
+    return {
+        node: emit(node.graph, CONVOLVE, *_args(convolution)[:5], True)
+    }  # also of a ReLU's ReLU
 
 
 def as_stored(node: fx.Node) -> Replacements:
