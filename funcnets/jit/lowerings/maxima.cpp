@@ -1,11 +1,6 @@
 // Max pools on channels_last maps, and their gradient.  The tap of a window at which its maximum is,
 // counted row by row, is a byte.  Before this text stands vectors.hpp.
 
-#if defined(__AVX512F__) && !defined(STORED_double)
-#define HAS_WIDE_BYTES
-#include <immintrin.h>
-#endif
-
 struct Sizes {
     long images, channels, height, width, out_height, out_width;
     long rows, columns, down, across, above, before;  // window, stride and padding
@@ -19,8 +14,12 @@ constexpr int WIDE = 4;  // vectors of channels at a time
 
 static inline Whole load_bytes(const std::uint8_t* from, long count) {
     const Bytes bytes = read<Bytes>(from, count);
-#ifdef HAS_WIDE_BYTES
-    return (Whole)_mm512_cvtepu8_epi32((__m128i)bytes);
+#if defined(__AVX512F__) && defined(__has_builtin) && !defined(STORED_double)
+#if __has_builtin(__builtin_ia32_pmovzxbd512_mask)
+    // In place of <immintrin.h>, which takes a compiler as long as all of this.
+    typedef char Chars __attribute__((vector_size(LANES)));
+    return __builtin_ia32_pmovzxbd512_mask((Chars)bytes, Whole{}, 0xffff);
+#endif
 #endif
     // By way of halves, as GCC has no short way.
     return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Whole);
