@@ -180,9 +180,8 @@ def rectified(node: fx.Node) -> Replacements:
     (convolution,) = _args(node)
     if not _is_once(convolution, CONVOLVE):
         return {}
-    return {
-        node: emit(node.graph, CONVOLVE, *_args(convolution)[:5], True)
-    }  # also of a ReLU's ReLU
+    x, weight, bias, padding, turned, *_ = _args(convolution)  # which may be a ReLU already
+    return {node: emit(node.graph, CONVOLVE, x, weight, bias, padding, turned, True)}
 
 
 def as_stored(node: fx.Node) -> Replacements:

@@ -14,12 +14,10 @@ constexpr int WIDE = 4;  // vectors of channels at a time
 
 static inline Whole load_bytes(const std::uint8_t* from, long count) {
     const Bytes bytes = read<Bytes>(from, count);
-#if defined(__AVX512F__) && defined(__has_builtin) && !defined(STORED_double)
-#if __has_builtin(__builtin_ia32_pmovzxbd512_mask)
-    // In place of <immintrin.h>, which takes a compiler as long as all of this.
+#if defined(__AVX512F__) && !defined(STORED_double) && !defined(__clang__)
+    // GCC's name for it, as <immintrin.h> takes it longer to read than all of this.
     typedef char Chars __attribute__((vector_size(LANES)));
     return __builtin_ia32_pmovzxbd512_mask((Chars)bytes, Whole{}, 0xffff);
-#endif
 #endif
     // By way of halves, as GCC has no short way.
     return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Whole);

@@ -224,12 +224,7 @@ def convolve(
 
 
 def _empty_output(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: Sequence[int],
-    turned: bool,
-    rectified: bool = False,
+    x: Tensor, weight: Tensor, bias: object, padding: Sequence[int], turned: bool, *_: object
 ) -> Tensor:
     given = sizes(x, weight.shape[turned], weight.shape[2], padding)
     y = x.new_empty(given.images, given.out_height, given.out_width, given.outputs)
