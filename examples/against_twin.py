@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import funcnets
-from funcnets import data, interop, optim, random, train, twins
+from funcnets import data, interop, optim, random, train
 from funcnets.models import Recipe
+from funcnets.testing import twins
 from funcnets.train import TrainState
 
 

@@ -1,12 +1,36 @@
 """The classic convolutional networks as pure functions over parameter trees, in PyTorch.
 
-A part is imported when it is first asked for, so that the command line answers without PyTorch.
+A network is a `Layer`: a frozen record of two pure functions, `init` and `apply`.  Parameters and
+batch-norm statistics are nested dicts of tensors, and randomness comes from explicit keys:
+
+    import torch, funcnets
+    from funcnets import optim, random, train
+
+    x, y = torch.rand(256, 1, 28, 28), torch.randint(10, (256,))
+    net, recipe = funcnets.models.get("resnet18")
+    params, state = net.init(random.key(0), x)
+    logits, state = net.apply(params, state, x, train=True)
+
+    optimizer = optim.sgd(recipe.learning_rate)
+    train_state = train.create(net, optimizer, random.key(0), x)
+    step = funcnets.jit(train.make_train_step(net, optimizer), donate_argnums=0)
+    train_state, measured = step(train_state, (x, y))
+
+The package, by layer:
+
+    Layer, sequential, residual, concat, dense     a network, and how layers combine (`core`)
+    layers  models  initializers  summary          what networks are made of, and the eight of them
+    random  tree                                   keys, as JAX's; trees of tensors
+    losses  metrics  optim  precision  train       training as pure functions
+    transforms                                     ensembles, per-example gradients, curvature, …
+    jit, Lowering, Trace, TraceError, CompileError one compiled function (`compiler`)
+    data  checkpoint  runs                         images, files, run directories
+    interop  testing                               modules: state dicts, twins, equivalence
+
+Each part is imported when it is first used, so `import funcnets` is quick.
 """
 
 import importlib
-import sys
-from collections.abc import Iterable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,18 +47,24 @@ if TYPE_CHECKING:
         optim,
         precision,
         random,
+        runs,
         summary,
+        testing,
         train,
         transforms,
         tree,
     )
+    from funcnets.compiler import CompileError, Lowering, Trace, TraceError, jit
     from funcnets.core import Layer, LayerError, concat, dense, residual, sequential
-    from funcnets.jit import jit
 
 __version__ = "0.1.0"
 __all__ = [
+    "CompileError",
     "Layer",
     "LayerError",
+    "Lowering",
+    "Trace",
+    "TraceError",
     "checkpoint",
     "concat",
     "core",
@@ -51,35 +81,30 @@ __all__ = [
     "precision",
     "random",
     "residual",
+    "runs",
     "sequential",
     "summary",
+    "testing",
     "train",
     "transforms",
     "tree",
 ]
 
-# The modules of those names that aren't modules.
-_HOMES = dict.fromkeys(("Layer", "LayerError", "concat", "dense", "residual", "sequential"), "core")
+# Public names that are no modules, by the module that defines them.
+_HOMES = {
+    **dict.fromkeys(("Layer", "LayerError", "concat", "dense", "residual", "sequential"), "core"),
+    **dict.fromkeys(("CompileError", "Lowering", "Trace", "TraceError", "jit"), "compiler"),
+}
 
 
-class _Package(ModuleType):
-    """This module, whose parts come when they are asked for; `jit` is the function, always."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
-        setattr(self, name, getattr(home, name) if name in _HOMES else home)
-        return self.__dict__[name]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Whoever first imports from the subpackage funcnets.jit has Python put it here.
-        if name == "jit" and isinstance(value, ModuleType):
-            value = value.jit
-        super().__setattr__(name, value)
-
-    def __dir__(self) -> Iterable[str]:
-        return {*super().__dir__(), *__all__}
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    value = getattr(home, name) if name in _HOMES else home
+    globals()[name] = value
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,10 +6,10 @@ import sys
 def main() -> None:
     """Run the command line, which Ctrl-C stops without a traceback while it is imported too."""
     try:
-        from funcnets import cli
+        from funcnets.cli import commands
     except KeyboardInterrupt:
         sys.exit(130)
-    cli.main()
+    commands.main()
 
 
 if __name__ == "__main__":

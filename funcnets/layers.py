@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from funcnets import initializers, random
-from funcnets.checks import check, check_non_negative, is_whole
+from funcnets._validate import check, check_non_negative, is_whole
 from funcnets.core import Apply, Init, Layer, LayerError, Params, State, check_input, shown
 from funcnets.initializers import Initializer
 

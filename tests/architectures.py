@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from funcnets import layers, twins
+from funcnets import layers
 from funcnets.core import Layer, concat, dense, residual, sequential
+from funcnets.testing import twins
 
 Part = tuple[str, dict[str, Any]]
 Parts = list[Part]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from funcnets import cli
+from funcnets.cli import commands
 
 # How long an example takes says nothing on a busy machine.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -39,7 +39,7 @@ def run(own_directory, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["funcnets", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         out, err = capsys.readouterr()
         return ended.value.code or 0, out, err
 

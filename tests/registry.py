@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from funcnets import layers, models, tree, twins
+from funcnets import layers, models, tree
 from funcnets.core import Layer, concat, dense, residual, sequential
 from funcnets.models.googlenet import STAGES
+from funcnets.testing import twins
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from funcnets import random, tree, twins
+from funcnets import random, tree
 from funcnets.core import Layer, LayerError, sequential
 from funcnets.layers import batch_norm
+from funcnets.testing import twins
 
 FORMS = {
     "rows": st.tuples(st.integers(3, 6), st.integers(1, 4)),

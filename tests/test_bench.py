@@ -11,12 +11,14 @@ from rich.console import Console
 from torch import nn
 
 import funcnets
-from funcnets import bench, cli, data, layers, models, summary, tree, twins
-from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure, rewrites
-from funcnets.bench.case import Case
-from funcnets.bench.steps import COLUMNS, MODULES
-from funcnets.jit.lowerings import layout, wide
+from funcnets import bench, data, layers, models, summary, tree
+from funcnets.bench import epoch, flax_models, isolated, rewrites, rule_timings, throughput
+from funcnets.bench.cases import Case
+from funcnets.bench.contenders import COLUMNS, MODULES
+from funcnets.cli import commands
+from funcnets.compiler.lowerings import bfloat16, layout
 from funcnets.models import Recipe
+from funcnets.testing import twins
 
 LENET = Case("lenet_bn", 4, 28)
 
@@ -26,7 +28,7 @@ def run(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["funcnets", "bench", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         out, err = capsys.readouterr()
         return ended.value.code or 0, out, err
 
@@ -35,8 +37,8 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture(autouse=True)
 def small_matrices(monkeypatch):
-    monkeypatch.setattr(measure, "SMALLEST_SIDE", 8)
-    monkeypatch.setattr(measure, "LARGEST_SIDE", 16)
+    monkeypatch.setattr(throughput, "SMALLEST_SIDE", 8)
+    monkeypatch.setattr(throughput, "LARGEST_SIDE", 16)
 
 
 def tiny_net():
@@ -104,7 +106,7 @@ def fake_columns(monkeypatch, calls):
 def test_steps_take_turns(monkeypatch):
     calls, told = [], []
     fake_columns(monkeypatch, calls)
-    timings = measure.measure(
+    timings = throughput.measure(
         LENET, ["jit", "eager"], ["float32", "bfloat16"], rounds=3, report=told.append
     )
     turn = [(precision, name) for precision in ("float32", "bfloat16") for name in ("jit", "eager")]
@@ -118,16 +120,18 @@ def test_steps_take_turns(monkeypatch):
 def test_the_seconds_end_the_rounds(monkeypatch):
     calls = []
     fake_columns(monkeypatch, calls)
-    (timed,) = measure.measure(LENET, ["jit"], ["float32"], rounds=1000, seconds=0)
+    (timed,) = throughput.measure(LENET, ["jit"], ["float32"], rounds=1000, seconds=0)
     assert timed.rounds == 1
     assert timed.ratio is None
 
 
 def test_means_over_networks_are_geometric(monkeypatch):
     fake_columns(monkeypatch, [])
-    (timed,) = measure.measure(LENET, ["jit"], ["float32"], rounds=1)
+    (timed,) = throughput.measure(LENET, ["jit"], ["float32"], rounds=1)
     timings = [timed._replace(ratio=ratio) for ratio in (1.0, 4.0, None)]
-    assert measure.means(timings) == [measure.Mean("float32", "jit", 2, pytest.approx(2.0), 1.0)]
+    assert throughput.means(timings) == [
+        throughput.Mean("float32", "jit", 2, pytest.approx(2.0), 1.0)
+    ]
 
 
 def test_several_networks_end_with_the_means(run, monkeypatch):
@@ -162,7 +166,10 @@ def test_all_networks_are_at_their_recipes_sizes():
         (["--workers", "-1"], "--workers is -1"),
         (["--device", "gpu"], "--device is 'gpu', which can't be used here"),
         (["--device", "meta"], "--device is 'meta', which can't be used here"),
-        (["--epoch", "--limit-train", "20000", "--data", "bundled"], "--limit-train is 20000; exp"),
+        (
+            ["--epoch", "--limit-train", "20000", "--data", "bundled"],
+            "limit of 20000 training images",
+        ),
         (["--only", "flax"], "pip install 'funcnets[bench-jax]'"),
         (["alexnet", "--side", "9", "--only", "graph", "--rounds", "1"], "pool1"),
         (["--epoch", "--data", "nowhere", "--only", "graph"], "nowhere"),
@@ -170,7 +177,7 @@ def test_all_networks_are_at_their_recipes_sizes():
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, monkeypatch, arguments, message):
-    monkeypatch.setattr(flax_peer, "installed", lambda: False)
+    monkeypatch.setattr(flax_models, "installed", lambda: False)
     code, _, err = run(*arguments)
     assert code == 2
     assert message in err
@@ -181,8 +188,8 @@ def test_flax_is_left_out_where_it_is_not_installed(monkeypatch):
     assert "flax" in bench.columns()
     cases = [(False, "lenet_bn", 7), (True, "nin", 7), (True, "resnet18", 8)]
     for installed, network, found in cases:
-        monkeypatch.setattr(flax_peer, "installed", lambda installed=installed: installed)
-        assert len(measure.available(bench.columns(), network)) == found
+        monkeypatch.setattr(flax_models, "installed", lambda installed=installed: installed)
+        assert len(throughput.available(bench.columns(), network)) == found
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,7 @@ def test_flax_is_left_out_where_it_is_not_installed(monkeypatch):
 )
 def test_flax_has_the_same_parameters(network, precision):
     pytest.importorskip("flax")
-    step = flax_peer.step(Case(network, 4, 28), precision)
+    step = flax_models.step(Case(network, 4, 28), precision)
     step()
     net, _ = models.get(network)
     expected = summary.summarize(net, (1, 1, 28, 28), depth=0)[-1].parameters
@@ -213,7 +220,7 @@ def test_every_column_steps(column, monkeypatch, tiny):
 
 
 def test_memory_is_that_of_a_process_of_its_own():
-    cost = fresh.cost(LENET._replace(batch_size=1000), "eager", "float32")
+    cost = isolated.cost(LENET._replace(batch_size=1000), "eager", "float32")
     assert cost.first_step > 0
     assert 10**7 < cost.idle < cost.compiling
     # The first convolution alone gives 1000 · 6 · 24 · 24 numbers, and they are kept.
@@ -222,7 +229,7 @@ def test_memory_is_that_of_a_process_of_its_own():
 
 def test_a_process_that_fails_says_what_failed():
     with pytest.raises(RuntimeError, match=r"lenet_bn, eager, float32: the step failed: .*small"):
-        fresh.cost(LENET._replace(side=5), "eager", "float32")
+        isolated.cost(LENET._replace(side=5), "eager", "float32")
 
 
 def test_memory_and_first_steps_have_rows(run, monkeypatch):
@@ -233,9 +240,9 @@ def test_memory_and_first_steps_have_rows(run, monkeypatch):
             caches.append((cache, [path.name for path in Path(cache).iterdir()]))
             Path(cache, "kernel").touch()
         number = next(numbers)
-        return fresh.Cost(float(number), 0, 0, 10**6 * number)
+        return isolated.Cost(float(number), 0, 0, 10**6 * number)
 
-    monkeypatch.setattr(fresh, "cost", cost)
+    monkeypatch.setattr(isolated, "cost", cost)
     options = ("--only", "graph,eager", "--precision", "float32", "--json")
     code, out, _ = run("--memory", "--first-step", *options)
     assert code == 0
@@ -252,7 +259,9 @@ def test_memory_and_first_steps_have_rows(run, monkeypatch):
 
 
 def test_lowerings_are_timed_on_the_calls_that_a_network_makes(run, tiny, monkeypatch):
-    monkeypatch.setattr(wide, "has_bfloat16", lambda: True)  # the same rules for both precisions
+    monkeypatch.setattr(
+        bfloat16, "has_bfloat16", lambda: True
+    )  # the same rules for both precisions
     found = rewrites.rewrites(tiny, "float32")
     assert [(rewrite.name, calls) for rewrite, calls in found[:4]] == [
         ("layout.forward", 1),
@@ -270,7 +279,7 @@ def test_lowerings_are_timed_on_the_calls_that_a_network_makes(run, tiny, monkey
     for row in rows:
         assert row["lowering"] != "loops"  # which a graph has none of
         assert row["ratio"] == pytest.approx(row["operation_ms"] / row["rewrite_ms"])
-    monkeypatch.setattr(lowerings, "rewrites", lambda *arguments: [])
+    monkeypatch.setattr(rule_timings, "rewrites", lambda *arguments: [])
     code, _, err = run("tiny", "--lowerings", "--only", "graph")
     assert (code, err.count("no lowering applies")) == (0, 2)
 
@@ -285,8 +294,8 @@ def test_each_way_to_rewrite_has_its_row(run, tiny, monkeypatch):
         fc=layers.linear(10),
     )
     monkeypatch.setitem(models.INDEX, "tiny", (lambda: net, RECIPES))
-    looped, fuse_loops = [], lowerings.fuse_loops
-    monkeypatch.setattr(lowerings, "fuse_loops", lambda graph: looped.append(fuse_loops(graph)))
+    looped, fuse_loops = [], rule_timings.fuse_loops
+    monkeypatch.setattr(rule_timings, "fuse_loops", lambda graph: looped.append(fuse_loops(graph)))
     arguments = ("--lowerings", "--only", "jit,graph", "--rounds", 1, "--side", 6, "--json")
     code, out, _ = run("tiny", *arguments)
     assert code == 0
@@ -325,7 +334,7 @@ def test_what_is_rewritten_gives_the_same(network, among, precision, monkeypatch
     for rewrite, _ in found:
         if rewrite.name == "fusion.deviation":
             continue  # it is given the mean of another argument
-        given = zip((rewrite.before, rewrite.after), lowerings.inputs(rewrite), strict=True)
+        given = zip((rewrite.before, rewrite.after), rule_timings.inputs(rewrite), strict=True)
         before, after = (
             [leaf for leaf in tree.leaves(graph(*tensors)) if leaf is not None]
             for graph, tensors in given
@@ -339,11 +348,11 @@ def test_layouts_are_those_of_the_step():
     """Also of what is expanded, whose numbers share their memory."""
     fake = torch.empty(3, 4, device="meta").t()[:, None].expand(4, 2, 3)
     fake = torch.empty_strided(fake.shape, fake.stride())
-    filled = lowerings.filled(fake)
+    filled = rule_timings.filled(fake)
     assert (filled.shape, filled.stride()) == (fake.shape, fake.stride())
     assert torch.equal(filled[:, 0], filled[:, 1])
     assert len(filled[:, 0].unique()) == 12
-    assert lowerings.filled(torch.ones(2, dtype=torch.uint8)).tolist() == [0, 0]
+    assert rule_timings.filled(torch.ones(2, dtype=torch.uint8)).tolist() == [0, 0]
 
 
 def test_equal_calls_are_timed_once_and_counted(monkeypatch, tiny):
@@ -382,8 +391,8 @@ def test_both_loops_see_the_same_images():
 
 def test_a_table_tells_once_what_all_rows_share():
     rows = [
-        measure.Mean("float32", "jit", 8, 1.23456, 1234.5),
-        measure.Mean("float32", "graph", 8, 12.0, 0.5),
+        throughput.Mean("float32", "jit", 8, 1.23456, 1234.5),
+        throughput.Mean("float32", "graph", 8, 12.0, 0.5),
     ]
     console = Console(width=80)
     with console.capture() as capture:

@@ -14,15 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from funcnets import checkpoint, optim, tree
-from funcnets.checkpoint import (
-    CheckpointError,
-    latest,
-    load,
-    passed_over,
-    prune,
-    save,
-    step_path,
-)
+from funcnets.checkpoint import CheckpointError, latest, load, passed_over, prune, save, step_path
 
 METADATA = {"position": {"epoch": 3, "batch": 17}, "losses": [0.5, 1e-300], "net": "größer"}
 DTYPES = [

@@ -13,11 +13,12 @@ from subprocess import PIPE
 import pytest
 from safetensors.torch import load_file
 
-import funcnets.jit.compile
-from funcnets import display, session
-from funcnets.jit import CompileError, native
-from funcnets.jit.lowerings import few, maxima, moments, pooling, winograd
-from funcnets.steps import Interrupt, Step
+import funcnets.compiler.backends.select
+from funcnets.cli import preparation, reporters
+from funcnets.cli.compiled_step import Interrupt, Step
+from funcnets.compiler import CompileError
+from funcnets.compiler.kernels import build, max_pool
+from funcnets.compiler.lowerings import avg_pool, few_channels, moments, winograd
 
 SMALL = ["--limit-train", "192", "--batch-size", "64", "--backend", "graph", "--data", "bundled"]
 
@@ -144,7 +145,7 @@ def test_a_longer_constant_run_goes_on_to_the_same_bits(run):
 
 def start(*arguments):
     """The command line in a process of its own."""
-    command = [sys.executable, "-c", "from funcnets.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from funcnets.cli.commands import main; main()", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -243,7 +244,7 @@ def test_a_kernel_that_fails_ends_it_as_graph_has_the_same(capsys):
 
         return call
 
-    step = Step("a step", len, 1, "native", display.Warnings(), Interrupt(), jit=failing)
+    step = Step("a step", len, 1, "native", reporters.Warnings(), Interrupt(), jit=failing)
     with pytest.raises(CompileError, match="no kernel"):
         step(([0], [0]))
     assert "going on" not in capsys.readouterr().err
@@ -266,10 +267,10 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
 @pytest.fixture
 def without_compiler(monkeypatch):
     """No kernels either; what was compiled before, or wasn't, is forgotten."""
-    kernels = (few, maxima, moments, pooling, winograd)
+    kernels = (few_channels, max_pool, moments, avg_pool, winograd)
     for kernel in kernels:
         kernel.library.cache_clear()
-    monkeypatch.setattr(native, "is_available", lambda: False)
+    monkeypatch.setattr(build, "is_available", lambda: False)
     yield
     for kernel in kernels:
         kernel.library.cache_clear()
@@ -388,8 +389,8 @@ def test_a_damaged_record_stops_a_resume_with_one_line(run, file, content, messa
     Path("first").mkdir()
     Path("first/config.json").write_text(json.dumps(CONFIG))
     Path("first", file).write_text(content, errors="surrogateescape")
-    ready = session.begin(CONFIG | {"learning_rate": 1.0}, Path("other"))
-    monkeypatch.setattr(session, "_restore", lambda directory, config: ready)
+    ready = preparation.begin(CONFIG | {"learning_rate": 1.0}, Path("other"))
+    monkeypatch.setattr(preparation, "_restore", lambda directory, config: ready)
     code, _, err = run(*RESUME, "first")
     assert code == 2
     assert message in err

@@ -5,10 +5,10 @@ import torch
 
 import funcnets
 from funcnets import models, optim, precision, random, train, tree
-from funcnets.jit import cuda
-from funcnets.jit.compile import compile_graph
-from funcnets.jit.donation import donate
-from funcnets.jit.trace import trace
+from funcnets.compiler.backends import cuda
+from funcnets.compiler.backends.select import compile_graph
+from funcnets.compiler.passes.donate import donate
+from funcnets.compiler.trace import trace
 
 PLACES = (
     torch.backends.cudnn.conv,
@@ -204,7 +204,9 @@ def test_a_run_in_tf32_can_be_evaluated_and_resumed_on_a_cpu(run, monkeypatch):
     """Where it is float32."""
     options = ("--limit-train", 64, "--batch-size", 32, "--backend", "graph", "--data", "bundled")
     with monkeypatch.context() as patch:
-        patch.setattr("funcnets.run.available", lambda device: tuple(precision.POLICIES))
+        patch.setattr(
+            "funcnets.cli.configuration.available", lambda device: tuple(precision.POLICIES)
+        )
         how = ("--precision", "tf32", "--schedule", "constant", "--epochs", 1)
         assert run("train", "--run", "r", "--device", "cpu", *how, *options)[0] == 0
     assert run("eval", "r")[0] == 0

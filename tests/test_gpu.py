@@ -7,7 +7,7 @@ import torch
 
 import funcnets
 from funcnets import models, optim, random, train, tree
-from funcnets.jit import cuda
+from funcnets.compiler.backends import cuda
 
 pytestmark = [
     pytest.mark.gpu,

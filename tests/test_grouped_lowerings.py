@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, random
-from funcnets.jit.lowerings.grouped import is_faster_split, split_backward, split_forward
+from funcnets.compiler.lowerings.grouped import is_faster_split, split_backward, split_forward
 
 aten = torch.ops.aten
 pairs = st.tuples(st.integers(1, 2), st.integers(1, 2)).map(list)

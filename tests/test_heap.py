@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import funcnets
-from funcnets.jit import heap
+from funcnets.compiler.backends import heap
 
 LARGE = 1 << 26  # bytes: beyond what glibc ever takes from its heap by itself
 FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from funcnets import jit, random
-from funcnets.jit import inductor
+from funcnets.compiler.backends import inductor
 
 aten = torch.ops.aten
 X, Y, WEIGHT = (

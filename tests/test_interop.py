@@ -9,8 +9,9 @@ from registry import NETWORKS
 from torch import nn
 
 import funcnets
-from funcnets import interop, models, optim, random, train, tree, twins
+from funcnets import interop, models, optim, random, train, tree
 from funcnets.interop import InteropError
+from funcnets.testing import twins
 
 
 @pytest.fixture

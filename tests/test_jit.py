@@ -9,7 +9,7 @@ from torch.func import grad, jvp, vmap
 
 import funcnets
 from funcnets import optim, random, train, tree
-from funcnets.jit import CompileError, TraceError
+from funcnets.compiler import CompileError, TraceError
 
 jit = funcnets.jit
 

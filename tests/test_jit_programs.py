@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from funcnets import jit
-from funcnets.jit import TraceError
+from funcnets.compiler import TraceError
 
 BACKENDS = ("graph", "native")
 aten = torch.ops.aten

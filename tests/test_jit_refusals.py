@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from funcnets import jit
-from funcnets.jit import TraceError
+from funcnets.compiler import TraceError
 
 
 def branch(x):
@@ -158,7 +158,7 @@ def test_in_inference_mode_a_tensor_can_be_captured():
 
 BREAK = """
 import torch, funcnets
-from funcnets.jit import TraceError
+from funcnets import TraceError
 from torch.func import grad, jvp, vmap
 def bad(x):
     return jvp(vmap(grad(lambda y: y if y > 0 else -y)), (x,), (x,))

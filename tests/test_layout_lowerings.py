@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import checkpoint, layers, optim, random, train, tree
-from funcnets.jit import DEFAULT
-from funcnets.jit.lowerings import layout
+from funcnets.compiler import DEFAULT
+from funcnets.compiler.lowerings import layout
 
 aten = torch.ops.aten
 REST = ([1, 1], False, [0, 0], 1)

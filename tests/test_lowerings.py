@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, random
-from funcnets.jit.lowerings import convolution
-from funcnets.jit.lowerings.convolution import geometry, is_tiny, tiny_backward, tiny_forward
+from funcnets.compiler.kernels.geometry import geometry
+from funcnets.compiler.lowerings import dense
+from funcnets.compiler.lowerings.dense import is_tiny, tiny_backward, tiny_forward
 
 aten = torch.ops.aten
 REST = ([1, 1], False, [0, 0], 1)
@@ -28,7 +29,7 @@ def cases(draw):
         for extent, p in zip(side, padding, strict=True)
     ]
     inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    batch = draw(st.sampled_from([1, 2, 3, convolution.LARGE_BATCH]))
+    batch = draw(st.sampled_from([1, 2, 3, dense.LARGE_BATCH]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     x = torch.randn(batch, inputs, *side, generator=generator, dtype=torch.float64)
     weight = torch.randn(outputs, inputs, *kernel, generator=generator, dtype=torch.float64)
@@ -61,10 +62,10 @@ def test_backward(case, mask):
 def test_scatter_is_the_adjoint_of_gather(case):
     x, weight, _, stride, padding = case
     shape = geometry(x, weight, stride, padding)
-    matrix = convolution.gather_taps(weight, shape)
+    matrix = dense.gather_taps(weight, shape)
     other = torch.sin(torch.arange(matrix.numel(), dtype=torch.float64)).view(matrix.shape)
     left = (matrix * other).sum()
-    right = (weight * convolution.scatter_taps(other, weight, shape)).sum()
+    right = (weight * dense.scatter_taps(other, weight, shape)).sum()
     torch.testing.assert_close(left, right)
 
 
@@ -94,7 +95,7 @@ def test_the_rule_says_no(side, kernel, how):
 
 
 @pytest.mark.parametrize(
-    ("batch", "side", "stride"), [(2, 1, 1), (2, 2, 2), (convolution.LARGE_BATCH, 2, 1)]
+    ("batch", "side", "stride"), [(2, 1, 1), (2, 2, 2), (dense.LARGE_BATCH, 2, 1)]
 )
 def test_the_rule_says_yes(batch, side, stride):
     x, weight = torch.zeros(batch, 4, side, side), torch.zeros(4, 4, 3, 3)

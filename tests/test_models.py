@@ -22,8 +22,9 @@ from registry import NETWORKS, Network
 from torch import Tensor, nn
 
 import funcnets
-from funcnets import core, models, random, tree, twins
+from funcnets import core, models, random, tree
 from funcnets.core import Layer
+from funcnets.testing import twins
 
 TOTALS = {
     "alexnet": 46_764_746,

@@ -4,17 +4,16 @@ import pytest
 import torch
 
 from funcnets import random
-from funcnets.jit import inductor
-from funcnets.jit.lowerings import (
-    convolution,
-    few,
-    first,
-    layout,
-    maxima,
+from funcnets.compiler.backends import inductor
+from funcnets.compiler.kernels import (
+    avg_pool,
+    few_channels,
+    max_pool,
     moments,
-    pooling,
+    one_channel,
     winograd,
 )
+from funcnets.compiler.lowerings import dense, layout
 
 
 def numbers(*shape, seed=0):
@@ -34,8 +33,8 @@ CALLS = [
     (layout.POINTWISE, (LAST, PIXEL, None, [2, 3])),
     (layout.COLUMN_GRADIENT, (GRAD, X, [3, 3], [1, 1], [1, 1])),
     (layout.COLUMN_GRADIENT, (GRAD[:, :, ::2, ::3], X, [1, 1], [2, 3], [0, 0])),
-    (convolution.GATHER_TAPS, (WEIGHT, TINY)),
-    (convolution.SCATTER_TAPS, (numbers(16, 6), WEIGHT, TINY)),
+    (dense.GATHER_TAPS, (WEIGHT, TINY)),
+    (dense.SCATTER_TAPS, (numbers(16, 6), WEIGHT, TINY)),
     (moments.CHANNEL_MOMENTS, (X,)),
     (moments.CHANNEL_SUMS, (GRAD[:, :3], X)),
     (moments.CHANNEL_SUM, (X.bfloat16(),)),
@@ -43,15 +42,15 @@ CALLS = [
     (moments.SCALED, (X.bfloat16(), BIAS[:3].float(), BIAS[:3].float())),
     (moments.CHANNEL_MOMENTS, (LAST.bfloat16(),)),
     (moments.CHANNEL_SUMS, (X[:, :, 0, 0].bfloat16(), LAST[:, :, 0, 0].bfloat16())),
-    (maxima.MAXIMA, (X, [3, 2], [2, 1], [1, 0], [3, 6])),
-    (maxima.GATHER, (LAST[..., :3], LAST[..., :3].byte(), [3, 3], [1, 2], [1, 1], [6, 6])),
-    (pooling.AVERAGE, (X[..., :6], [2, 3])),
-    (pooling.SPREAD, (X, [2, 1])),
-    (few.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
-    (few.INPUT_GRADIENT, (numbers(2, 4, 4, 8), numbers(4, 3, 3, 2, seed=2), [6, 9])),
-    (few.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
-    (first.CONVOLVE, (X[:, :1], numbers(16, 1, 3, 2), None, [2, 1], [1, 0])),
-    (first.WEIGHT_GRADIENT, (numbers(2, 16, 3, 6), X[:, :1], [3, 2], [2, 1], [1, 0])),
+    (max_pool.MAXIMA, (X, [3, 2], [2, 1], [1, 0], [3, 6])),
+    (max_pool.GATHER, (LAST[..., :3], LAST[..., :3].byte(), [3, 3], [1, 2], [1, 1], [6, 6])),
+    (avg_pool.AVERAGE, (X[..., :6], [2, 3])),
+    (avg_pool.SPREAD, (X, [2, 1])),
+    (few_channels.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
+    (few_channels.INPUT_GRADIENT, (numbers(2, 4, 4, 8), numbers(4, 3, 3, 2, seed=2), [6, 9])),
+    (few_channels.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
+    (one_channel.CONVOLVE, (X[:, :1], numbers(16, 1, 3, 2), None, [2, 1], [1, 0])),
+    (one_channel.WEIGHT_GRADIENT, (numbers(2, 16, 3, 6), X[:, :1], [3, 2], [2, 1], [1, 0])),
 ]
 
 

@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from funcnets import LayerError, models, summary, twins
+from funcnets import LayerError, models, summary
+from funcnets.testing import twins
 
 # Side of the input, what parts give for one image, and the parameters of the whole.
 TABLES = {

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from funcnets import checkpoint, sweep, tree
+from funcnets import checkpoint, tree
+from funcnets.cli import sweep
 from funcnets.transforms import ensemble
 
 SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--data", "bundled"]

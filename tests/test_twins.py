@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from funcnets import twins
+from funcnets.testing import twins
 
 TOTALS = {
     "alexnet": 46_764_746,

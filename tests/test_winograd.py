@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import random
-from funcnets.jit.lowerings import winograd
+from funcnets.compiler.kernels import winograd as winograd_kernel
+from funcnets.compiler.lowerings import winograd
 
 aten = torch.ops.aten
 PLAIN = ([1, 1], False, [0, 0], 1)
@@ -27,7 +28,7 @@ def cases(draw):
     Where the rule says no, the rewrite is slower and as right.  Channels fill a vector, or don't;
     tiles are few, or more than are in work at a time.
     """
-    side = draw(st.sampled_from(list(winograd.POINTS)))
+    side = draw(st.sampled_from(list(winograd_kernel.POINTS)))
     padding = draw(st.tuples(st.integers(0, side - 1), st.integers(0, side - 1)))
     height, width = (draw(st.integers(max(1, side - 2 * p), 9)) for p in padding)
     images = draw(st.sampled_from([1, 2, 30, 70]))
@@ -54,7 +55,7 @@ def test_gradients(case):
     y = aten.convolution(x, weight, bias, [1, 1], padding, *PLAIN)
     grad = numbers(*y.shape, seed=3)
     of_input = winograd.input_gradient(grad, weight, padding)
-    of_weight = winograd.weight_gradient(grad, x, weight.shape[2], padding)
+    of_weight = winograd_kernel.weight_gradient(grad, x, weight.shape[2], padding)
     how = (list(bias.shape), [1, 1], padding, *PLAIN, [True, True, False])
     expected = aten.convolution_backward(grad, x, weight, *how)
     torch.testing.assert_close(of_input, expected[0], rtol=1e-9, atol=1e-9)
@@ -95,7 +96,7 @@ def test_errors_are_as_the_description_says(monkeypatch, side, stored, factor, m
     results = (
         winograd.forward(x, weight, None, [1, 1], [1, 1], *PLAIN),
         winograd.input_gradient(grad, weight, [1, 1]),
-        winograd.weight_gradient(grad, x, side, [1, 1]),
+        winograd_kernel.weight_gradient(grad, x, side, [1, 1]),
     )
     wide = [value.double() for value in (x, weight, grad)]
     forward = aten.convolution(*wide[:2], None, [1, 1], [1, 1], *PLAIN)
@@ -113,12 +114,12 @@ def test_what_is_no_number_stays_so(monkeypatch, factor):
     x = torch.full((1, 16, 8, 8), math.nan, dtype=torch.bfloat16)
     weight = numbers(16, 16, 3, 3).bfloat16()
     assert winograd.forward(x, weight, None, [1, 1], [1, 1], *PLAIN).isnan().all()
-    assert winograd.weight_gradient(x, x, 3, [1, 1]).isnan().all()
+    assert winograd_kernel.weight_gradient(x, x, 3, [1, 1]).isnan().all()
 
 
 def test_saved():
     """A map of 8×8 and a kernel of 3×3: 576 products by a channel, or 4 tiles' 144."""
-    given = winograd.sizes(torch.empty(25, 20, 8, 8), 30, 3, [1, 1])
+    given = winograd_kernel.sizes(torch.empty(25, 20, 8, 8), 30, 3, [1, 1])
     assert given.tiles == 100
     transformed = 100 * (20 + 30) + 3 * 20 * 30
     expected = (25 * 576 / (100 * 36) - 1) * 100 * 20 * 30 / transformed
@@ -195,7 +196,7 @@ def test_rule_of_bfloat16(monkeypatch, instructions, three, five):
         how = ([1, 1], [side // 2, side // 2], *PLAIN)
         assert winograd.is_faster(x, weight, *how) is (factor is not None)
         assert asked == ([] if factor is None else [(side, torch.bfloat16)])
-        assert factor is None or winograd.factors(side, torch.bfloat16) is factor
+        assert factor is None or winograd_kernel.factors(side, torch.bfloat16) is factor
         asked.clear()
 
 

@@ -11,13 +11,12 @@ from typing import NamedTuple
 import torch
 
 from funcnets import data, models
-from funcnets.bench import epoch, flax_peer, fresh, lowerings, measure
-from funcnets.bench.case import Case
-from funcnets.bench.steps import BACKENDS, COLUMNS, available
+from funcnets.bench import epoch, flax_models, isolated, rule_timings, throughput
+from funcnets.bench.cases import Case
+from funcnets.bench.contenders import BACKENDS, COLUMNS, available
 from funcnets.bench.table import render
-from funcnets.jit.compile import Backend, usual_backend
+from funcnets.compiler.backends.select import Backend, usual_backend
 from funcnets.precision import available as available_precisions
-from funcnets.session import limited
 
 __all__ = ["BENCHMARKS", "Machine", "Plan", "cases", "columns", "machine", "names", "render"]
 
@@ -86,7 +85,7 @@ def columns(only: str | None = None) -> tuple[str, ...]:
     Raises ValueError for an unknown one, or for Flax where it isn't installed.
     """
     chosen = names("--only", only, tuple(COLUMNS))
-    if only is not None and "flax" in chosen and not flax_peer.installed():
+    if only is not None and "flax" in chosen and not flax_models.installed():
         raise ValueError("--only has flax, which isn't here: pip install 'funcnets[bench-jax]'")
     return chosen
 
@@ -103,11 +102,13 @@ def names(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ..
     return tuple(name for name in known if name in chosen)
 
 
-def step_rows(plan: Plan, report: Report) -> Iterator[list[measure.Timing] | list[measure.Mean]]:
+def step_rows(
+    plan: Plan, report: Report
+) -> Iterator[list[throughput.Timing] | list[throughput.Mean]]:
     """Steps against their peers, a list for each network, and the means over several."""
     timings = []
     for case in plan.cases:
-        timed = measure.measure(
+        timed = throughput.measure(
             case,
             plan.columns,
             plan.precisions,
@@ -118,27 +119,27 @@ def step_rows(plan: Plan, report: Report) -> Iterator[list[measure.Timing] | lis
         yield timed
         timings += timed
         torch.compiler.reset()  # a graph is kept for each kind of call, up to a limit
-    if len(plan.cases) > 1 and (means := measure.means(timings)):
+    if len(plan.cases) > 1 and (means := throughput.means(timings)):
         yield means
 
 
-def first_step_rows(plan: Plan, report: Report) -> Iterator[list[fresh.FirstStep]]:
+def first_step_rows(plan: Plan, report: Report) -> Iterator[list[isolated.FirstStep]]:
     """Time to the first step, each in two processes of its own."""
     for case, precision in _each(plan):
         columns = available(plan.columns, case.network)
-        yield [fresh.first_step(case, column, precision) for column in columns]
+        yield [isolated.first_step(case, column, precision) for column in columns]
 
 
-def memory_rows(plan: Plan, report: Report) -> Iterator[list[fresh.Memory]]:
+def memory_rows(plan: Plan, report: Report) -> Iterator[list[isolated.Memory]]:
     """Peak memory, each in a process of its own."""
     for case, precision in _each(plan):
-        yield fresh.memory(case, available(plan.columns, case.network), precision)
+        yield isolated.memory(case, available(plan.columns, case.network), precision)
 
 
-def lowering_rows(plan: Plan, report: Report) -> Iterator[list[lowerings.Lowered]]:
+def lowering_rows(plan: Plan, report: Report) -> Iterator[list[rule_timings.Lowered]]:
     """Lowerings against the operations that they replace."""
     for case, precision in _each(plan):
-        rows = lowerings.measure(
+        rows = rule_timings.measure(
             case, precision, plan.columns, rounds=plan.rounds, seconds=plan.seconds
         )
         if rows:
@@ -153,7 +154,7 @@ def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
     for case in plan.cases:
         dataset = data.load(plan.data, device=case.device)
         if plan.limit_train is not None:
-            dataset = limited(dataset, plan.limit_train)
+            dataset = data.limit(dataset, plan.limit_train)
         report(dataset.source)
         yield epoch.measure(
             case,

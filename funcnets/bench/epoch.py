@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from funcnets import data, display, models, optim, random, timing, train, tree, twins
-from funcnets.bench.case import LEARNING_RATE, Case
+from funcnets import data, models, optim, random, timing, train, tree
+from funcnets.bench.cases import LEARNING_RATE, Case
+from funcnets.compiler import jit
+from funcnets.compiler.backends.select import Backend
 from funcnets.data import Dataset
-from funcnets.jit.compile import Backend
 from funcnets.precision import POLICIES
-from funcnets.steps import Interrupt, Step
+from funcnets.testing import twins
 
 USUAL = "DataLoader"
 
@@ -64,8 +65,7 @@ def functional_pass(case: Case, precision: str, backend: Backend) -> Pass:
     initial = train.create(net, optimizer, random.key(0, case.device), example)
     policy = POLICIES[precision]
     function = train.make_train_step(net, optimizer, prepare=prepare, policy=policy)
-    how = (case.batch_size, backend, display.Warnings(), Interrupt())
-    step = Step("the step", function, *how, donate_argnums=(0,), tf32=policy.tf32)
+    step = jit(function, donate_argnums=0, backend=backend, tf32=policy.tf32)
 
     def run(dataset: Dataset) -> None:
         batch = (dataset.train_images, dataset.train_labels)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, fx
 
 from funcnets import models, optim, random, train, tree
-from funcnets.bench.case import LEARNING_RATE, Case
-from funcnets.jit import DEFAULT, Lowering
-from funcnets.jit.compile import Backend
-from funcnets.jit.fusion import Replacements, fuse
-from funcnets.jit.loops import groups, prepare
-from funcnets.jit.lowerings import Watch
-from funcnets.jit.siblings import join_gradients
-from funcnets.jit.trace import take_apart, trace
+from funcnets.bench.cases import LEARNING_RATE, Case
+from funcnets.compiler import DEFAULT, Lowering
+from funcnets.compiler.backends.select import Backend
+from funcnets.compiler.graph.edit import Replacements
+from funcnets.compiler.loops.lower import groups, prepare
+from funcnets.compiler.lowerings import Watch
+from funcnets.compiler.passes.fuse import fuse
+from funcnets.compiler.passes.join_gradients import join_gradients
+from funcnets.compiler.trace import take_apart, trace
 from funcnets.precision import POLICIES
 
 

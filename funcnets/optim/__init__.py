@@ -4,8 +4,8 @@ An optimizer turns gradients into updates and carries its memory in a tree of te
 are chains of small ones, as in optax.  The numbers are those of `torch.optim`.
 """
 
-from funcnets.optim.averages import Average, AverageState, exponential_moving_average
 from funcnets.optim.masks import frozen, mask, masked, partition
+from funcnets.optim.moving_average import Average, AverageState, exponential_moving_average
 from funcnets.optim.privacy import (
     NoiseState,
     add_noise,

@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from funcnets import random, tree
-from funcnets.checks import check, check_non_negative, check_steps
-from funcnets.optim.transformations import (
-    Optimizer,
-    chain,
-    first_step,
-    global_norm,
-    stateless,
-)
+from funcnets._validate import check, check_non_negative, check_steps
+from funcnets.optim.transformations import Optimizer, chain, first_step, global_norm, stateless
 
 
 class NoiseState(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from funcnets.checks import check, check_non_negative, check_rate, check_steps
+from funcnets._validate import check, check_non_negative, check_rate, check_steps
 
 Schedule = Callable[[Tensor], Tensor]
 """The learning rate (0-d, float64) at a step (0-d, int64), counted from 0."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from funcnets import tree
-from funcnets.checks import check, check_non_negative, check_rate
+from funcnets._validate import check, check_non_negative, check_rate
 from funcnets.optim.schedules import Schedule
 
 LearningRate = float | Tensor | Schedule

@@ -2,9 +2,9 @@
 
 from funcnets.transforms import curvature, ensemble, laplace
 from funcnets.transforms.accumulate import accumulate
-from funcnets.transforms.average import averaged, averages, with_average
+from funcnets.transforms.averaging import averaged, averages, with_average
 from funcnets.transforms.capture import Captured, capture
-from funcnets.transforms.check import NonFiniteError, checked
+from funcnets.transforms.nan_check import NonFiniteError, checked
 from funcnets.transforms.per_example import PerExample, per_example, per_example_gradients
 from funcnets.transforms.remat import remat
 from funcnets.transforms.statistics import frozen_statistics

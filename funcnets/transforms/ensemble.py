@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from funcnets import metrics, train, tree
+from funcnets.compiler import Jitted, jit
+from funcnets.compiler.backends.select import Backend, usual_backend
 from funcnets.core import Layer, Params, State
-from funcnets.jit import Jitted, jit
-from funcnets.jit.compile import Backend, usual_backend
 from funcnets.optim import Optimizer
 from funcnets.train import Batch, Measurements, NonFiniteLoss, TrainState
-from funcnets.transforms import grouped
+from funcnets.transforms import vmap_cost
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Measurements]]
 
@@ -202,7 +202,7 @@ def faster(
     most of the work.  The arguments are those of `jit_step` and its result.
     """
     mapped = make_ensemble_step(step, shared_batch=shared_batch)
-    operations, multiply_adds = grouped.work(mapped, members, batch)
+    operations, multiply_adds = vmap_cost.work(mapped, members, batch)
     most = MOST_GROUPED_WORK[backend or usual_backend(members.step.device)]
     return "loop" if multiply_adds > most * operations * len(members.step) else "vmap"
 

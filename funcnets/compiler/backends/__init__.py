@@ -1,0 +1,1 @@
+"""Back ends: what runs or compiles a finished graph."""

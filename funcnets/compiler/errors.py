@@ -1,0 +1,9 @@
+"""Errors of `jit`."""
+
+
+class TraceError(TypeError):
+    """A function that can't be traced to a graph, and what to change in it."""
+
+
+class CompileError(RuntimeError):
+    """A graph that the back end could not compile; `backend="graph"` runs it as it is."""

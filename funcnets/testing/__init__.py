@@ -1,0 +1,1 @@
+"""Tools for proving functional networks equal to modules."""

@@ -1,0 +1,66 @@
+"""The layout of the package: what may import what, how long a file is, which names it uses."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import funcnets
+
+PACKAGE = Path(funcnets.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__main__.py" and path != PACKAGE / "__init__.py"
+}
+# Parts of the package, the lowest floor first: a file imports from lower floors, or from its part.
+FLOORS = (
+    {"_torch", "_validate"},
+    {"tree"},
+    {"random", "timing", "compiler"},
+    {"initializers", "losses", "core", "checkpoint", "data", "augment"},
+    {"metrics", "layers", "optim", "precision", "interop", "summary"},
+    {"models", "train"},
+    {"transforms", "parallel"},
+    {"testing", "runs"},
+    {"bench"},
+    {"cli"},
+)
+LONGEST_FILE = 490
+
+
+def part_of(module):
+    return module.split(".")[0]
+
+
+def imports(path):
+    """The modules of the package that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "funcnets":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("funcnets."):
+            yield node.module.removeprefix("funcnets.")
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("funcnets."):
+                    yield alias.name.removeprefix("funcnets.")
+
+
+def floor(module):
+    (found,) = (i for i, floor in enumerate(FLOORS) if part_of(module) in floor)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    homes = {"Layer": "core", "sequential": "core", "LayerError": "core", "jit": "compiler"}
+    for imported in imports(MODULES[module]):
+        target = homes.get(imported, imported)
+        if target.startswith("__") or part_of(target) == part_of(module):
+            continue
+        assert floor(target) < floor(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_too_long(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE

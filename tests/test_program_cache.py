@@ -1,0 +1,252 @@
+"""A saved program does what the traced one does, and is taken for nothing else."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import funcnets
+from funcnets import data, random
+from funcnets.cli.configuration import configure
+from funcnets.cli.preparation import Session, load
+from funcnets.compiler import TraceError
+from funcnets.compiler.backends import program_cache
+from funcnets.compiler.kernels import build
+from funcnets.compiler.lowerings import DEFAULT
+from funcnets.runs.directory import Run
+
+BACKENDS = ["graph", "native"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "funcnets"
+
+
+def programs(cache):
+    return sorted(cache.glob("*.program"))
+
+
+def step(state, x):
+    """Has a loop, a result that is no tensor, and an argument to write over."""
+    new = {"mean": state["mean"] * 0.9 + x.mean(0) * 0.1, "count": state["count"] + 1}
+    return new, ((x * 2).relu() - x, None)
+
+
+def untraced(state, x):
+    raise AssertionError("traced again")
+
+
+def arguments(rows=5):
+    x = random.normal(random.key(0), (rows, 3), torch.float64)
+    return {"mean": x.sum(0), "count": torch.tensor(2)}, x
+
+
+def refused(function=untraced, **how):
+    """Whether the step isn't found as it was saved, but traced."""
+    call = funcnets.jit(function, **{"saved_as": "step", "backend": "graph", **how})
+    with pytest.raises(AssertionError, match="traced again"):
+        call(*arguments())
+    return True
+
+
+@pytest.mark.parametrize("donate", [(), 0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_saved_program_is_the_function(backend, donate):
+    how = {"saved_as": "step", "backend": backend, "donate_argnums": donate}
+    expected = step(*arguments())
+    for function in (step, untraced):
+        state, x = arguments()
+        result = funcnets.jit(function, **how)(state, x)
+        torch.testing.assert_close(result[0], expected[0])
+        torch.testing.assert_close(result[1][0], expected[1][0])
+        assert result[1][1] is None
+        assert (result[0]["mean"] is state["mean"]) is (donate == 0)
+
+
+def test_what_differs_is_another_program(cache):
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    assert len(programs(cache)) == 1
+    assert refused(saved_as="other")
+    assert refused(saved_as=None)
+    assert refused(backend="native")
+    assert refused(lowerings=None)
+    assert refused(lowerings=DEFAULT[:-1])
+    assert refused(donate_argnums=0)
+    funcnets.jit(untraced, saved_as="step", backend="graph")(*arguments())
+    with pytest.raises(AssertionError, match="traced again"):
+        funcnets.jit(untraced, saved_as="step", backend="graph")(*arguments(rows=6))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert refused()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_static_arguments_are_told_apart():
+    def power(x, exponent):
+        return x**exponent
+
+    x = torch.tensor([2.0])
+    for exponent in (2, 3):
+        call = funcnets.jit(power, static_argnums=1, saved_as="power", backend="graph")
+        assert call(x, exponent) == 2**exponent
+
+
+class Power:
+    """Two of these print the same."""
+
+    def __init__(self, exponent):
+        self.exponent = exponent
+
+    def __repr__(self):
+        return "a power"
+
+
+def test_what_only_prints_the_same_is_not_saved(cache):
+    x = torch.tensor([2.0])
+    for power in (Power(2), Power(3)):
+        how = {"static_argnums": 1, "saved_as": "power", "backend": "graph"}
+        call = funcnets.jit(lambda x, power: x**power.exponent, **how)
+        assert call(x, power) == 2**power.exponent
+    assert programs(cache) == []
+
+
+def test_other_versions_are_other_programs(monkeypatch):
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    monkeypatch.setattr(program_cache, "versions", lambda: "another PyTorch")
+    assert refused()
+
+
+def test_what_captures_a_tensor_is_not_saved(cache):
+    offset = torch.ones(3)
+    call = funcnets.jit(lambda x: x + offset, saved_as="captures", backend="graph")
+    assert call(torch.ones(3)).tolist() == [2, 2, 2]
+    assert programs(cache) == []
+    offset += 1
+    with pytest.raises(TraceError, match="captured"):
+        call(torch.ones(3))
+
+
+def local_class():
+    class Local(NamedTuple):
+        doubled: Tensor
+
+    return Local
+
+
+@pytest.mark.parametrize("as_argument", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_cannot_be_pickled_is_not_saved(cache, backend, as_argument):
+    made = local_class()
+    how = {"saved_as": "local", "backend": backend}
+    call = funcnets.jit(lambda given: made(given[0] * 2), **how)
+    x = torch.ones(1, 3)
+    assert call(made(x) if as_argument else x).doubled.unique().tolist() == [2]
+    assert programs(cache) == []
+
+
+def test_what_fails_when_it_is_pickled_is_not_saved(cache, monkeypatch):
+    def dumps(program):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pickle.dumps", dumps)
+    call = funcnets.jit(step, saved_as="step", backend="graph")
+    torch.testing.assert_close(call(*arguments())[0], step(*arguments())[0])
+    assert programs(cache) == []
+
+
+def test_a_damaged_file_is_written_anew(cache):
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    (path,) = programs(cache)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"no program", b"\x80\x04K\x01."):
+        path.write_bytes(damaged)
+        funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+        assert path.read_bytes() == whole
+
+
+def test_no_place_to_write(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        result = funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+        torch.testing.assert_close(result[0], step(*arguments())[0])
+
+
+def test_loops_that_no_compiler_is_left_for_are_traced_again(monkeypatch):
+    funcnets.jit(step, saved_as="step", backend="native")(*arguments())
+    monkeypatch.setattr(build, "load", lambda source: None)
+    assert refused(backend="native")
+
+
+SCRIPT = """
+import sys, torch, funcnets
+from funcnets import models, optim, random, train
+net, optimizer = models.lenet_bn(10), optim.sgd(0.1)
+batch = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.long)
+state = train.create(net, optimizer, random.key(0), batch[0])
+step = funcnets.jit(train.make_train_step(net, optimizer), donate_argnums=0, saved_as="step")
+state, measured = step(state, batch)
+print(measured['loss'].item(), "torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+
+
+def test_a_new_process_needs_no_tracer():
+    """The import of which takes two seconds."""
+    command = [sys.executable, "-c", SCRIPT]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    )
+    assert first[1:] == ["True", "True"]
+    assert second == [first[0], "False", "False"]
+
+
+@pytest.mark.parametrize("command", [["train"], ["sweep", "--seeds", "2"]])
+def test_a_second_training_traces_nothing(run, monkeypatch, command):
+    arguments = [command[0], "lenet_bn", *command[1:], "--epochs", 2, "--limit-train", 300]
+    assert run(*arguments, "--run", "first")[0] == 0
+
+    def untraced(*arguments):
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr("funcnets.compiler.api.trace", untraced)
+    assert run(*arguments, "--run", "second")[0] == 0
+    first, second = map(losses_of, ("first", "second"))
+    assert second == first
+    assert None not in first
+
+
+def losses_of(directory):
+    lines = Path(directory, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["test_loss"] for line in lines]
+
+
+def test_steps_are_named_by_all_that_they_are_made_of():
+    dataset = data.load("bundled")
+    config = configure({"network": "lenet_bn"})
+    changes = {
+        "network": "lenet_bn_scratch",
+        "schedule": "cosine",
+        "learning_rate": 0.25,
+        "batch_size": 100,
+        "side": 20,
+        "epochs": 3,
+        "precision": "bfloat16",
+    }
+    configs = [config, *(replace(config, **{name: value}) for name, value in changes.items())]
+
+    def name(config):
+        _, net, make = load(config)
+        return Session(config, Run(Path()), dataset, net, make(0.1), None).step_name
+
+    assert len(set(map(name, configs))) == len(configs)
+    assert name(replace(config, seed=7, device="meta")) == name(config)
