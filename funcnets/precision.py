@@ -1,14 +1,12 @@
 """Precision: in which floating types a network keeps its parameters, computes and answers."""
 
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from funcnets import timing, tree
+from funcnets import tree
 from funcnets.core import Apply, Layer, Params, State, wrap
 
 
@@ -63,22 +61,3 @@ def cast(net: Layer, policy: Policy) -> Layer:
         return apply
 
     return replace(wrap(net, around), init=init)
-
-
-def choose(
-    steps: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int = 3,
-    clock: timing.Clock = time.perf_counter,
-) -> tuple[str, str]:
-    """The name of the fastest of `steps`, and one line that says so with the times.
-
-    Each runs twice before it counts, as its first call compiles, and then once a round, in turns.
-    """
-    for step in steps.values():
-        step()
-        step()
-    seconds = timing.medians(timing.interleave(steps, rounds, clock=clock))
-    chosen = min(seconds, key=lambda name: seconds[name])
-    measured = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in seconds.items())
-    return chosen, f"precision {chosen}, chosen by the median step: {measured}"

@@ -10,6 +10,7 @@ from comparison import random_like
 
 import funcnets
 from funcnets import core, models, optim, precision, random, timing, train, tree
+from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.precision import POLICIES, Policy
 
 X = random.uniform(random.key(1), (32, 1, 28, 28))
@@ -161,7 +162,7 @@ def test_auto_chooses_by_the_median_time_in_turns(other, chosen):
     usual = iter([0.0, 2.0, 2.0, 0.1, 2.0])
     clock = Clock(float32=usual, bfloat16=iter([90.0, other, other, 90.0, other]))
     steps = {name: clock.step(name) for name in NAMES}
-    name, why = precision.choose(steps, clock=clock)
+    name, why = fastest_precision(steps, clock=clock)
     assert name == chosen
     assert why == (
         f"precision {chosen}, chosen by the median step: "

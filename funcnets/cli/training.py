@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from funcnets import checkpoint, data, precision, timing, train, tree
 from funcnets.cli.compiled_step import Evaluation, Interrupt, Reporter, Speed, Step
+from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.cli.preparation import Session, open_run
 from funcnets.compiler import CompileError, jit
 from funcnets.metrics import Running
@@ -135,7 +136,7 @@ def _choose_precision(
     steps = {name: make_step(each) for name, each in sessions.items()}
     dataset, size = session.dataset, steps["float32"].size
     batch = (dataset.train_images[:size], dataset.train_labels[:size])
-    chosen, why = precision.choose(
+    chosen, why = fastest_precision(
         {name: timing.repeat(step, session.train_state, batch) for name, step in steps.items()}
     )
     reporter.line(why)
