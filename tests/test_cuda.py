@@ -45,14 +45,14 @@ def test_compilers_can_read_what_products_set():
     """PyTorch refuses to tell some flags while others contradict them."""
     module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten())
     x = torch.ones(1, 1, 4, 4)
-    jitted = [funcnets.jit(lambda x: x @ x + x, backend=each) for each in ("graph", "aot_eager")]
+    jitted = funcnets.jit(lambda x: x @ x + x, backend="graph")
     for tf32 in (True, False):
         torch._dynamo.reset()
         with cuda.products(tf32=tf32):
             compiled = torch.compile(module, backend="aot_eager")(x)
-            results = [function(x) for function in jitted]
+            result = jitted(x)
         torch.testing.assert_close(compiled, module(x))
-        torch.testing.assert_close(results, [x @ x + x] * 2)
+        torch.testing.assert_close(result, x @ x + x)
 
 
 class Capturer:

@@ -232,7 +232,7 @@ def training():
 # Generating code takes half a minute or more, so it is done once, with donation.
 @pytest.mark.parametrize(
     ("backend", "donate_argnums"),
-    [("graph", ()), ("graph", 0), ("native", ()), ("native", 0), ("aot_eager", 0), ("inductor", 0)],
+    [("graph", ()), ("graph", 0), ("native", ()), ("native", 0), ("inductor", 0)],
 )
 def test_a_training_step_is_the_eager_one(backend, donate_argnums):
     step, train_state, batch = training()

@@ -1,9 +1,12 @@
 """A run directory that an earlier version wrote goes on to be evaluated and resumed."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+
+from funcnets.runs.directory import Run
 
 FIXTURE = Path(__file__).with_name("fixtures") / "run_format_1"
 # What the version that wrote it measured when it went on, with two threads.
@@ -20,6 +23,12 @@ def test_it_is_evaluated(run, old_run):
     assert code == 0, err
     assert "step 98" in out
     assert f"accuracy {TESTED_AT_STEP_98:.4f} over 2,000 images" in out
+
+
+def test_a_back_end_that_was_removed_is_read_as_graph(old_run):
+    path = old_run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"backend": "aot_eager"}))
+    assert Run(old_run).read_config().backend == "graph"
 
 
 def test_it_is_resumed(run, old_run):

@@ -16,7 +16,6 @@ from funcnets.compiler.graph.edit import Replacements
 from funcnets.compiler.loops.lower import groups, prepare
 from funcnets.compiler.lowerings import Watch
 from funcnets.compiler.passes.fuse import fuse
-from funcnets.compiler.passes.join_gradients import join_gradients
 from funcnets.compiler.trace import take_apart, trace
 from funcnets.precision import POLICIES
 
@@ -69,7 +68,6 @@ def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[
     yield from _lowered(used, lowerings)
     watch = _Seen(graph.graph)
     fuse(graph, watch=watch)
-    join_gradients(graph, watch)
     yield from watch.seen
     yield from _looped(copy.deepcopy(graph))
     yield from _loopless(graph)

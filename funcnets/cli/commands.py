@@ -73,8 +73,7 @@ Backend = Annotated[
     str | None,
     typer.Option(
         help="native makes C++ of what lies between convolutions; graph runs it operation by "
-        "operation; inductor compiles all; aot_eager, to find errors, runs its graph uncompiled.  "
-        "(default: native on a CPU, elsewhere inductor)"
+        "operation; inductor compiles all.  (default: native on a CPU, elsewhere inductor)"
     ),
 ]
 

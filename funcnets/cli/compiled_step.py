@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from funcnets import data, precision, train
 from funcnets.compiler import CompileError, jit
-from funcnets.compiler.backends.select import COMPILED, Backend
+from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.kernels import build
 from funcnets.core import Layer
 from funcnets.data import Dataset
@@ -102,7 +102,7 @@ class Step:
         self._compiled = jit(function, backend=backend or "graph", **how)
         self._as_it_is = function
         if backend is not None:
-            quick: Backend = "graph" if backend in COMPILED else backend
+            quick: Backend = "graph" if backend == "inductor" else backend
             self._as_it_is = jit(function, backend=quick, **how)
         self._sizes: set[int] = set()
         self.is_first = False  # whether the last call was the first with its batch size
@@ -123,7 +123,7 @@ class Step:
             with self.reporter.compiling(self.what):
                 result = self._compiled(*arguments)
         except CompileError as error:
-            if self.interrupt.signal is not None or self._backend not in COMPILED:
+            if self.interrupt.signal is not None or self._backend != "inductor":
                 raise  # kernels in C++ are those of `graph` too
             self.reporter.warn(f"{error}; going on with --backend graph")
             self._compiles = False

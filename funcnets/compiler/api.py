@@ -24,7 +24,6 @@ from funcnets.compiler.backends import cuda, heap, program_cache
 from funcnets.compiler.backends.inductor import make_opaque, spell_out_factors
 from funcnets.compiler.backends.select import (
     BACKENDS,
-    COMPILED,
     Backend,
     Executable,
     compile_graph,
@@ -36,7 +35,6 @@ from funcnets.compiler.loops.lower import fuse_loops
 from funcnets.compiler.lowerings import DEFAULT, Lowering
 from funcnets.compiler.passes.donate import Aliases, donate
 from funcnets.compiler.passes.fuse import fuse
-from funcnets.compiler.passes.join_gradients import join_gradients
 from funcnets.compiler.passes.reuse_memory import reuse_memory
 from funcnets.compiler.recorder import is_recording
 from funcnets.compiler.trace import Structure, Trace, take_apart, trace
@@ -121,7 +119,7 @@ class Jitted:
         if backend == "graph" and self.lowerings:
             traced.fired.update(fuse(traced.graph, are_loops_to_come=False))
         aliases = donate(traced.graph, call.donated)
-        if backend not in COMPILED:
+        if backend != "inductor":
             allow_copies(traced.graph.graph)
             reuse_memory(traced.graph)
         if backend == "inductor":
@@ -139,7 +137,7 @@ class Jitted:
 
     def _place(self, call: _Call, backend: Backend) -> Path | None:
         """Where the program of a call is kept between processes, if it is."""
-        if self.saved_as is None or backend in COMPILED or not _is_plain(call.static):
+        if self.saved_as is None or backend == "inductor" or not _is_plain(call.static):
             return None
         lowerings = tuple(lowering.name for lowering in self.lowerings)
         return program_cache.place(self.saved_as, backend, lowerings, call.donated, call.key)
@@ -149,8 +147,6 @@ class Jitted:
             traced = trace(call.rebuild, call.tensors, self.lowerings)
             if self.lowerings:
                 traced.fired.update(fuse(traced.graph))
-                if joined := join_gradients(traced.graph):
-                    traced.fired["siblings"] = joined
         return traced
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
@@ -326,8 +322,7 @@ def jit(
             the graph.
         backend: `graph` runs the traced and lowered graph as it is; `native` makes loops in C++ of
             what lies between its large operations, if there is a compiler ($CXX, g++), in a second
-            or two; `inductor` is PyTorch's compiler; `aot_eager` goes through torch.compile without
-            generating code.  None: native on a CPU, elsewhere inductor.
+            or two; `inductor` is PyTorch's compiler.  None: native on a CPU, elsewhere inductor.
         lowerings: rewrites of operations that the target runs badly; None for none.
         saved_as: a name for the function, under which `graph` and `native` keep what they made of
             it in the user's cache directory, so that no other process has to trace it again.  The

@@ -57,6 +57,7 @@ class Run:
         path = self.path / "config.json"
         try:
             values = json_records.read(path)
+            values = _with_known_backend(values)
             config = Config(**json_records.check(Config, values))
             _check_values(config, {name: name for name in FLAGS})
         except OSError as error:
@@ -127,6 +128,12 @@ class Run:
         checkpoint.save(path, train_state, metadata=metadata)
         checkpoint.prune(self.checkpoints, KEPT_CHECKPOINTS)
         return path
+
+
+def _with_known_backend(values: Any) -> Any:
+    """The values of config.json, with `graph` for the back end `aot_eager` of earlier versions."""
+    is_removed = isinstance(values, dict) and values.get("backend") == "aot_eager"
+    return values | {"backend": "graph"} if is_removed else values
 
 
 def _readable(path: Path, read: Callable[[Path], Any]) -> Any:

@@ -182,7 +182,6 @@ Way = Literal["vmap", "loop"]
 MOST_GROUPED_WORK: dict[Backend, int] = {
     "native": 17_000,
     "graph": 17_000,
-    "aot_eager": 17_000,
     "inductor": 50_000,
 }
 
