@@ -109,7 +109,7 @@ def test_sgd_is_torchs(seed, rate, momentum, dampening, nesterov, weight_decay):
         lambda leaves: torch.optim.SGD(leaves, rate, **options), params, grads
     )
     assert_close(tree.leaves(actual), expected)
-    traces = [part for part in opt_state if isinstance(part, optim.TraceState)]
+    traces = [part for part in opt_state if isinstance(part, optim.MomentumState)]
     assert len(traces) == (momentum > 0)
     for part in traces:
         assert_close(tree.leaves(part.trace), buffers(reference, "momentum_buffer"))

@@ -1,7 +1,19 @@
 """Optimizers as pairs of pure functions, and learning rates as functions of the step.
 
-An optimizer turns gradients into updates and carries its memory in a tree of tensors; big ones
-are chains of small ones, as in optax.  The numbers are those of `torch.optim`.
+An optimizer turns gradients into updates, and keeps its state in a tree of tensors.  Larger ones
+are chains of small gradient transformations, as in optax; the numbers are those of `torch.optim`.
+
+>>> import torch
+>>> from funcnets import optim
+>>> optimizer = optim.chain(
+...     optim.clip_by_global_norm(1.0),
+...     optim.masked(optim.add_decayed_weights(1e-4), "*.weight"),
+...     optim.sgd(optim.warmup(100, optim.cosine(0.1, total_steps=900)), momentum=0.9),
+... )
+>>> params = {"fc": {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}}
+>>> opt_state = optimizer.init(params)
+>>> updates, opt_state = optimizer.update(params, opt_state, params)
+>>> params = optim.apply_updates(params, updates)
 """
 
 from funcnets.optim.masks import frozen, mask, masked, partition
@@ -25,12 +37,13 @@ from funcnets.optim.schedules import (
 from funcnets.optim.transformations import (
     AdamState,
     LearningRate,
+    MomentumState,
     Optimizer,
     StepState,
-    TraceState,
     adam,
     adamw,
     add_decayed_weights,
+    add_momentum,
     apply_updates,
     chain,
     clip_by_global_norm,
@@ -39,7 +52,6 @@ from funcnets.optim.transformations import (
     scale_by_adam,
     scale_by_learning_rate,
     sgd,
-    trace,
 )
 
 __all__ = [
@@ -47,14 +59,15 @@ __all__ = [
     "Average",
     "AverageState",
     "LearningRate",
+    "MomentumState",
     "NoiseState",
     "Optimizer",
     "Schedule",
     "StepState",
-    "TraceState",
     "adam",
     "adamw",
     "add_decayed_weights",
+    "add_momentum",
     "add_noise",
     "apply_updates",
     "chain",
@@ -77,6 +90,5 @@ __all__ = [
     "scale_by_learning_rate",
     "sgd",
     "step_decay",
-    "trace",
     "warmup",
 ]

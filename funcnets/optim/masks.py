@@ -1,6 +1,7 @@
-"""Optimizers for parts of the parameters, which patterns of dotted names choose.
+"""Optimizers for parts of the parameters, selected by patterns of dotted names.
 
-A pattern is the shell's: `stage1.*` is all below `stage1`, `*.weight` every weight, `*` everything.
+A pattern is a shell pattern: `stage1.*` matches all names below `stage1`, `*.weight` every weight,
+`*` everything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +14,24 @@ from funcnets.optim.transformations import Optimizer, stateless
 
 
 def mask(params: Any, *patterns: str) -> Any:
-    """The tree of `params` with True at each leaf whose name matches a pattern, else False.
+    """Return the tree of `params` with True at each leaf whose name matches a pattern, else False.
 
     Raises ValueError for a pattern that matches no leaf.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> optim.mask({"fc": {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}}, "*.weight")
+    {'fc': {'weight': True, 'bias': False}}
     """
     names = tree.names(params)
-    chosen = {name for pattern in patterns for name in _matching(names, pattern)}
-    return tree.map_named(lambda name, leaf: name in chosen, params)
+    matching = {name for pattern in patterns for name in _matching(names, pattern)}
+    return tree.map_named(lambda name, leaf: name in matching, params)
 
 
 def frozen() -> Optimizer:
-    """Updates of zero, and no state: what it is given stays as it is.
+    """Return the optimizer whose updates are zero, and which has no state.
 
-    Of the gradients only dtypes are read, so that `jit` leaves their computation out.
+    It reads only the dtypes of the gradients, so that `jit` removes their computation.
     """
     return stateless(
         lambda grads, params: tree.map(
@@ -35,43 +41,64 @@ def frozen() -> Optimizer:
 
 
 def masked(optimizer: Optimizer, *patterns: str) -> Optimizer:
-    """`optimizer` for the leaves whose name matches a pattern; the rest pass through unchanged.
+    """Return `optimizer` for the leaves whose name matches a pattern; the rest pass through.
 
-    Weight decay on weights alone: `chain(masked(add_decayed_weights(1e-4), "*.weight"), sgd(0.1))`.
-    Its state is that of `optimizer`, for those leaves by their dotted names.
+    Updates of leaves that match no pattern are the gradients, unchanged, as in optax: use it for
+    one part of a `chain`, and `partition` for whole optimizers.  The state is that of `optimizer`,
+    for the matching leaves by their dotted names.
 
     Raises ValueError, from `init` and `update`, for a pattern that matches no leaf.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> decay = optim.masked(optim.add_decayed_weights(0.1), "*.weight")  # not for biases
+    >>> optimizer = optim.chain(decay, optim.sgd(1.0))
+    >>> params = {"fc": {"weight": torch.ones(1), "bias": torch.ones(1)}}
+    >>> grads = {"fc": {"weight": torch.zeros(1), "bias": torch.zeros(1)}}
+    >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    >>> optim.apply_updates(params, updates)
+    {'fc': {'weight': tensor([0.9000]), 'bias': tensor([1.])}}
     """
 
-    def choose(params: Any) -> list[str]:
-        chosen = tree.flatten_named(mask(params, *patterns))
-        return [name for name in chosen if chosen[name]]
+    def matching_names(params: Any) -> list[str]:
+        flags = tree.flatten_named(mask(params, *patterns))
+        return [name for name in flags if flags[name]]
 
     def init(params: Any) -> Any:
-        return optimizer.init(_pick(params, choose(params)))
+        return optimizer.init(_select(params, matching_names(params)))
 
     def update(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-        names = choose(params)
-        updates, opt_state = optimizer.update(_pick(grads, names), opt_state, _pick(params, names))
+        names = matching_names(params)
+        updates, opt_state = optimizer.update(
+            _select(grads, names), opt_state, _select(params, names)
+        )
         return tree.map_named(lambda name, grad: updates.get(name, grad), grads), opt_state
 
     return Optimizer(init, update)
 
 
 def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
-    """An optimizer for each part: a leaf goes to the first pattern that its name matches.
+    """Return one optimizer made of several, each for the leaves that its pattern matches first.
 
-    `partition({"stage1.*": frozen(), "fc.*": sgd(0.1), "*": sgd(0.01)})`.  Its state is a dict from
-    each pattern to the state of its optimizer, for its leaves by their dotted names.
+    The patterns are tried in the order of the mapping.  The state is a dict from each pattern to
+    the state of its optimizer, for its leaves by their dotted names.
 
     Raises ValueError, from `init` and `update`, for a pattern that matches no leaf, or only
     leaves of earlier patterns, and for a leaf that no pattern matches.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> optimizer = optim.partition({"fc.*": optim.sgd(0.5), "*": optim.frozen()})
+    >>> params = {"stem": {"bias": torch.ones(1)}, "fc": {"bias": torch.ones(1)}}
+    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> optim.apply_updates(params, updates)
+    {'stem': {'bias': tensor([1.])}, 'fc': {'bias': tensor([0.5000])}}
     """
 
     def init(params: Any) -> dict[str, Any]:
-        parts = _divide(tree.names(params), list(optimizers))
+        parts = _assign(tree.names(params), list(optimizers))
         return {
-            pattern: optimizers[pattern].init(_pick(params, names))
+            pattern: optimizers[pattern].init(_select(params, names))
             for pattern, names in parts.items()
         }
 
@@ -79,13 +106,14 @@ def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
         if opt_state.keys() != optimizers.keys():
             raise ValueError(
                 f"opt_state has parts {tree.listed(list(opt_state))}; expected "
-                f"{tree.listed(list(optimizers))}: pass what this optimizer's own init gave"
+                f"{tree.listed(list(optimizers))}: pass the state that this optimizer's own init "
+                "returned"
             )
         updates: dict[str, Any] = {}
         states: dict[str, Any] = {}
-        for pattern, names in _divide(tree.names(params), list(optimizers)).items():
+        for pattern, names in _assign(tree.names(params), list(optimizers)).items():
             part, states[pattern] = optimizers[pattern].update(
-                _pick(grads, names), opt_state[pattern], _pick(params, names)
+                _select(grads, names), opt_state[pattern], _select(params, names)
             )
             updates |= part
         return tree.map_named(lambda name, grad: updates[name], grads), states
@@ -93,27 +121,29 @@ def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     return Optimizer(init, update)
 
 
-def _pick(values: Any, names: Sequence[str]) -> dict[str, Any]:
+def _select(values: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the leaves with these dotted names, by name."""
     named = tree.flatten_named(values)
     return {name: named[name] for name in names}
 
 
-def _divide(names: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str]]:
-    """The names that each pattern matches first, in order."""
+def _assign(names: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names that each pattern is the first to match; see `partition` for errors."""
     parts: dict[str, list[str]] = {}
-    left = list(names)
+    unassigned = list(names)
     for pattern in patterns:
         matching = _matching(names, pattern)
-        parts[pattern] = [name for name in left if name in matching]
-        left = [name for name in left if name not in matching]
+        parts[pattern] = [name for name in unassigned if name in matching]
+        unassigned = [name for name in unassigned if name not in matching]
         if not parts[pattern]:
             raise ValueError(
-                f"the pattern `{pattern}` comes too late: earlier ones match all that it matches; "
-                "put it before them"
+                f"the pattern `{pattern}` comes too late: earlier patterns match all leaves that "
+                "it matches; put it before them"
             )
-    if left:
+    if unassigned:
         raise ValueError(
-            f"no pattern matches {tree.listed(left)}: add one, such as `*` at the end for the rest"
+            f"no pattern matches {tree.listed(unassigned)}: add one, such as `*` at the end for "
+            "the rest"
         )
     return parts
 

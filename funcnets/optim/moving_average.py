@@ -1,4 +1,4 @@
-"""Running averages of what is trained, for evaluation."""
+"""Moving averages of parameters and statistics, for evaluation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from funcnets import tree
 from funcnets._validate import check
-from funcnets.optim.transformations import first_step
+from funcnets.optim.transformations import step_zero
 
 
 class AverageState(NamedTuple):
-    """A running average, which can be read at any time."""
+    """A moving average, which can be read at any time."""
 
-    step: Tensor  # int64, (): values averaged so far
+    step: Tensor  # int64, 0-d: values averaged so far
     average: Any  # like the values, in float32 or wider
 
 
@@ -23,7 +23,7 @@ class Average(NamedTuple):
 
     Attributes:
         init: `init(values) -> AverageState`, before the first update.
-        update: `update(values, average_state) -> AverageState`, with the new values in it.
+        update: `update(values, average_state) -> AverageState`, with the new values included.
     """
 
     init: Callable[[Any], AverageState]
@@ -33,19 +33,26 @@ class Average(NamedTuple):
 def exponential_moving_average(decay: float, *, debias: bool = False) -> Average:
     """average = decay · average + (1 - decay) · values, in float32 or wider.
 
-    It starts from the values that `init` is given.  With `debias` these do not count: after t
-    updates a value's weight is (1 - decay) · decay^age / (1 - decay^t), the bias correction of
-    Adam (Kingma and Ba, 2015, section 3), which weighs the updates alone.
+    The average starts at the values that `init` is given.  With `debias` the initial values have
+    no weight: after t updates the weight of a value is (1 - decay) · decay^age / (1 - decay^t),
+    the bias correction of Adam (Kingma and Ba, 2015, section 3).
 
     Raises ValueError for a decay outside [0, 1).  Polyak and Juditsky, "Acceleration of stochastic
     approximation by averaging", 1992; as in Szegedy et al., 2016, section 8.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> average = optim.exponential_moving_average(0.75)
+    >>> average_state = average.init({"bias": torch.tensor([0.0])})
+    >>> average.update({"bias": torch.tensor([4.0])}, average_state).average
+    {'bias': tensor([1.])}
     """
     check("decay", decay, lambda value: 0 <= value < 1, "a number in [0, 1)")
 
     def init(values: Any) -> AverageState:
-        # A copy, so that the memory of one may be donated without the other's.
+        # A copy, so that the values may be donated and the average kept, or the other way round.
         return AverageState(
-            first_step(values), tree.map(lambda leaf: _precise(leaf).clone(), values)
+            step_zero(values), tree.map(lambda leaf: _widened(leaf).clone(), values)
         )
 
     def update(values: Any, state: AverageState) -> AverageState:
@@ -55,13 +62,13 @@ def exponential_moving_average(decay: float, *, debias: bool = False) -> Average
             weight = weight / (1 - decay ** step.to(torch.float64))
 
         def moved(value: Tensor, average: Tensor) -> Tensor:
-            return torch.lerp(average, _precise(value), weight.to(average.dtype))
+            return torch.lerp(average, _widened(value), weight.to(average.dtype))
 
         return AverageState(step, tree.map(moved, values, state.average))
 
     return Average(init, update)
 
 
-def _precise(leaf: Tensor) -> Tensor:
+def _widened(leaf: Tensor) -> Tensor:
     # In bfloat16 an average of decay 0.999 would never move.
     return leaf.to(torch.promote_types(leaf.dtype, torch.float32))

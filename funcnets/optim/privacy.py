@@ -1,4 +1,4 @@
-"""Clipping of each example's gradient, and noise: the parts of differentially private SGD.
+"""Clipping of per-example gradients, and noise: the parts of differentially private SGD (DP-SGD).
 
 Abadi et al., "Deep learning with differential privacy", 2016, algorithm 1.
 """
@@ -10,25 +10,36 @@ from torch import Tensor
 
 from funcnets import random, tree
 from funcnets._validate import check, check_non_negative, check_steps
-from funcnets.optim.transformations import Optimizer, chain, first_step, global_norm, stateless
+from funcnets.optim.transformations import Optimizer, chain, global_norm, stateless, step_zero
 
 
 class NoiseState(NamedTuple):
-    """Memory of `add_noise`."""
+    """State of `add_noise`."""
 
-    step: Tensor  # int64, (): updates made so far
+    step: Tensor  # int64, 0-d: updates made so far
     key: Tensor  # int32, (2,)
 
 
 def private(max_norm: float, noise: float, batch_size: int, key: Tensor) -> Optimizer:
-    """The private mean of per-example gradients: clipped, averaged, and noised.
+    """Return the private mean of per-example gradients: clipped, averaged, and with noise added.
 
-    Put it before the optimizer: `chain(private(1.0, 1.1, 256, key), sgd(0.5))`, and let the step
-    take `gradient=transforms.per_example("frozen")`.  The noise has standard deviation
-    noise · max_norm / batch_size; whatever batch is given, `batch_size` is the divisor, so that one
-    example moves the mean by max_norm / batch_size at most.
+    Put it before the optimizer, and train with `gradient=transforms.per_example("frozen")`, which
+    gives per-example gradients:
 
-    How private a training is depends on how batches are drawn, which an accountant has to know.
+    >>> from funcnets import optim, random
+    >>> private = optim.private(max_norm=1.0, noise=1.1, batch_size=256, key=random.key(0))
+    >>> optimizer = optim.chain(private, optim.sgd(0.5))
+
+    Args:
+        max_norm: largest Euclidean norm of the gradient of one example.
+        noise: noise multiplier; the standard deviation is noise · max_norm / batch_size.
+        batch_size: the divisor of the mean, whatever the length of a batch, so that one example
+            moves the mean by at most max_norm / batch_size.
+        key: (2,), draws the noise.
+
+    The privacy that a training guarantees depends also on how batches are drawn, which a privacy
+    accountant has to know.
+
     Raises ValueError for a value out of range, and from `update` as `clip_per_example` does.
     """
     check_non_negative(noise=noise)
@@ -37,13 +48,13 @@ def private(max_norm: float, noise: float, batch_size: int, key: Tensor) -> Opti
 
 
 def clip_per_example(max_norm: float, batch_size: int | None = None) -> Optimizer:
-    """The mean of per-example gradients, each scaled to a norm of at most `max_norm`.
+    """updates = Σ g_i / max(1, ‖g_i‖ / max_norm) / batch_size, the mean of clipped gradients.
 
-    updates = Σ g_i / max(1, ‖g_i‖ / max_norm) / batch_size, over gradients with a first axis of N,
-    which the updates don't have; the divisor is N unless `batch_size` is given.
+    The gradients have a first axis of length N, an entry for each example; the updates don't have
+    it.  The divisor is N unless `batch_size` is given.
 
     Raises ValueError unless `max_norm` is a finite number above 0 and `batch_size` at least 1, and,
-    from `update`, for gradients that aren't of each example.
+    from `update`, for gradients that aren't per-example gradients.
     """
     check("max_norm", max_norm, lambda value: 0 < value < float("inf"), "a finite number above 0")
     if batch_size is not None:
@@ -62,20 +73,30 @@ def _check_per_example(name: str, param: Tensor, grad: Tensor) -> None:
     if grad.ndim != param.ndim + 1 or grad.shape[1:] != param.shape:
         raise ValueError(
             f"{name}: the gradient has shape {tuple(grad.shape)}, the parameter "
-            f"{tuple(param.shape)}; expected a gradient of each example, with a first axis of N: "
-            "make the step with gradient=transforms.per_example(...)"
+            f"{tuple(param.shape)}; expected a per-example gradient, with a first axis of length "
+            "N: make the step with gradient=transforms.per_example(...)"
         )
 
 
 def per_example_norms(grads: Any) -> Tensor:
-    """The norm of each example's gradient, all leaves as one vector: (N,), float32 or wider."""
-    return torch.func.vmap(global_norm)(grads)
+    """Return the Euclidean norm of each example's gradient, all leaves taken as one vector.
+
+    From leaves of shape (N, …), the result is (N,), in float32 or wider.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> grads = {"weight": torch.tensor([[3.0], [0.0]]), "bias": torch.tensor([4.0, 1.0])}
+    >>> optim.per_example_norms(grads)
+    tensor([5., 1.])
+    """
+    norms: Tensor = torch.func.vmap(global_norm)(grads)
+    return norms
 
 
 def add_noise(deviation: float, key: Tensor) -> Optimizer:
-    """updates = updates + deviation · normal, new numbers at each step and leaf.
+    """updates = updates + deviation · normal, drawn anew for each step and leaf.
 
-    Leaf i at step t draws from `fold_in(fold_in(key, t), i)`; the key is in the state.
+    Leaf i at step t draws from `fold_in(fold_in(key, t), i)`; the key is part of the state.
 
     Raises ValueError if `deviation` is negative.
     """
@@ -83,7 +104,7 @@ def add_noise(deviation: float, key: Tensor) -> Optimizer:
 
     def init(params: Any) -> NoiseState:
         # A copy, so that the state may be donated and the key kept.
-        return NoiseState(first_step(params), key.clone())
+        return NoiseState(step_zero(params), key.clone())
 
     def update(grads: Any, state: NoiseState, params: Any) -> tuple[Any, NoiseState]:
         step_key = random.fold_in(state.key, state.step)

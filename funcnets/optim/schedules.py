@@ -1,4 +1,11 @@
-"""Learning rates as functions of the step."""
+"""Learning rate schedules: functions from the step to the learning rate.
+
+>>> import torch
+>>> from funcnets import optim
+>>> schedule = optim.warmup(2, optim.linear(0.3, total_steps=4))
+>>> [round(float(schedule(torch.tensor(step))), 3) for step in range(7)]
+[0.1, 0.2, 0.3, 0.225, 0.15, 0.075, 0.0]
+"""
 
 import math
 from collections.abc import Callable
@@ -13,13 +20,25 @@ Schedule = Callable[[Tensor], Tensor]
 
 
 def constant(value: float | Tensor) -> Schedule:
-    """The rate `value` at every step.  Raises ValueError for a negative one."""
+    """Return the schedule with the learning rate `value` at every step.
+
+    Raises ValueError for a negative rate.
+    """
     check_rate(value=value)
     return lambda step: torch.ones((), dtype=torch.float64, device=step.device) * value
 
 
 def step_decay(value: float | Tensor, every: int, factor: float) -> Schedule:
-    """value · factor^⌊step / every⌋, as torch's `StepLR`.  Raises ValueError if out of range."""
+    """value · factor^⌊step / every⌋, as `torch.optim.lr_scheduler.StepLR`.
+
+    Raises ValueError for a negative rate or factor, or `every` below 1.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> schedule = optim.step_decay(0.8, every=2, factor=0.5)
+    >>> [float(schedule(torch.tensor(step))) for step in range(5)]
+    [0.8, 0.8, 0.4, 0.4, 0.2]
+    """
     check_rate(value=value)
     check_steps(every=every)
     check_non_negative(factor=factor)
@@ -27,9 +46,15 @@ def step_decay(value: float | Tensor, every: int, factor: float) -> Schedule:
 
 
 def linear(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedule:
-    """From `value` at step 0 in a straight line to `end` at `total_steps`, and `end` after it.
+    """Go from `value` at step 0 in a straight line to `end` at `total_steps`, and stay there.
 
-    Raises ValueError for a negative rate or `total_steps` below 1.  As torch's `LinearLR`.
+    As `torch.optim.lr_scheduler.LinearLR`.  Raises ValueError for a negative rate, or
+    `total_steps` below 1.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> float(optim.linear(0.1, total_steps=100)(torch.tensor(50)))
+    0.05
     """
     check_rate(value=value, end=end)
     check_steps(total_steps=total_steps)
@@ -42,10 +67,11 @@ def linear(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedul
 
 
 def cosine(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedule:
-    """From `value` at step 0 in half a cosine to `end` at `total_steps`, and `end` after it.
+    """Go from `value` at step 0 along half a cosine to `end` at `total_steps`, and stay there.
 
-    Raises ValueError for a negative rate or `total_steps` below 1.  As torch's
-    `CosineAnnealingLR`; Loshchilov and Hutter, "SGDR", 2017, equation 5, one period.
+    As `torch.optim.lr_scheduler.CosineAnnealingLR`.  Raises ValueError for a negative rate, or
+    `total_steps` below 1.  Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm
+    restarts", 2017, equation 5, one period.
     """
     check_rate(value=value, end=end)
     check_steps(total_steps=total_steps)
@@ -53,9 +79,9 @@ def cosine(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedul
 
 
 def warmup(steps: int, schedule: Schedule) -> Schedule:
-    """`schedule`, started `steps` steps later; before it, a straight climb to its first rate.
+    """Return `schedule` delayed by `steps` steps, with a straight climb to its first rate before.
 
-    Step t < steps has schedule(0) · (t + 1) / (steps + 1), so no step has the rate 0.
+    Step t < steps has the rate schedule(0) · (t + 1) / (steps + 1), so no step has the rate 0.
     `warmup(500, linear(0.1, total_steps - 500))` ends at `total_steps`.
 
     Raises ValueError if `steps` is negative.
@@ -77,13 +103,20 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> Schedule:
-    """Half a cosine up to `max_value`, half a cosine down, as torch's `OneCycleLR`.
+    """Go half a cosine up to `max_value`, then half a cosine down.
 
-    The first rate is max_value / div_factor, the last, at step total_steps - 1 and after it,
-    that / final_div_factor; the top is at step pct_start · total_steps - 1.
+    As `torch.optim.lr_scheduler.OneCycleLR`, whose names the arguments have.
+
+    Args:
+        max_value: the highest rate, at step pct_start · total_steps - 1.
+        total_steps: the last rate is that of step total_steps - 1, and of all steps after it.
+        pct_start: the part of the steps in which the rate rises, in [0, 1).
+        div_factor: the first rate is max_value / div_factor.
+        final_div_factor: the last rate is the first rate / final_div_factor.
 
     Raises ValueError for a negative rate, `total_steps` below 1, `pct_start` outside [0, 1) or
-    a factor that isn't positive.  Smith and Topin, "Super-convergence", 2018.
+    a factor that isn't positive.  Smith and Topin, "Super-convergence: very fast training of
+    neural networks using large learning rates", 2018.
     """
     check_rate(max_value=max_value)
     check_steps(total_steps=total_steps)
@@ -103,8 +136,8 @@ def one_cycle(
 
 
 def _progress(step: Tensor, first: float, last: float) -> Tensor:
-    # float64, as a rate has to be the same number whatever dtype the parameters have.
-    # The floor keeps an interval of no length (or less) from dividing by 0.
+    # In float64, so that the rate doesn't depend on the dtype of the parameters.
+    # The maximum avoids a division by 0 where the interval is empty.
     return ((step.to(torch.float64) - first) / max(last - first, 1e-9)).clamp(0.0, 1.0)
 
 

@@ -1,4 +1,7 @@
-"""Optimizers as pairs of pure functions, and the small ones that big ones are chains of."""
+"""Optimizers as pairs of pure functions, and the gradient transformations that they are chains of.
+
+The design is optax's; the numbers are those of `torch.optim`.
+"""
 
 import functools
 import math
@@ -30,37 +33,41 @@ class Optimizer(NamedTuple):
 
 
 class StepState(NamedTuple):
-    """Memory of `scale_by_learning_rate` with a schedule, and of `dampen`."""
+    """State of `scale_by_learning_rate` with a schedule, and of `dampen`."""
 
-    step: Tensor  # int64, (): updates made so far
+    step: Tensor  # int64, 0-d: updates made so far
 
 
-class TraceState(NamedTuple):
-    """Memory of `trace`."""
+class MomentumState(NamedTuple):
+    """State of `add_momentum`."""
 
-    trace: Any  # like params: torch's `momentum_buffer`
+    trace: Any  # like params: the momentum buffer, torch's `momentum_buffer`
 
 
 class AdamState(NamedTuple):
-    """Memory of `scale_by_adam`."""
+    """State of `scale_by_adam`."""
 
-    step: Tensor  # int64, (): updates made so far
+    step: Tensor  # int64, 0-d: updates made so far
     mean: Any  # like params: running mean of the gradient, torch's `exp_avg`
     square: Any  # like params: running mean of its square, torch's `exp_avg_sq`
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-    """`params + updates`, leaf by leaf, in the dtype of the parameter.
+    """Return `params + updates`, leaf by leaf, each in the dtype of the parameter.
 
     Raises ValueError for an update of another shape than its parameter.
+
+    >>> import torch
+    >>> apply_updates({"bias": torch.ones(2)}, {"bias": torch.tensor([0.5, -0.5])})
+    {'bias': tensor([1.5000, 0.5000])}
     """
 
     def apply(name: str, param: Tensor, update: Tensor) -> Tensor:
         if update.shape != param.shape:
             raise ValueError(
-                f"{name}: the update has shape {tuple(update.shape)}, the parameter "
-                f"{tuple(param.shape)}: gradients of each example need an optimizer that begins "
-                "with what joins them, such as optim.clip_per_example"
+                f"{name}: the update has shape {tuple(update.shape)}, expected that of the "
+                f"parameter, {tuple(param.shape)}: per-example gradients need an optimizer that "
+                "begins with what averages them, such as optim.clip_per_example"
             )
         return (param + update).to(param.dtype)
 
@@ -68,7 +75,18 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def chain(*optimizers: Optimizer) -> Optimizer:
-    """The optimizer that feeds each one's updates to the next; its state is a tuple of theirs."""
+    """Return the optimizer that feeds the updates of each of `optimizers` to the next.
+
+    Its state is the tuple of theirs.  `update` raises ValueError for a state of another length.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1))
+    >>> params, grads = {"weight": torch.zeros(2)}, {"weight": torch.tensor([30.0, 40.0])}
+    >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    >>> updates
+    {'weight': tensor([-0.0600, -0.0800])}
+    """
 
     def init(params: Any) -> tuple[Any, ...]:
         return tuple(optimizer.init(params) for optimizer in optimizers)
@@ -77,7 +95,7 @@ def chain(*optimizers: Optimizer) -> Optimizer:
         if len(opt_state) != len(optimizers):
             raise ValueError(
                 f"opt_state has {len(opt_state)} parts; expected {len(optimizers)}: "
-                "pass what this optimizer's own init gave"
+                "pass the state that this optimizer's own init returned"
             )
         states = []
         for optimizer, state in zip(optimizers, opt_state, strict=True):
@@ -98,12 +116,29 @@ def sgd(
 ) -> Optimizer:
     """Stochastic gradient descent, as `torch.optim.SGD`.
 
-    Plain SGD at a constant rate has no state.  A `learning_rate` that is a tensor may be made
-    inside a function under `vmap`, which trains at several rates side by side.
+    Args:
+        learning_rate: a number, a schedule (see `optim.schedules`), or a 0-d tensor, which may be
+            created inside a function under `vmap`, to train at several rates side by side.
+        momentum: factor of the momentum buffer; 0 keeps no buffer.
+        nesterov: Nesterov's momentum; needs `momentum` above 0 and no dampening.
+        weight_decay: this times the parameter is added to its gradient.
+        dampening: the gradient is added to the momentum buffer times 1 - dampening.
 
-    Raises ValueError for a hyper-parameter out of range, or Nesterov momentum that is 0 or
-    dampened.  Momentum: Sutskever et al., "On the importance of initialization and momentum in
-    deep learning", 2013.
+    At a constant learning rate and without momentum the state has no leaves.
+
+    Raises ValueError for a hyper-parameter out of range.  Momentum: Sutskever et al., "On the
+    importance of initialization and momentum in deep learning", 2013.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> params, grads = {"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}
+    >>> optimizer = optim.sgd(0.1, momentum=0.9)
+    >>> opt_state = optimizer.init(params)
+    >>> for _ in range(2):
+    ...     updates, opt_state = optimizer.update(grads, opt_state, params)
+    ...     params = optim.apply_updates(params, updates)
+    >>> params  # 1 - 0.1 · 2 - 0.1 · (0.9 · 2 + 2)
+    {'weight': tensor([0.4200])}
     """
     check_non_negative(momentum=momentum, weight_decay=weight_decay)
     if nesterov and (momentum == 0 or dampening != 0):
@@ -114,7 +149,7 @@ def sgd(
     parts = [add_decayed_weights(weight_decay)] if weight_decay else []
     if momentum:
         parts += [dampen(dampening)] if dampening else []
-        parts += [trace(momentum, nesterov=nesterov)]
+        parts += [add_momentum(momentum, nesterov=nesterov)]
     return chain(*parts, scale_by_learning_rate(learning_rate))
 
 
@@ -127,7 +162,22 @@ def adam(
 ) -> Optimizer:
     """Adam, as `torch.optim.Adam`: weight decay is added to the gradient.
 
-    Raises ValueError for a hyper-parameter out of range.
+    Args:
+        learning_rate: as `sgd` takes it.
+        betas: decay rates of the running means of the gradient and of its square, in [0, 1).
+        eps: added to the square root in the denominator.
+        weight_decay: this times the parameter is added to its gradient.
+
+    Raises ValueError for a hyper-parameter out of range.  Kingma and Ba, "Adam: a method for
+    stochastic optimization", 2015, algorithm 1.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> params, grads = {"weight": torch.zeros(2)}, {"weight": torch.tensor([5.0, -0.001])}
+    >>> optimizer = optim.adam(0.01)
+    >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    >>> updates  # the first step moves each parameter by the learning rate
+    {'weight': tensor([-0.0100,  0.0100])}
     """
     decay = [add_decayed_weights(weight_decay)] if weight_decay else []
     return chain(*decay, scale_by_adam(betas, eps), scale_by_learning_rate(learning_rate))
@@ -140,10 +190,10 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
 ) -> Optimizer:
-    """Adam with decoupled weight decay, as `torch.optim.AdamW`.
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`; arguments as `adam` takes them.
 
     Raises ValueError for a hyper-parameter out of range.  Loshchilov and Hutter, "Decoupled
-    weight decay regularization", 2019.
+    weight decay regularization", 2019, algorithm 2.
     """
     decay = [add_decayed_weights(weight_decay)] if weight_decay else []
     return chain(scale_by_adam(betas, eps), *decay, scale_by_learning_rate(learning_rate))
@@ -160,13 +210,16 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> Optimizer:
         def update(grads: Any, state: StepState, params: Any) -> tuple[Any, StepState]:
             return _scale(grads, -schedule(state.step)), StepState(state.step + 1)
 
-        return Optimizer(lambda params: StepState(first_step(params)), update)
+        return Optimizer(lambda params: StepState(step_zero(params)), update)
     check_rate(learning_rate=learning_rate)
     return stateless(lambda grads, params: _scale(grads, -learning_rate))
 
 
 def add_decayed_weights(weight_decay: float) -> Optimizer:
-    """updates = updates + weight_decay · params.  Raises ValueError if it is negative."""
+    """updates = updates + weight_decay · params.
+
+    Raises ValueError if `weight_decay` is negative.
+    """
     check_non_negative(weight_decay=weight_decay)
     return stateless(
         lambda grads, params: tree.map(lambda g, p: g + weight_decay * p, grads, params)
@@ -184,28 +237,28 @@ def dampen(dampening: float) -> Optimizer:
         factor = 1 - dampening * (state.step > 0).to(torch.float64)
         return _scale(grads, factor), StepState(state.step + 1)
 
-    return Optimizer(lambda params: StepState(first_step(params)), update)
+    return Optimizer(lambda params: StepState(step_zero(params)), update)
 
 
-def trace(momentum: float, *, nesterov: bool = False) -> Optimizer:
-    """trace = momentum · trace + updates, which are the new updates.
+def add_momentum(momentum: float, *, nesterov: bool = False) -> Optimizer:
+    """trace = momentum · trace + updates; the trace is the new updates.
 
-    With `nesterov`, they are updates + momentum · trace instead.
+    With `nesterov`, the new updates are updates + momentum · trace.  optax's `trace`.
 
     Raises ValueError if `momentum` is negative.
     """
     check_non_negative(momentum=momentum)
 
-    def update(grads: Any, state: TraceState, params: Any) -> tuple[Any, TraceState]:
+    def update(grads: Any, state: MomentumState, params: Any) -> tuple[Any, MomentumState]:
         new = tree.map(lambda g, t: g + momentum * t, grads, state.trace)
         updates = tree.map(lambda g, t: g + momentum * t, grads, new) if nesterov else new
-        return updates, TraceState(new)
+        return updates, MomentumState(new)
 
-    return Optimizer(lambda params: TraceState(tree.map(torch.zeros_like, params)), update)
+    return Optimizer(lambda params: MomentumState(tree.map(torch.zeros_like, params)), update)
 
 
 def scale_by_adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
-    """updates = mean / (√square + eps), from bias-corrected running means of g and g².
+    """updates = mean / (√square + eps), of bias-corrected running means of g and g².
 
     Raises ValueError for betas outside [0, 1) or a negative eps.  Kingma and Ba, "Adam: a
     method for stochastic optimization", 2015, algorithm 1.
@@ -217,7 +270,7 @@ def scale_by_adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) 
 
     def init(params: Any) -> AdamState:
         zeros = functools.partial(tree.map, torch.zeros_like)
-        return AdamState(first_step(params), zeros(params), zeros(params))
+        return AdamState(step_zero(params), zeros(params), zeros(params))
 
     def update(grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
         step = state.step + 1
@@ -247,30 +300,34 @@ def clip_by_global_norm(max_norm: float) -> Optimizer:
 
 
 def global_norm(values: Any) -> Tensor:
-    """The Euclidean norm of all leaves taken as one vector: 0-d, float32 or wider; 0 if empty."""
+    """Return the Euclidean norm of all leaves, taken as one vector.
+
+    The result is 0-d, in float32 or wider; 0 for a tree without leaves.
+    """
     leaves = tree.leaves(values)
     if not leaves:
         return torch.zeros(())
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in leaves], torch.float32)
     norms = [torch.linalg.vector_norm(leaf, dtype=dtype) for leaf in leaves]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def stateless(function: Callable[[Any, Any], Any]) -> Optimizer:
-    """The optimizer without memory that makes updates by `function(grads, params)`."""
+    """Return the optimizer without state whose updates are `function(grads, params)`."""
     return Optimizer(
         lambda params: (), lambda grads, state, params: (function(grads, params), state)
     )
 
 
 def _scale(values: Any, factor: float | Tensor) -> Any:
-    """Each leaf times `factor`, in the dtype of the leaf."""
+    """Return each leaf times `factor`, in the dtype of the leaf."""
     if isinstance(factor, Tensor):
         return tree.map(lambda leaf: leaf * factor.to(leaf.dtype), values)
     return tree.map(lambda leaf: leaf * factor, values)
 
 
-def first_step(params: Any) -> Tensor:
-    """The step 0, int64, on the device of `params`."""
+def step_zero(params: Any) -> Tensor:
+    """Return a counter of steps at 0, int64 and 0-d, on the device of `params`."""
     leaves = tree.leaves(params)
     return torch.zeros((), dtype=torch.int64, device=leaves[0].device if leaves else None)
