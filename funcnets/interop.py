@@ -1,7 +1,7 @@
-"""Parameters and state from and to `torch.nn`: state dicts and modules, both ways.
+"""Conversion of parameters and state from and to `torch.nn`: state dicts and modules.
 
 A leaf's dotted name is its name in a state dict: `params["stem"]["conv"]["weight"]` is
-`stem.conv.weight`.  Every tensor is copied, so neither side sees what the other does with it.
+`stem.conv.weight`.  Every tensor is copied, so neither side sees later changes of the other.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,67 +15,107 @@ from funcnets import tree
 from funcnets.core import Layer, Params, State
 
 Rename = Callable[[str], str] | Mapping[str, str]
-Like = tuple[Params, State]
+"""A function from names to names, or a mapping from names of parts to names of parts.
+
+In a mapping the name of a part stands for all names below it (`{"features.0": "conv1"}`), and the
+longest name that matches counts.
+"""
+
+Values = tuple[Params, State]
 
 _STATE = ("running_mean", "running_var")
-_COUNTER = "num_batches_tracked"  # torch's batch norm counts its calls; nothing here reads it
+_COUNTER = "num_batches_tracked"  # torch's batch norm counts its calls; funcnets doesn't need it
 
 
 class InteropError(ValueError):
-    """A state dict that doesn't fit: what is missing, unexpected or of the wrong shape."""
+    """A state dict that doesn't fit a network, with the entries that don't."""
 
 
 def from_state_dict(
-    state_dict: Mapping[str, Tensor], *, like: Like | None = None, rename: Rename | None = None
+    state_dict: Mapping[str, Tensor], *, like: Values | None = None, rename: Rename | None = None
 ) -> tuple[Params, State]:
-    """`(params, state)` with the values of a state dict, in its dtypes and on its devices.
+    """Return `(params, state)` with the values of a state dict, in its dtypes and on its devices.
 
     Args:
-        state_dict: tensors by dotted name; `num_batches_tracked` entries are left out.
+        state_dict: tensors by dotted name; entries `num_batches_tracked` are ignored.
         like: `(params, state)` whose names and shapes the result must have, such as
-            `net.init(key, x)`; meta tensors will do.  None: any names, of which those that end
-            in `running_mean` or `running_var` are state.
-        rename: from its names to ours: a function, or a mapping in which the name of a part
-            stands for all below it (`{"features.0": "conv1"}`) and the longest name counts.
+            `net.init(key, x)`; meta tensors will do.  If None, any names are accepted, and those
+            that end in `running_mean` or `running_var` are state.
+        rename: from the names of the state dict to those of the result; see `Rename`.
 
     Raises InteropError with the missing, unexpected and wrongly shaped entries, ten of each.
+
+    >>> import torch
+    >>> from funcnets import interop, layers, random
+    >>> module = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    >>> like = layers.linear(2).init(random.key(0), torch.ones(1, 3))
+    >>> params, state = interop.from_state_dict(
+    ...     module.state_dict(), like=like, rename=lambda name: name.removeprefix("0.")
+    ... )
+    >>> bool((params["weight"] == module[0].weight).all())
+    True
     """
-    return _read(state_dict, lambda name: name.split(".")[-1] in _STATE, like, rename)
+    return _convert(state_dict, lambda name: name.split(".")[-1] in _STATE, like, rename)
 
 
 def from_module(
-    module: nn.Module, *, like: Like | None = None, rename: Rename | None = None
+    module: nn.Module, *, like: Values | None = None, rename: Rename | None = None
 ) -> tuple[Params, State]:
-    """`(params, state)` with the values of a module's state dict, as `from_state_dict` does.
+    """Return `(params, state)` with the values of a module's state dict.
 
-    Without `like`, the module's parameters are params and its buffers state.
+    Arguments and errors are those of `from_state_dict`; without `like`, the module's parameters
+    are params and its buffers are state.
+
+    >>> import torch
+    >>> from funcnets import interop, tree
+    >>> params, state = interop.from_module(torch.nn.BatchNorm2d(4))
+    >>> tree.names(params), tree.names(state)
+    (['weight', 'bias'], ['running_mean', 'running_var'])
     """
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    return _read(module.state_dict(), buffers.__contains__, like, rename)
+    return _convert(module.state_dict(), buffers.__contains__, like, rename)
 
 
 class Transplanted(NamedTuple):
-    """A network's leaves, some of them taken from another's."""
+    """Parameters and state of a network, some of them copied from another network.
+
+    Attributes:
+        params, state: of the target, copied where the source had a leaf that fits.
+        taken: names of the leaves that were copied from the source.
+        new: names of the target's leaves that keep their own values.
+        left: names of the source's leaves that the target has no place for.
+    """
 
     params: Params
     state: State
-    taken: list[str]  # names of the leaves that came from the source
-    new: list[str]  # of those that keep their own values
-    left: list[str]  # of the source's leaves that have no place here
+    taken: list[str]
+    new: list[str]
+    left: list[str]
 
 
-def transplant(source: Like, like: Like, *, rename: Rename | None = None) -> Transplanted:
-    """The leaves `(params, state)` of `like`, with the source's where name and shape are the same.
+def transplant(source: Values, like: Values, *, rename: Rename | None = None) -> Transplanted:
+    """Return the leaves of `like`, replaced by the source's where name and shape are the same.
 
-    So a trained network goes into another head: what differs keeps the values of `like`, such as
-    `net.init(key, x)`, and is listed.  Taken leaves are copies, in the source's dtype.
+    It gives a trained network another head, for fine-tuning: leaves that the source doesn't have,
+    or has in another shape, keep the values of `like` and are listed as `new`.  Copied leaves have
+    the source's dtype and device.
 
     Args:
         source: `(params, state)` of the trained network.
-        like: `(params, state)` of the network to be; not changed.
-        rename: from the source's names, as `from_state_dict` takes it.
+        like: `(params, state)` of the new network, such as `net.init(key, x)`; not changed.
+        rename: from the source's names to those of `like`; see `Rename`.
 
-    Raises InteropError where no leaf of the parameters fits, or `rename` gives a name twice.
+    Raises InteropError if no parameter fits, or if `rename` gives two entries one name.
+
+    >>> import torch
+    >>> from funcnets import interop, layers, random, sequential
+    >>> def network(classes):
+    ...     return sequential(body=layers.linear(4), head=layers.linear(classes))
+    >>> x = torch.ones(1, 3)
+    >>> trained = network(10).init(random.key(0), x)
+    >>> result = interop.transplant(trained, network(2).init(random.key(1), x))
+    >>> result.taken, result.new
+    (['body.weight', 'body.bias'], ['head.weight', 'head.bias'])
     """
     flat = tree.flatten_named(source[0]) | tree.flatten_named(source[1])
     found = _by_new_name(flat, list(flat), rename)
@@ -83,9 +123,9 @@ def transplant(source: Like, like: Like, *, rename: Rename | None = None) -> Tra
     taken = [name for name, leaf in named.items() if _fits(found.get(name), leaf)]
     if not set(taken) & set(tree.names(like[0])):
         raise InteropError(
-            f"no parameter of the source has the name and shape of one here: it has "
+            "no parameter of the source has the name and shape of one of the network: it has "
             f"{tree.listed(list(found))}; expected some of {tree.listed(list(named))}. "
-            "Give `rename`?"
+            "If only the names differ, give `rename`"
         )
 
     def chosen(name: str, own: Tensor) -> Tensor:
@@ -101,25 +141,38 @@ def _fits(found: Tensor | None, leaf: Tensor) -> bool:
 
 
 def to_state_dict(params: Params, state: State) -> dict[str, Tensor]:
-    """The leaves of both by dotted name, copied.
+    """Return copies of all leaves by dotted name.
 
-    `torch.nn.Module.load_state_dict` takes it, though strict: a batch norm without an entry for
-    its `num_batches_tracked` keeps the number that it has.
+    `torch.nn.Module.load_state_dict` takes the result, also with `strict=True`: a batch norm
+    without an entry `num_batches_tracked` keeps its own.
 
-    Raises InteropError if a name is in both.
+    Raises InteropError if a name is in both `params` and `state`.
+
+    >>> import torch
+    >>> from funcnets import interop
+    >>> interop.to_state_dict({"fc": {"bias": torch.zeros(2)}}, {})
+    {'fc.bias': tensor([0., 0.])}
     """
     named, state_named = tree.flatten_named(params), tree.flatten_named(state)
     if both := [name for name in named if name in state_named]:
         raise InteropError(
-            f"{tree.listed(both)}: in params and in state; give one of the two another name"
+            f"{tree.listed(both)}: a leaf of params and of state; give one of the two another name"
         )
     return {name: _copy(leaf) for name, leaf in (named | state_named).items()}
 
 
 def to_module(net: Layer, params: Params, state: State) -> "FunctionModule":
-    """`net` as a `torch.nn.Module` with copies of `params` and `state`; see `FunctionModule`.
+    """Return `net` as a `torch.nn.Module`, with copies of `params` and `state`.
 
-    Raises InteropError for a part that has the name of an attribute of `torch.nn.Module`.
+    See `FunctionModule`.  Raises InteropError for a part of the network that has the name of an
+    attribute of `torch.nn.Module`, such as `train`.
+
+    >>> import torch
+    >>> from funcnets import interop, layers, random
+    >>> net = layers.linear(2)
+    >>> module = interop.to_module(net, *net.init(random.key(0), torch.ones(1, 3)))
+    >>> module(torch.ones(5, 3)).shape, [name for name, _ in module.named_parameters()]
+    (torch.Size([5, 2]), ['weight', 'bias'])
     """
     return FunctionModule(net, params, state)
 
@@ -127,9 +180,9 @@ def to_module(net: Layer, params: Params, state: State) -> "FunctionModule":
 class FunctionModule(nn.Module):
     """A network as a module: params are its parameters, state its buffers, by the same names.
 
-    Other than the network, the module changes itself: in training, a call writes the new state
-    into the buffers, as `torch.nn.BatchNorm2d` does.  `from_module` gives the values back.  A copy
-    (`copy.deepcopy`) works; pickling doesn't, as a network is made of functions: save the
+    Unlike the network, the module changes itself: in training, a call writes the new state into
+    the buffers, as `torch.nn.BatchNorm2d` does.  `from_module` gives the values back.  A module
+    can be copied (`copy.deepcopy`) but not pickled, as a network consists of functions: save its
     `state_dict`.
     """
 
@@ -138,7 +191,7 @@ class FunctionModule(nn.Module):
         self._net = net
         self._param_names, self._state_names = tree.names(params), tree.names(state)
         for name, value in to_state_dict(params, state).items():
-            module, leaf = _holder(self, name)
+            module, leaf = _submodule(self, name)
             if name in self._state_names:
                 module.register_buffer(leaf, value)
             else:
@@ -150,10 +203,10 @@ class FunctionModule(nn.Module):
         )
 
     def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
-        """The network's output for `x`, in the mode that `train()` or `eval()` has set.
+        """Return the network's output for `x`, in the mode that `train()` or `eval()` has set.
 
-        A stochastic network in training that gets no `key` takes one from torch's global generator,
-        as `torch.nn.Dropout` takes its mask from there: `torch.manual_seed` repeats it.
+        A stochastic network in training that is given no `key` draws one from torch's global
+        generator, as `torch.nn.Dropout` draws its mask: `torch.manual_seed` repeats it.
         """
         if key is None and self.training and self._net.stochastic:
             key = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=x.device)
@@ -169,13 +222,15 @@ def _copy(value: Tensor) -> Tensor:
     return value.detach().clone()
 
 
-def _holder(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule, made if need be, to which the leaf `name` belongs, and its last name."""
+def _submodule(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the submodule for the leaf `name`, created if need be, and the leaf's last name."""
     *parts, leaf = name.split(".")
     for part in parts:
-        if part not in module._modules:
+        if part not in dict(module.named_children()):
             if hasattr(module, part):
-                raise InteropError(f"{name}: a module has a `{part}` of its own: rename this part")
+                raise InteropError(
+                    f"{name}: `{part}` is an attribute of every torch.nn.Module: rename this part"
+                )
             module.add_module(part, nn.Module())
         module = module.get_submodule(part)
     return module, leaf
@@ -206,13 +261,13 @@ def _by_new_name(
     return found
 
 
-def _read(
+def _convert(
     state_dict: Mapping[str, Tensor],
     is_state: Callable[[str], bool],
-    like: Like | None,
+    like: Values | None,
     rename: Rename | None,
 ) -> tuple[Params, State]:
-    """Both trees; `is_state` sorts the state dict's own names, where there is no `like`."""
+    """Return params and state; without `like`, `is_state` tells them apart by the given names."""
     entries = [name for name in state_dict if name.split(".")[-1] != _COUNTER]
     found = _by_new_name(state_dict, entries, rename)
     if like is None:
@@ -220,13 +275,13 @@ def _read(
         for name in entries:
             parts[is_state(name)][_renamed(name, rename)] = _copy(state_dict[name])
         return tree.unflatten_named(parts[0]), tree.unflatten_named(parts[1])
-    _check(found, tree.flatten_named(like[0]) | tree.flatten_named(like[1]))
+    _check_entries(found, tree.flatten_named(like[0]) | tree.flatten_named(like[1]))
     params, state = (tree.map_named(lambda name, _: _copy(found[name]), part) for part in like)
     return params, state
 
 
-def _check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """InteropError unless `found` has the names and shapes of `expected`."""
+def _check_entries(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise InteropError unless `found` has the names and shapes of `expected`."""
     problems = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -238,9 +293,11 @@ def _check(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     }
     if any(problems.values()):
         listed = "; ".join(
-            f"{len(at)} {what}: {tree.listed(at)}" for what, at in problems.items() if at
+            f"{len(names)} {problem}: {tree.listed(names)}"
+            for problem, names in problems.items()
+            if names
         )
         raise InteropError(
-            f"the state dict isn't this network's: {listed}. Names differ alone? Give `rename`, "
-            "from its names to the network's"
+            f"the state dict isn't this network's: {listed}. If only the names differ, give "
+            "`rename`, from the names of the state dict to those of the network"
         )

@@ -1,4 +1,4 @@
-"""Precision: in which floating types a network keeps its parameters, computes and answers."""
+"""Mixed precision: the dtypes of a network's parameters, computation and output."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,12 +11,20 @@ from funcnets.core import Apply, Layer, Params, State, wrap
 
 
 class Policy(NamedTuple):
-    """The floating types of a network; statistics stay as they are, float32 at least."""
+    """The dtypes of a network; batch-norm statistics stay as they are, in float32 or wider.
 
-    params: torch.dtype  # of the parameters that the optimizer updates, and of their gradients
-    compute: torch.dtype  # to which parameters and inputs are cast where they are used
-    output: torch.dtype  # to which the logits are cast, before the loss
-    tf32: bool = False  # whether GPUs may round factors so; `jit` is told, as no graph can tell
+    Attributes:
+        params: of the parameters that the optimizer updates, and of their gradients.
+        compute: to which parameters and inputs are cast where they are used.
+        output: to which the logits are cast, before the loss.
+        tf32: True if GPUs may round the factors of float32 products to TF32.  No dtype says so:
+            pass it on, as `funcnets.jit(step, tf32=policy.tf32)`.
+    """
+
+    params: torch.dtype
+    compute: torch.dtype
+    output: torch.dtype
+    tf32: bool = False
 
 
 POLICIES = {
@@ -24,22 +32,35 @@ POLICIES = {
     "tf32": Policy(torch.float32, torch.float32, torch.float32, tf32=True),
     "bfloat16": Policy(torch.float32, torch.bfloat16, torch.float32),
 }
-PRECISIONS = (*POLICIES, "auto")
+PRECISIONS = (*POLICIES, "auto")  # a choice of precision: `auto` is the fastest one
 
 
 def available(device: str) -> tuple[str, ...]:
-    """The names of the policies that a device can tell apart: TF32 is a matter of GPUs."""
+    """Return the names of the policies that differ on a device: `tf32` is for GPUs alone.
+
+    >>> available("cpu")
+    ('float32', 'bfloat16')
+    """
     is_gpu = device.startswith("cuda")
     return tuple(name for name, policy in POLICIES.items() if is_gpu or not policy.tf32)
 
 
 def cast(net: Layer, policy: Policy) -> Layer:
-    """The same network in the floating types of `policy`, with the same names of leaves.
+    """Return the same network in the dtypes of `policy`, with the same names of parameters.
 
-    Its `init` gives parameters of `policy.params`; its `apply` computes in `policy.compute` and
-    gives `policy.output`.  Derivatives have the type of what they are taken by, so gradients that
-    come out of a bfloat16 network are added up in float32 masters.
-    Micikevicius et al., Mixed precision training, 2018, section 3.1.
+    Its `init` gives parameters in `policy.params`; its `apply` computes in `policy.compute` and
+    gives an output in `policy.output`.  A gradient has the dtype of what it is taken with respect
+    to, so a network in bfloat16 accumulates its gradients in the float32 of the parameters.
+
+    Micikevicius et al., "Mixed precision training", 2018, section 3.1.
+
+    >>> import torch
+    >>> from funcnets import layers, precision, random
+    >>> net = precision.cast(layers.linear(2), precision.POLICIES["bfloat16"])
+    >>> params, state = net.init(random.key(0), torch.ones(1, 3))
+    >>> logits, _ = net.apply(params, state, torch.ones(1, 3))
+    >>> params["weight"].dtype, logits.dtype  # computed in bfloat16
+    (torch.float32, torch.float32)
     """
 
     def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
