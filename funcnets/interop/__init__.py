@@ -1,0 +1,27 @@
+"""Exchange with `torch.nn`: state dicts and modules, both ways."""
+
+from funcnets.interop.state_dict import (
+    FunctionModule,
+    InteropError,
+    Rename,
+    Transplanted,
+    Values,
+    from_module,
+    from_state_dict,
+    to_module,
+    to_state_dict,
+    transplant,
+)
+
+__all__ = [
+    "FunctionModule",
+    "InteropError",
+    "Rename",
+    "Transplanted",
+    "Values",
+    "from_module",
+    "from_state_dict",
+    "to_module",
+    "to_state_dict",
+    "transplant",
+]
