@@ -11,7 +11,7 @@ from registry import Network
 from torch import Tensor
 
 from funcnets import layers, random
-from funcnets.core import Layer, output, sequential
+from funcnets.core import Layer, eval_shape, sequential
 
 seeds = st.integers(0, 2**31)
 widths = st.integers(1, 6)
@@ -213,6 +213,6 @@ def classifiers(draw: st.DrawFn) -> tuple[Layer, tuple[int, ...]]:
     parts, shape = draw(architectures())
     note(f"architecture: {parts}")
     body, x = functional(parts), torch.empty(shape)
-    is_image = output(body, *body.init(random.key(0), x), x).ndim == 4
+    is_image = eval_shape(body, *body.init(random.key(0), x), x).ndim == 4
     join = {"pool": layers.global_avg_pool(), "flatten": layers.flatten()} if is_image else {}
     return sequential(body=body, **join, fc=layers.linear(3)), shape

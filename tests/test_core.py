@@ -199,7 +199,7 @@ def test_parts_must_be_layers() -> None:
 def test_output_computes_nothing() -> None:
     net = sequential(conv=conv2d(7, 3, padding=1), bn=batch_norm(), drop=dropout())
     params, state = net.init(KEY, X)
-    result = core.output(net, params, state, X)
+    result = core.eval_shape(net, params, state, X)
     assert result.is_meta
     assert result.shape == (2, 7, 4, 4)
 

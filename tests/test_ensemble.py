@@ -60,7 +60,7 @@ def assert_steps_alike(step, mapped, members, batch, batches, steps=3):
 def classifier(parts, x):
     """A drawn network with a head of three classes."""
     body = functional(parts)
-    shape = core.output(body, *body.init(KEYS[0], x), x).shape
+    shape = core.eval_shape(body, *body.init(KEYS[0], x), x).shape
     flat = {"flatten": layers.flatten()} if len(shape) == 4 else {}
     return funcnets.sequential(body=body, **flat, head=layers.linear(3))
 

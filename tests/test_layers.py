@@ -75,7 +75,7 @@ def every_part(layer: core.Layer) -> list[core.Layer]:
 @pytest.mark.parametrize("train", [True, False])
 def test_declared_output_is_the_actual_one(entry: Entry, train: bool) -> None:
     x, (params, state) = example(entry), leaves(entry)
-    declared = core.output(entry.layer, params, state, x)
+    declared = core.eval_shape(entry.layer, params, state, x)
     actual, _ = entry.layer.apply(params, state, x, train=train, key=KEY)
     assert (declared.shape, declared.dtype) == (actual.shape, actual.dtype)
     assert declared.is_meta
@@ -215,7 +215,7 @@ def test_vmap_over_images_in_channels_last(entry: Entry) -> None:
 
 def test_meta_input_gives_the_same_parameters(entry: Entry) -> None:
     x = example(entry)
-    assert_same_bits(entry.layer.init(KEY, core.meta(x)), entry.layer.init(KEY, x))
+    assert_same_bits(entry.layer.init(KEY, core.to_meta(x)), entry.layer.init(KEY, x))
 
 
 def test_integer_images(entry: Entry) -> None:

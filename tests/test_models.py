@@ -198,7 +198,7 @@ def test_block_equals_its_twin(block: str, seed: int, batch: int) -> None:
 def test_block_shapes(block: Layer, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     x = torch.zeros(shape)
     params, state = block.init(random.key(0), x)
-    assert core.output(block, params, state, x).shape == expected
+    assert core.eval_shape(block, params, state, x).shape == expected
 
 
 @pytest.mark.parametrize(

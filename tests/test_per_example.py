@@ -22,13 +22,14 @@ each_smooth_meaning = pytest.mark.parametrize("statistics", ["frozen", "batch"])
 
 def detached(name, layer):
     """The batch norm that trains with the batch's statistics, through which no gradient goes."""
-    if layer.track is None:
+    tag = layer.tag(layers.BatchStatistics)
+    if tag is None:
         return layer
 
     def around(inner):
         def apply(params, state, x, *, train=False, key=None):
-            mean, variance = layers.moments(x.detach())
-            return inner(params, {"running_mean": mean, "running_var": variance}, x)[0], state
+            moments = layers.channel_statistics(x.detach())
+            return inner(params, tag.as_state(*moments), x)[0], state
 
         return apply
 

@@ -1,4 +1,4 @@
-"""Gradients of a batch that is too large for the memory, from micro-batches one after another."""
+"""Gradient accumulation: the gradient of a large batch from micro-batches, one after another."""
 
 import contextlib
 import functools
@@ -13,42 +13,51 @@ from funcnets.core import Layer, Params, State
 from funcnets.train import Batch, Gradient, Loss, Measurements, batch_gradient, check_batch
 from funcnets.transforms.statistics import (
     Moments,
-    Statistics,
-    Unknown,
+    MomentsByNumber,
+    UnknownMoments,
     count_batch_norms,
-    measured,
     noise_of_rows,
-    normalized_by,
+    normalize_by,
+    record_moments,
 )
 
-Source = Literal["batch", "micro_batch"]
+AccumulatedStatistics = Literal["batch", "micro_batch"]
+"""Statistics of batch norms in `accumulate`, which explains them."""
 
 
-def accumulate(micro_batch_size: int, *, statistics: Source = "batch") -> Gradient:
-    """The gradients of the batch by micro-batches, for `train.make_train_step`.
+def accumulate(micro_batch_size: int, *, statistics: AccumulatedStatistics = "batch") -> Gradient:
+    """Return the `gradient` argument of `train.make_train_step` that accumulates micro-batches.
 
-    The last micro-batch may be smaller.  An example has the dropout mask that it has in the whole
-    batch under the same key; each pass over a micro-batch draws a layer's mask for the whole batch.
-    What batch norm normalises by, `statistics` says:
+    The activations of one micro-batch are in memory at a time.  Each example has the dropout mask
+    that it has in the whole batch under the same key.
 
-    - `batch`: the statistics of the whole batch, and the gradient goes through them: gradients and
-      running statistics are those of the whole batch, in the activations' memory of a
-      micro-batch.  For each batch norm there is a pass as far as it, to know its statistics from
-      those before it, and one from it to the end and back, for the gradient with respect to them:
-      with L of them evenly apart, (3 L + 3) / 2 forward and (L + 1) / 2 backward passes.
-    - `micro_batch`: the usual, cheap form, of one forward and one backward pass.  Each micro-batch
-      has its own statistics, so it computes another function, and the running statistics move
-      once a micro-batch.
+    Args:
+        micro_batch_size: examples in a micro-batch; the last one may be smaller.
+        statistics: by which batch norm normalises.
 
-    Without batch norm both are the same, one pass.  The loss must be a mean over the examples.
+            - `batch`: statistics of the whole batch, and the gradient goes through them, so that
+              gradients and running statistics equal those of the whole batch.  Each batch norm
+              needs a pass up to it, for its statistics, and one from it to the end and back, for
+              the gradient with respect to them: L batch norms, evenly spaced, need about
+              (3 L + 3) / 2 forward and (L + 1) / 2 backward passes.
+            - `micro_batch`: statistics of each micro-batch, in one forward and one backward pass.
+              This is the usual form; it computes another function of the parameters, and updates
+              the running statistics once for each micro-batch.
 
-    Raises ValueError for a size below 1, or other statistics, and LayerError, from a call, for a
-    batch norm inside a layer under `remat` whose statistics are to be the whole batch's.
+    Without batch norm both are the same, in one pass.  The loss must be a mean over the examples.
+
+    Raises ValueError for a size below 1 or other statistics; LayerError, from a call, for a random
+    layer without the tag `layers.MultiplicativeNoise`, and with `batch` for a batch norm inside a
+    layer under `remat`.
+
+    >>> from funcnets import layers, optim, train, transforms
+    >>> gradient = transforms.accumulate(64)
+    >>> step = train.make_train_step(layers.linear(3), optim.sgd(0.1), gradient=gradient)
     """
     if not isinstance(micro_batch_size, int) or micro_batch_size < 1:
         raise ValueError(f"micro_batch_size is {micro_batch_size}; expected 1 or more examples")
-    if statistics not in get_args(Source):
-        expected = " or ".join(get_args(Source))
+    if statistics not in get_args(AccumulatedStatistics):
+        expected = " or ".join(get_args(AccumulatedStatistics))
         raise ValueError(f"statistics is {statistics!r}; expected {expected}")
 
     def gradient(
@@ -60,95 +69,108 @@ def accumulate(micro_batch_size: int, *, statistics: Source = "batch") -> Gradie
         *,
         key: Tensor | None = None,
     ) -> tuple[Params, State, Measurements]:
-        runs = _divide(net, loss, batch, micro_batch_size, key)
-        function = _by_the_whole if statistics == "batch" else _by_their_own
-        return function(runs, params, state)
+        micro_batches = _split(net, loss, batch, micro_batch_size, key)
+        if statistics == "batch":
+            return _with_batch_statistics(micro_batches, params, state)
+        return _with_micro_batch_statistics(micro_batches, params, state)
 
     return gradient
 
 
-class _Run(NamedTuple):
+class _MicroBatch(NamedTuple):
     """One micro-batch in training."""
 
-    net: Layer  # with the noise of these rows
-    loss: Loss  # times the micro-batch's share of the whole
+    net: Layer  # with the dropout masks of these examples
+    loss: Loss  # times `share`
     batch: Batch
     key: Tensor | None
-    share: float  # of the whole batch
-    whole: int  # examples in the whole batch
+    share: float  # fraction of the whole batch
+    batch_size: int  # examples in the whole batch
 
-    def next_moments(self, params: Params, state: State, known: Statistics) -> tuple[int, Moments]:
-        """Number and moments of the first batch norm whose statistics aren't known."""
-        moments: Statistics = {}
-        with contextlib.suppress(Unknown):
+    def next_moments(
+        self, params: Params, state: State, known: MomentsByNumber
+    ) -> tuple[int, Moments]:
+        """Return number and moments of the first batch norm that isn't in `known`."""
+        moments: MomentsByNumber = {}
+        with contextlib.suppress(UnknownMoments):
             self._apply(params, state, known, moments)
         return list(moments.items())[-1]
 
     def value(
-        self, params: Params, state: State, known: Statistics, cotangents: Statistics
+        self, params: Params, state: State, known: MomentsByNumber, cotangents: MomentsByNumber
     ) -> tuple[Tensor, tuple[Tensor, Tensor, State]]:
-        """What it adds to the loss, itself and through its moments; loss, correct and state."""
-        moments: Statistics = {}
+        """Return the loss plus the products of cotangents and moments; loss, correct and state."""
+        moments: MomentsByNumber = {}
         logits, after = self._apply(params, state, known, moments)
         labels = self.batch[1]
         loss = self.loss(logits, labels)
-        through = [
+        products = [
             (cotangent * moment).sum()
             for number in cotangents
             for cotangent, moment in zip(cotangents[number], moments[number], strict=True)
         ]
-        return sum(through, loss), (loss, metrics.correct(logits, labels), after)
+        return sum(products, loss), (loss, metrics.correct(logits, labels), after)
 
     def _apply(
-        self, params: Params, state: State, known: Statistics, moments: Statistics
+        self, params: Params, state: State, known: MomentsByNumber, moments: MomentsByNumber
     ) -> tuple[Tensor, State]:
-        net = measured(normalized_by(self.net, known, self.whole), moments)
+        net = record_moments(normalize_by(self.net, known, self.batch_size), moments)
         return net.apply(params, state, self.batch[0], train=True, key=self.key)
 
 
-def _divide(net: Layer, loss: Loss, batch: Batch, size: int, key: Tensor | None) -> list[_Run]:
-    """The micro-batches of `size` examples, and what is left as the last one."""
+def _split(
+    net: Layer, loss: Loss, batch: Batch, size: int, key: Tensor | None
+) -> list[_MicroBatch]:
+    """Return the micro-batches of `size` examples; the last one may be smaller."""
     check_batch(batch)
     count = len(batch[1])
-    everything = (*batch, torch.arange(count, device=batch[1].device))
 
-    def run(x: Tensor, labels: Tensor, rows: Tensor) -> _Run:
+    def micro_batch(x: Tensor, labels: Tensor, rows: Tensor) -> _MicroBatch:
         share = len(labels) / count
-        own = noise_of_rows(net, rows, count)
-        return _Run(own, lambda y, labels: share * loss(y, labels), (x, labels), key, share, count)
+        return _MicroBatch(
+            noise_of_rows(net, rows, count),
+            lambda logits, labels: share * loss(logits, labels),
+            (x, labels),
+            key,
+            share,
+            count,
+        )
 
-    return [run(*part) for part in zip(*(values.split(size) for values in everything), strict=True)]
+    rows = torch.arange(count, device=batch[1].device)
+    pieces = (torch.split(values, size) for values in (*batch, rows))
+    return [micro_batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
-def _by_their_own(
-    runs: Sequence[_Run], params: Params, state: State
+def _with_micro_batch_statistics(
+    micro_batches: Sequence[_MicroBatch], params: Params, state: State
 ) -> tuple[Params, State, Measurements]:
     total: Any = None
-    for run in runs:
+    for part in micro_batches:
         grads, state, measurements = batch_gradient(
-            run.net, run.loss, params, state, run.batch, key=run.key
+            part.net, part.loss, params, state, part.batch, key=part.key
         )
         total = _add(total, (grads, measurements))
     grads, measurements = total
     return grads, state, measurements
 
 
-def _by_the_whole(
-    runs: Sequence[_Run], params: Params, state: State
+def _with_batch_statistics(
+    micro_batches: Sequence[_MicroBatch], params: Params, state: State
 ) -> tuple[Params, State, Measurements]:
-    """The gradient through the whole batch's statistics, which depend on params and each other.
+    """Return the gradient through the whole batch's statistics, which depend on the parameters.
 
-    A statistic is merged from each micro-batch's moments, which depend on params and on the
-    statistics before it.  Known one after another, they split the batch's loss into a sum over
-    micro-batches.  Its derivatives with respect to them are known in the reverse order: what a
-    statistic changes is the loss and the moments of later ones.
+    The moments of a batch norm are merged from those of the micro-batches, which depend on the
+    parameters and on the moments of earlier batch norms.  With all moments known, the batch's loss
+    is a sum over micro-batches.  Its derivatives with respect to moments come in reverse order, as
+    the moments of one batch norm change the loss and the moments of later ones.
     """
-    parts = _moments(runs, params, state)
-    known = {number: _merge(_shares(runs), moments) for number, moments in parts.items()}
-    cotangents = _cotangents(runs, params, state, known, parts)
+    moments = _moments(micro_batches, params, state)
+    shares = _shares(micro_batches)
+    known = {number: _merge(shares, each) for number, each in moments.items()}
+    cotangents = _cotangents(micro_batches, params, state, known, moments)
     total: Any = None
-    for run, own in zip(runs, cotangents, strict=True):
-        grads, (_, (loss, correct, after)) = torch.func.grad_and_value(run.value, has_aux=True)(
+    for part, own in zip(micro_batches, cotangents, strict=True):
+        grads, (_, (loss, correct, after)) = torch.func.grad_and_value(part.value, has_aux=True)(
             params, state, known, own
         )
         total = _add(total, (grads, {"loss": loss, "correct": correct}))
@@ -156,51 +178,59 @@ def _by_the_whole(
     return grads, after, measurements
 
 
-def _moments(runs: Sequence[_Run], params: Params, state: State) -> dict[int, list[Moments]]:
-    """The moments of each micro-batch at each batch norm, in the order in which they run."""
-    parts: dict[int, list[Moments]] = {}
-    known: Statistics = {}
-    for _ in range(count_batch_norms(runs[0].net)):
-        found = [run.next_moments(params, state, known) for run in runs]
+def _moments(
+    micro_batches: Sequence[_MicroBatch], params: Params, state: State
+) -> dict[int, list[Moments]]:
+    """Return the moments of each micro-batch at each batch norm, in the order of execution."""
+    moments: dict[int, list[Moments]] = {}
+    known: MomentsByNumber = {}
+    for _ in range(count_batch_norms(micro_batches[0].net)):
+        found = [part.next_moments(params, state, known) for part in micro_batches]
         number = found[0][0]
-        parts[number] = [moments for _, moments in found]
-        known[number] = _merge(_shares(runs), parts[number])
-    return parts
+        moments[number] = [each for _, each in found]
+        known[number] = _merge(_shares(micro_batches), moments[number])
+    return moments
 
 
 def _cotangents(
-    runs: Sequence[_Run],
+    micro_batches: Sequence[_MicroBatch],
     params: Params,
     state: State,
-    known: Statistics,
-    parts: dict[int, list[Moments]],
-) -> list[Statistics]:
-    """The loss's derivatives by the moments of each micro-batch, the last batch norm's first."""
-    cotangents: list[Statistics] = [{} for _ in runs]
-    merge = functools.partial(_merge, _shares(runs))
+    known: MomentsByNumber,
+    moments: dict[int, list[Moments]],
+) -> list[MomentsByNumber]:
+    """Return the derivatives of the loss with respect to the moments of each micro-batch."""
+    cotangents: list[MomentsByNumber] = [{} for _ in micro_batches]
+    merge = functools.partial(_merge, _shares(micro_batches))
     for number in reversed(known):
         total: Any = None
-        for run, own in zip(runs, cotangents, strict=True):
-            total = _add(total, _with_respect_to(number, run, params, state, known, own))
-        (pulled,) = torch.func.vjp(merge, parts[number])[1](total)
-        for own, cotangent in zip(cotangents, pulled, strict=True):
-            own[number] = cotangent
+        for part, own in zip(micro_batches, cotangents, strict=True):
+            total = _add(total, _gradient_of_moments(number, part, params, state, known, own))
+        (gradients,) = torch.func.vjp(merge, moments[number])[1](total)
+        for own, gradient in zip(cotangents, gradients, strict=True):
+            own[number] = gradient
     return cotangents
 
 
-def _with_respect_to(
-    number: int, run: _Run, params: Params, state: State, known: Statistics, cotangents: Statistics
+def _gradient_of_moments(
+    number: int,
+    part: _MicroBatch,
+    params: Params,
+    state: State,
+    known: MomentsByNumber,
+    cotangents: MomentsByNumber,
 ) -> Moments:
-    """The derivative of what the micro-batch adds to the loss, by the statistics `number`."""
+    """Return the derivative of the value of `part` with respect to the moments `known[number]`."""
 
     def value(moments: Moments) -> Tensor:
-        return run.value(params, state, {**known, number: moments}, cotangents)[0]
+        return part.value(params, state, {**known, number: moments}, cotangents)[0]
 
-    return torch.func.grad(value)(known[number])
+    gradient: Moments = torch.func.grad(value)(known[number])
+    return gradient
 
 
 def _merge(shares: Sequence[float], parts: Sequence[Moments]) -> Moments:
-    """The moments of the whole from those of its parts, which have these shares of its values.
+    """Return the moments of the whole batch from those of its parts and their shares of it.
 
     Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances", 1979: no difference of large squares.
@@ -210,8 +240,8 @@ def _merge(shares: Sequence[float], parts: Sequence[Moments]) -> Moments:
     return mean, torch.stack(spreads).sum(0)
 
 
-def _shares(runs: Sequence[_Run]) -> list[float]:
-    return [run.share for run in runs]
+def _shares(micro_batches: Sequence[_MicroBatch]) -> list[float]:
+    return [part.share for part in micro_batches]
 
 
 def _add(total: Any, part: Any) -> Any:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, wrap
-from funcnets.layers import is_vmapped
+from funcnets.layers.normalization import is_vmapped
 
 
 class NonFiniteError(LayerError):

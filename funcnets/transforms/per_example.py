@@ -1,4 +1,4 @@
-"""A gradient for each example of a batch, with a stated meaning where batch norm joins them."""
+"""Gradient of each example's loss, also where batch norm makes examples depend on each other."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -10,24 +10,25 @@ from funcnets import losses, metrics
 from funcnets.core import Layer, Params, State
 from funcnets.train import Batch, Gradient, Loss, Measurements, check_batch
 from funcnets.transforms.statistics import (
-    Statistics,
+    MomentsByNumber,
     count_batch_norms,
     frozen_statistics,
-    measured,
     noise_of_rows,
-    normalized_by,
+    normalize_by,
+    record_moments,
 )
 
-Meaning = Literal["frozen", "batch_constant", "batch"]
+ExampleStatistics = Literal["frozen", "batch_constant", "batch"]
+"""Statistics of batch norms in `per_example_gradients`, which explains them."""
 
 
 class PerExample(NamedTuple):
-    """What each of N examples gives."""
+    """Gradients, losses and logits of the N examples of a batch."""
 
-    gradients: Params  # like params, each leaf with a first axis of N
+    gradients: Params  # the tree of params, each leaf with a first dimension of N
     losses: Tensor  # (N,)
     logits: Tensor  # (N, K)
-    state: State  # the running statistics after the batch
+    state: State  # running statistics after the batch
 
 
 def per_example_gradients(
@@ -37,58 +38,69 @@ def per_example_gradients(
     batch: Batch,
     *,
     key: Tensor | None = None,
-    statistics: Meaning | None = None,
+    statistics: ExampleStatistics | None = None,
     loss: Loss = losses.cross_entropy,
     chunk_size: int | None = None,
 ) -> PerExample:
-    """The gradient of each example's loss in training, and the losses.
+    """Return the gradient of each example's loss in training, with losses, logits and statistics.
 
-    Each example has the dropout mask that it has in the whole batch under the same key.  What its
-    gradient is where batch norm joins the examples, `statistics` says:
+    Each example has the dropout mask that it has in the whole batch under the same key.  Batch norm
+    makes an example depend on the others; `statistics` chooses how:
 
-    - `frozen`: batch norm uses the running statistics, and leaves them as they are.  The examples
-      have nothing to do with each other, as differential privacy needs it.
-    - `batch_constant`: it uses the batch's statistics, as if they were constants.
-    - `batch`: it uses the batch's statistics, which the example's loss is differentiated through.
+    - `frozen`: batch norm normalises by the running statistics and keeps them.  Examples are
+      independent, as differential privacy requires.
+    - `batch_constant`: batch norm normalises by the batch's statistics, taken as constants.
+    - `batch`: batch norm normalises by the batch's statistics, and the gradient goes through them.
       The mean of these gradients is the gradient of the batch's mean loss.
 
-    The first two cost about one backward pass an example, over that example; `batch` costs N
-    backward passes over the whole batch.  Without batch norm all are the same.
+    The first two cost about one backward pass for each example, over this example alone; `batch`
+    costs N backward passes over the whole batch.  Without batch norm all three are the same.
 
     Args:
-        net: the network.
+        net: network.
         params: its parameters.
         state: its running statistics.
         batch: images (N, C, H, W), or rows (N, C), and labels (N,).
-        key: for dropout, as in `net.apply`.
-        statistics: the meaning; needn't be given without batch norm.
-        loss: (logits (N, K), labels (N,)) -> 0-d, the mean over the examples.
-        chunk_size: how many gradients are computed at once, which bounds the memory; None: all.
+        key: key for dropout, as in `net.apply`.
+        statistics: one of the three; may be None without batch norm.
+        loss: function of logits (N, K) and labels (N,) that returns their mean loss, 0-d.
+        chunk_size: number of gradients computed at once, which bounds the memory; None for all.
 
-    Raises ValueError where batch norm is there and no meaning is given, where labels don't fit the
-    images, or for a chunk of none; LayerError for `batch_constant` where one is inside a layer
-    under `remat`.
+    Raises ValueError if there is batch norm and `statistics` is None, for other statistics, for
+    labels that don't fit the images, and for a chunk size below 1; LayerError for a random layer
+    without the tag `layers.MultiplicativeNoise`, and with `batch_constant` for a batch norm inside
+    a layer under `remat`.
+
+    >>> import torch
+    >>> from funcnets import layers, random, transforms
+    >>> net, x, labels = layers.linear(3), torch.ones(2, 4), torch.tensor([0, 1])
+    >>> params, state = net.init(random.key(0), x)
+    >>> each = transforms.per_example_gradients(net, params, state, (x, labels))
+    >>> tuple(each.gradients["weight"].shape), tuple(each.losses.shape)
+    ((2, 3, 4), (2,))
     """
     check_batch(batch)
     if statistics is None and count_batch_norms(net) == 0:
         statistics = "frozen"
-    _check_options(statistics, chunk_size, get_args(Meaning))
+    _check_options(statistics, chunk_size, get_args(ExampleStatistics))
     if statistics == "batch":
-        return _joined(net, params, state, batch, key, loss, chunk_size)
+        return _jointly(net, params, state, batch, key, loss, chunk_size)
     if statistics == "batch_constant":
-        moments: Statistics = {}
+        moments: MomentsByNumber = {}
         x, labels = batch
-        _, after = measured(net, moments).apply(params, state, x, train=True, key=key)
-        constant = normalized_by(net, moments, len(labels))
-        return _apart(constant, params, state, batch, key, loss, chunk_size)._replace(state=after)
-    return _apart(frozen_statistics(net), params, state, batch, key, loss, chunk_size)
+        recording = record_moments(net, moments)
+        _, after = recording.apply(params, state, x, train=True, key=key)
+        constant = normalize_by(net, moments, len(labels))
+        each = _separately(constant, params, state, batch, key, loss, chunk_size)
+        return each._replace(state=after)
+    return _separately(frozen_statistics(net), params, state, batch, key, loss, chunk_size)
 
 
-def _check_options(statistics: Any, chunk_size: Any, meanings: tuple[Any, ...]) -> None:
-    if statistics not in meanings:
+def _check_options(statistics: Any, chunk_size: Any, allowed: tuple[Any, ...]) -> None:
+    if statistics not in allowed:
         raise ValueError(
-            f"statistics is {statistics!r}, and batch norm joins the examples: expected one of "
-            f"{', '.join(get_args(Meaning))}, which say what the gradient of one is"
+            f"statistics is {statistics!r}, and batch norm makes examples depend on each other: "
+            f"expected one of {', '.join(get_args(ExampleStatistics))}"
         )
     if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
         raise ValueError(
@@ -96,7 +108,7 @@ def _check_options(statistics: Any, chunk_size: Any, meanings: tuple[Any, ...]) 
         )
 
 
-def _apart(
+def _separately(
     net: Layer,
     params: Params,
     state: State,
@@ -105,25 +117,25 @@ def _apart(
     loss: Loss,
     chunk_size: int | None,
 ) -> PerExample:
-    """Each example on its own: `net` normalises by statistics that don't depend on it."""
+    """Return the gradients by `vmap` over single examples; `net` must not use batch statistics."""
     x, labels = batch
     count = len(labels)
 
-    def one(x: Tensor, label: Tensor, row: Tensor) -> tuple[Params, Tensor, Tensor]:
+    def gradient(x: Tensor, label: Tensor, row: Tensor) -> tuple[Params, Tensor, Tensor]:
         def loss_of(params: Params) -> tuple[Tensor, Tensor]:
-            own = noise_of_rows(net, row, count)
-            logits, _ = own.apply(params, state, x, train=True, key=key)
+            with_noise = noise_of_rows(net, row, count)
+            logits, _ = with_noise.apply(params, state, x, train=True, key=key)
             return loss(logits, label), logits[0]
 
         gradients, (value, logits) = torch.func.grad_and_value(loss_of, has_aux=True)(params)
         return gradients, value, logits
 
     rows = torch.arange(count, device=labels.device)
-    alone = (values[:, None] for values in (x, labels, rows))
-    return PerExample(*vmap(one, chunk_size=chunk_size)(*alone), state)
+    batches_of_one = (values[:, None] for values in (x, labels, rows))
+    return PerExample(*vmap(gradient, chunk_size=chunk_size)(*batches_of_one), state)
 
 
-def _joined(
+def _jointly(
     net: Layer,
     params: Params,
     state: State,
@@ -132,30 +144,33 @@ def _joined(
     loss: Loss,
     chunk_size: int | None,
 ) -> PerExample:
-    """All examples in one batch, through which each loss is pulled back."""
+    """Return the gradients by a backward pass over the whole batch for each example's loss."""
     x, labels = batch
 
     def losses_of(params: Params) -> tuple[Tensor, tuple[Tensor, State]]:
         logits, after = net.apply(params, state, x, train=True, key=key)
         return vmap(loss)(logits[:, None], labels[:, None]), (logits, after)
 
-    pulled: Any = torch.func.vjp(losses_of, params, has_aux=True)
-    values, pull_back, (logits, after) = pulled
-    each = torch.eye(len(values), dtype=values.dtype, device=values.device)
-    (gradients,) = vmap(pull_back, chunk_size=chunk_size)(each)
+    result: Any = torch.func.vjp(losses_of, params, has_aux=True)
+    values, vjp, (logits, after) = result
+    cotangents = torch.eye(len(values), dtype=values.dtype, device=values.device)
+    (gradients,) = vmap(vjp, chunk_size=chunk_size)(cotangents)
     return PerExample(gradients, values, logits, after)
 
 
-def per_example(statistics: Meaning | None = None, *, chunk_size: int | None = None) -> Gradient:
-    """The gradients of each example, as `per_example_gradients`, for `train.make_train_step`.
+def per_example(
+    statistics: ExampleStatistics | None = None, *, chunk_size: int | None = None
+) -> Gradient:
+    """Return the `gradient` argument of `train.make_train_step` for gradients of each example.
 
-    They have a first axis of N, so the optimizer must begin with what takes them together, such as
-    `optim.clip_per_example`.
+    The gradients have a first dimension of N, so the optimizer must begin with a transformation
+    that combines them, such as `optim.clip_per_example`.  For the arguments see
+    `per_example_gradients`.
 
-    Raises ValueError for other statistics, or a chunk of none; from a call, what
-    `per_example_gradients` raises.
+    Raises ValueError for other statistics or a chunk size below 1; from a call, the errors of
+    `per_example_gradients`.
     """
-    _check_options(statistics, chunk_size, (None, *get_args(Meaning)))
+    _check_options(statistics, chunk_size, (None, *get_args(ExampleStatistics)))
 
     def gradient(
         net: Layer,

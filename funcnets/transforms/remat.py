@@ -1,6 +1,7 @@
 """Rematerialisation: memory traded for compute, by computing a layer's inside a second time."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ from funcnets import tree
 from funcnets.core import Apply, Layer, Params, State, check_layer, wrap
 
 Flat = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Rematerialized:
+    """Tag of a layer whose inside is computed again for derivatives."""
 
 
 def remat(layer: Layer) -> Layer:
@@ -32,10 +38,10 @@ def remat(layer: Layer) -> Layer:
     Chen et al., Training deep nets with sublinear memory cost, 2016.
     """
     check_layer(layer, "remat")
-    return wrap(layer, _recomputed, recomputed=True)
+    return wrap(layer, _rematerialized, tags=[Rematerialized()])
 
 
-def _recomputed(inner: Apply) -> Apply:
+def _rematerialized(inner: Apply) -> Apply:
     def apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, State]:

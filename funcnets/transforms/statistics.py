@@ -1,7 +1,7 @@
-"""Where the statistics of batch norms come from, and the noise of dropout, as one may choose.
+"""Choice of the statistics by which batch norms normalise, and of the rows of dropout's noise.
 
-Each function gives the same network, with the same parameters and keys, and changes its batch
-norms or its random layers alone.
+Each function returns a network that takes the same parameters and keys.  It changes only layers
+with the tag `layers.BatchStatistics`, or only random layers.
 """
 
 import itertools
@@ -11,31 +11,35 @@ import torch
 from torch import Tensor
 
 from funcnets import layers
-from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, wrap
+from funcnets.core import Layer, LayerError, Params, State, rewrite, wrap
+from funcnets.layers import BatchStatistics, MultiplicativeNoise
+from funcnets.transforms.remat import Rematerialized
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel, (C,) each."""
 
-Statistics = dict[int, Moments]
-"""The moments of each batch norm, by its number in the network."""
+MomentsByNumber = dict[int, Moments]
+"""Moments of batch norms, each by its number in the order of `core.rewrite`."""
 
 
-class Unknown(Exception):
-    """A batch norm was reached whose statistics aren't among those given."""
+class UnknownMoments(Exception):
+    """Signal that a batch norm was reached whose moments are not among those given."""
 
 
-Training = Callable[[int, Layer, Params, State, Tensor], tuple[Tensor, State]]
+Normalize = Callable[[int, Layer, BatchStatistics, Params, State, Tensor], tuple[Tensor, State]]
 
 
-def _batch_norms(net: Layer, training: Training) -> Layer:
-    """The network whose i-th batch norm gives `training(i, layer, params, state, x)` in training.
+def _with_training(net: Layer, normalize: Normalize) -> Layer:
+    """Return the network whose i-th batch norm in training is `normalize`.
 
-    `layer` is that batch norm as it is.
+    Called as `normalize(i, layer, tag, params, state, x)`, where `layer` is the batch norm itself
+    and `tag` its `BatchStatistics`, it returns the output and the new state.
     """
     numbers = itertools.count()
 
     def replaced(name: str | None, layer: Layer) -> Layer:
-        if layer.track is None:
+        tag = layer.tag(BatchStatistics)
+        if tag is None:
             return layer
         number = next(numbers)
 
@@ -49,7 +53,7 @@ def _batch_norms(net: Layer, training: Training) -> Layer:
         ) -> tuple[Tensor, State]:
             if not train:
                 return layer.apply(params, state, x)
-            return training(number, layer, params, state, x)
+            return normalize(number, layer, tag, params, state, x)
 
         return wrap(layer, lambda inner: apply)
 
@@ -57,74 +61,94 @@ def _batch_norms(net: Layer, training: Training) -> Layer:
 
 
 def count_batch_norms(net: Layer) -> int:
-    """How many batch norms the network has."""
-    return (net.track is not None) + sum(count_batch_norms(part) for _, part in net.parts)
+    """Return the number of layers with the tag `BatchStatistics`."""
+    own = net.tag(BatchStatistics) is not None
+    return own + sum(count_batch_norms(part) for _, part in net.parts)
 
 
-def _check_not_recomputed(layer: Layer, path: tuple[str, ...]) -> None:
-    if layer.parts and layer.recomputed and count_batch_norms(layer):
+def _check_not_rematerialized(layer: Layer, path: tuple[str, ...]) -> None:
+    if layer.tag(Rematerialized) is not None and layer.parts and count_batch_norms(layer):
         raise LayerError(
-            "remat: a batch norm inside can't share the statistics of the whole batch: recompute "
-            "parts without batch norm, or the batch norm by itself, or choose other `statistics`",
+            "remat: a batch norm inside can't share the statistics of the whole batch: use remat "
+            "for parts without batch norm, or for the batch norm by itself, or choose other "
+            "`statistics`",
             path,
         )
     for name, part in layer.parts:
-        _check_not_recomputed(part, path if name is None else (*path, name))
+        _check_not_rematerialized(part, path if name is None else (*path, name))
 
 
 def frozen_statistics(net: Layer) -> Layer:
-    """The same network, whose batch norms use running statistics in training, and leave them so.
+    """Return the network whose batch norms use and keep their running statistics in training.
 
-    All else trains: dropout draws its masks.  An example's output then depends on it alone.
+    The output for an example then depends on no other example.  Other layers train as before:
+    dropout draws its masks.
+
+    >>> import torch
+    >>> from funcnets import layers, random, transforms
+    >>> frozen, x = transforms.frozen_statistics(layers.batch_norm(eps=0)), torch.tensor([[2.0]])
+    >>> params, state = frozen.init(random.key(0), x)
+    >>> frozen.apply(params, state, x, train=True)[0]
+    tensor([[2.]])
     """
-    return _batch_norms(net, lambda number, layer, params, state, x: layer.apply(params, state, x))
 
-
-def measured(net: Layer, into: Statistics) -> Layer:
-    """The same network, whose batch norms in training note the moments of their input in `into`.
-
-    Raises LayerError for a batch norm inside a layer under `remat`, which noted values can't leave
-    with their derivatives.
-    """
-    _check_not_recomputed(net, ())
-
-    def training(
-        number: int, layer: Layer, params: Params, state: State, x: Tensor
+    def normalize(
+        number: int, layer: Layer, tag: BatchStatistics, params: Params, state: State, x: Tensor
     ) -> tuple[Tensor, State]:
-        into[number] = layers.moments(x)
+        return layer.apply(params, state, x)
+
+    return _with_training(net, normalize)
+
+
+def record_moments(net: Layer, into: MomentsByNumber) -> Layer:
+    """Return the network whose batch norms in training write the moments of their input to `into`.
+
+    Raises LayerError for a batch norm inside a layer under `remat`: a recorded value can't leave it
+    together with its derivatives.
+    """
+    _check_not_rematerialized(net, ())
+
+    def normalize(
+        number: int, layer: Layer, tag: BatchStatistics, params: Params, state: State, x: Tensor
+    ) -> tuple[Tensor, State]:
+        into[number] = layers.channel_statistics(x)
         return layer.apply(params, state, x, train=True)
 
-    return _batch_norms(net, training)
+    return _with_training(net, normalize)
 
 
-def normalized_by(net: Layer, statistics: Statistics, count: int) -> Layer:
-    """The same network, whose batch norms take `statistics` for those of a batch of `count`.
+def normalize_by(net: Layer, moments: MomentsByNumber, count: int) -> Layer:
+    """Return the network whose batch norms in training normalise by `moments`.
 
-    In training, that is; their running statistics become what they would be after that batch.
-    Running it raises Unknown at the first batch norm whose statistics aren't given.
+    Running statistics become what they are after a batch of `count` examples with these moments.
+    `apply` raises UnknownMoments at the first batch norm whose moments are not given.
     """
 
-    def training(
-        number: int, layer: Layer, params: Params, state: State, x: Tensor
+    def normalize(
+        number: int, layer: Layer, tag: BatchStatistics, params: Params, state: State, x: Tensor
     ) -> tuple[Tensor, State]:
-        if number not in statistics or layer.track is None:
-            raise Unknown
-        mean, variance = statistics[number]
-        y, _ = layer.apply(params, {"running_mean": mean, "running_var": variance}, x)
-        return y, layer.track(state, mean, variance, x[0, 0].numel() * count)
+        if number not in moments:
+            raise UnknownMoments
+        mean, variance = moments[number]
+        y, _ = layer.apply(params, tag.as_state(mean, variance), x)
+        return y, tag.update(state, mean, variance, x[0, 0].numel() * count)
 
-    return _batch_norms(net, training)
+    return _with_training(net, normalize)
 
 
 def noise_of_rows(net: Layer, rows: Tensor, count: int) -> Layer:
-    """The same network for the examples `rows` (n,) of a batch of `count`, with their noise.
+    """Return the network for the examples `rows`, (n,), of a batch of `count`, with their noise.
 
-    A random layer multiplies its input by what its key draws, as dropout does: it draws for the
-    whole batch, of which each example takes its own row.  So an example has the mask that it has
-    in the whole batch, for the price of drawing that mask.
+    A layer with the tag `MultiplicativeNoise` draws noise for the whole batch, and each example
+    takes its own row of it.  So an example has the dropout mask that it has in the whole batch.
+
+    Raises LayerError, from `apply` in training, for another random layer.
     """
 
-    def around(inner: Apply) -> Apply:
+    def replaced(name: str | None, layer: Layer) -> Layer:
+        if not layer.stochastic or layer.parts:
+            return layer
+
         def apply(
             params: Params,
             state: State,
@@ -134,15 +158,18 @@ def noise_of_rows(net: Layer, rows: Tensor, count: int) -> Layer:
             key: Tensor | None = None,
         ) -> tuple[Tensor, State]:
             if not train or key is None:
-                return inner(params, state, x, train=train, key=key)
+                return layer.apply(params, state, x, train=train, key=key)
+            if layer.tag(MultiplicativeNoise) is None:
+                raise LayerError(
+                    f"{layer.kind}: it is unknown how this random layer draws for each example of "
+                    "a batch: give it the tag layers.MultiplicativeNoise() if it multiplies its "
+                    "input by noise, as dropout does"
+                )
             # Not `x.new_ones`, which under vmap would draw the whole batch for each example.
             ones = torch.ones((count, *x.shape[1:]), dtype=x.dtype, device=x.device)
-            noise, state = inner(params, state, ones, train=True, key=key)
+            noise, state = layer.apply(params, state, ones, train=True, key=key)
             return x * noise.index_select(0, rows), state
 
-        return apply
-
-    def replaced(name: str | None, layer: Layer) -> Layer:
-        return wrap(layer, around) if layer.stochastic and not layer.parts else layer
+        return wrap(layer, lambda inner: apply)
 
     return rewrite(net, replaced)

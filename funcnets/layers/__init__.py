@@ -1,0 +1,31 @@
+"""Layers of which networks are made: convolution, batch norm, dropout, pooling and activations.
+
+Each function takes hyper-parameters and returns a `Layer`.  Inputs and parameter trees are checked
+when the layer runs, so that an error names the layer in which it happened.
+"""
+
+from funcnets.layers.activations import relu, sigmoid, tanh
+from funcnets.layers.convolution import conv2d
+from funcnets.layers.fully_connected import linear
+from funcnets.layers.normalization import BatchStatistics, batch_norm, channel_statistics
+from funcnets.layers.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
+from funcnets.layers.regularization import MultiplicativeNoise, dropout
+from funcnets.layers.reshaping import flatten
+
+__all__ = [
+    "BatchStatistics",
+    "MultiplicativeNoise",
+    "adaptive_avg_pool",
+    "avg_pool",
+    "batch_norm",
+    "channel_statistics",
+    "conv2d",
+    "dropout",
+    "flatten",
+    "global_avg_pool",
+    "linear",
+    "max_pool",
+    "relu",
+    "sigmoid",
+    "tanh",
+]

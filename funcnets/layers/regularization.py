@@ -1,0 +1,60 @@
+"""Random layers that regularise a training: dropout."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from funcnets import random
+from funcnets._validate import check
+from funcnets.core import Layer, LayerError, Params, State
+from funcnets.layers._arguments import format_kind
+from funcnets.layers._leaf import leaf, no_parameters
+
+
+@dataclass(frozen=True)
+class MultiplicativeNoise:
+    """Tag of a random layer that in training multiplies its input by noise, an element each.
+
+    The noise may depend on the key and the shape of the input, not on its values.
+    `transforms.accumulate` and `transforms.per_example_gradients` then give each example the noise
+    that it has in the whole batch.  A layer of your own may have this tag.
+    """
+
+
+def dropout(rate: float = 0.5) -> Layer:
+    """Return dropout of inputs of any shape: x · mask / (1 - rate) in training, x in evaluation.
+
+    The mask is `random.bernoulli(key, 1 - rate, x.shape)`: the key alone decides it, on every
+    device.
+
+    Args:
+        rate: probability that an element becomes zero, in [0, 1).
+
+    Raises ValueError for a rate out of range; LayerError, in training, without a key.
+    Srivastava et al., Dropout, 2014.
+
+    >>> import torch
+    >>> from funcnets import layers, random
+    >>> x = torch.ones(6)
+    >>> layers.dropout(0.5).apply({}, {}, x, train=True, key=random.key(0))
+    (tensor([0., 0., 2., 0., 0., 0.]), {})
+    >>> layers.dropout(0.5).apply({}, {}, x)
+    (tensor([1., 1., 1., 1., 1., 1.]), {})
+    """
+    kind = format_kind("dropout", rate)
+    check(f"{kind}: rate", rate, lambda value: 0 <= value < 1, "a number in [0, 1)")
+
+    def apply(
+        params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        if not train or rate == 0:
+            return x, {}
+        if key is None:
+            raise LayerError(
+                f"{kind}: needs a key in training: "
+                "apply(params, state, x, train=True, key=funcnets.random.key(0))"
+            )
+        keep = random.bernoulli(key, 1 - rate, tuple(x.shape))
+        return x * keep / (1 - rate), {}
+
+    return leaf(kind, no_parameters, apply, stochastic=True, tags=(MultiplicativeNoise(),))

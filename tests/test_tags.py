@@ -1,0 +1,136 @@
+"""Tags: what transforms know of a layer, a user's own layers as well as those of the package."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from classifiers import gradients, one_by_one, problem, whole
+from comparison import assert_close
+from torch import Tensor
+
+from funcnets import core, layers, random, transforms, tree
+from funcnets.core import Layer, LayerError, sequential
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+
+def unchanged(inner: core.Apply) -> core.Apply:
+    return inner
+
+
+def noted(layer: Layer, text: str) -> Layer:
+    return core.wrap(layer, unchanged, tags=[Note(text)])
+
+
+def test_a_layer_has_at_most_one_tag_of_each_type() -> None:
+    layer = noted(noted(layers.batch_norm(), "first"), "second")
+    assert layer.tag(Note) == Note("second")
+    assert len(layer.tags) == 2
+    assert layers.relu().tag(Note) is None
+
+
+def test_tags_stay_when_parts_are_rewritten_and_do_not_reach_other_layers() -> None:
+    net = sequential(a=noted(sequential(b=layers.relu()), "a"), c=layers.relu())
+    again = core.rewrite(net, lambda name, layer: noted(layer, "b") if name == "a.b" else layer)
+    assert again.tag(Note) is None
+    assert again.children["a"].tag(Note) == Note("a")
+    assert again.children["a"].children["b"].tag(Note) == Note("b")
+    assert again.children["c"].tag(Note) is None
+
+
+def test_tags_are_no_part_of_a_comparison() -> None:
+    layer = layers.relu()
+    assert core.wrap(layer, unchanged, tags=[Note("x")]) == layer
+    assert hash(core.wrap(layer, unchanged, tags=[[]])) == hash(layer)
+
+
+def own_norm() -> Layer:
+    """A batch norm without scale and shift, whose state has other names and holds a count."""
+
+    def init(key: Tensor, x: Tensor) -> tuple[Any, Any]:
+        zeros = torch.zeros(x.shape[1], dtype=x.dtype)
+        return {}, {"centre": zeros, "spread": zeros + 1, "batches": torch.zeros(())}
+
+    def update(state: Any, mean: Tensor, variance: Tensor, count: int) -> Any:
+        return {
+            "centre": state["centre"] * 0.5 + mean / 2,
+            "spread": state["spread"] * 0.5 + variance / 2 * count / (count - 1),
+            "batches": state["batches"] + 1,
+        }
+
+    def as_state(mean: Tensor, variance: Tensor) -> Any:
+        return {"centre": mean, "spread": variance, "batches": torch.ones(())}
+
+    def apply(params: Any, state: Any, x: Tensor, *, train: bool = False, key: Any = None) -> Any:
+        used = state
+        if train:
+            moments = layers.channel_statistics(x)
+            used = as_state(*moments)
+            state = update(state, *moments, x.numel() // x.shape[1])
+        channel = (..., *[None] * (x.ndim - 2))
+        y = (x - used["centre"][channel]) / (used["spread"][channel] + 1e-3).sqrt()
+        return y, state
+
+    tags = (layers.BatchStatistics(update, as_state),)
+    return Layer("own_norm", init, apply, tags=tags)
+
+
+def own_noise(*tags: object) -> Layer:
+    """Multiplication by normal numbers around 1, in training."""
+
+    def apply(params: Any, state: Any, x: Tensor, *, train: bool = False, key: Any = None) -> Any:
+        return (x * (1 + random.normal(key, tuple(x.shape), x.dtype)) if train else x), {}
+
+    return Layer("own_noise", lambda key, x: ({}, {}), apply, stochastic=True, tags=tags)
+
+
+def network(noise: Layer) -> Layer:
+    return sequential(
+        conv=layers.conv2d(3, 3),
+        norm=own_norm(),
+        act=layers.tanh(),
+        flatten=layers.flatten(),
+        block=sequential(noise=noise, fc=layers.linear(3)),
+    )
+
+
+TAGGED = problem(network(own_noise(layers.MultiplicativeNoise())))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_accumulation_of_own_layers_is_the_whole_batch(size: int) -> None:
+    assert_close(gradients(transforms.accumulate(size), TAGGED), whole(TAGGED))
+
+
+def test_per_example_gradients_of_own_layers_are_those_of_the_whole_batch() -> None:
+    net, params, state, batch, key = TAGGED
+    each = transforms.per_example_gradients(net, params, state, batch, key=key, statistics="batch")
+    constant = transforms.per_example_gradients(
+        net, params, state, batch, key=key, statistics="batch_constant"
+    )
+    expected, losses = one_by_one(TAGGED)
+    assert_close(tree.flatten_named(each.gradients), tree.flatten_named(expected))
+    for result in (each, constant):
+        assert_close({"losses": result.losses}, {"losses": losses})
+        assert result.state["norm"]["batches"] == state["norm"]["batches"] + 1
+
+
+def test_own_statistics_can_be_frozen() -> None:
+    net, params, state, (x, _), key = TAGGED
+    frozen = transforms.frozen_statistics(
+        sequential(**{k: net.children[k] for k in ("conv", "norm")})
+    )
+    actual = frozen.apply(params, state, x, train=True, key=key)
+    expected = frozen.apply(params, state, x)
+    assert_close(tree.flatten_named(actual), tree.flatten_named(expected))
+
+
+@pytest.mark.parametrize("gradient", [transforms.accumulate(2), transforms.per_example("frozen")])
+def test_random_layers_of_unknown_effect_are_refused_by_name(gradient: Any) -> None:
+    unknown = problem(network(own_noise()))
+    with pytest.raises(LayerError, match=r"^block\.noise: own_noise: .*MultiplicativeNoise\(\)"):
+        gradients(gradient, unknown)
