@@ -8,7 +8,7 @@ from funcnets import models, optim, precision, random, train, tree
 from funcnets.compiler.backends import cuda
 from funcnets.compiler.backends.select import compile_graph
 from funcnets.compiler.passes.donate import donate
-from funcnets.compiler.trace import trace
+from funcnets.compiler.trace import record_function
 
 PLACES = (
     torch.backends.cudnn.conv,
@@ -92,9 +92,11 @@ def momentum_step():
         return [x, velocity, (x * batch).sum()]
 
     leaves = [torch.ones(3), torch.zeros(3), torch.ones(3)]
-    graph = trace(function, leaves, ()).graph
-    assert donate(graph, (0, 1)) == {0: 0, 1: 1}
-    return function, compile_graph(graph, "graph")
+    compilation = record_function(function, leaves, ())
+    compilation.donated = (0, 1)
+    assert donate(compilation)
+    assert compilation.aliases == {0: 0, 1: 1}
+    return function, compile_graph(compilation.module, "graph")
 
 
 def begun(seed=0):

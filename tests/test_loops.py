@@ -9,8 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import funcnets
 from funcnets import random, tree
+from funcnets.compiler import pipeline
+from funcnets.compiler.graph.aliasing import is_loop
+from funcnets.compiler.graph.compilation import Compilation
+from funcnets.compiler.graph.structure import take_apart
 from funcnets.compiler.kernels import build
-from funcnets.compiler.loops import codegen, expressions, lower
+from funcnets.compiler.loops import codegen, expressions, grouping
+from funcnets.compiler.loops.lower import fuse_loops
+from funcnets.compiler.lowerings import DEFAULT
 
 aten = torch.ops.aten
 
@@ -97,7 +103,7 @@ def test_programs_give_the_same_numbers(dtype, layout, donate):
     for _ in range(2):
         actual = jitted(*(value.clone() for value in values))
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-    calls = filter(lower.is_loop, graph_of(jitted).nodes)
+    calls = filter(is_loop, graph_of(jitted).nodes)
     assert sum(len(call.args[0]) for call in calls) > 40
 
 
@@ -117,7 +123,7 @@ def test_an_operation(operation):
     x, y = (value.flatten().double() for value in torch.meshgrid(special, special, indexing="ij"))
     jitted = funcnets.jit(lambda x, y: operation(x, y) * 1.0 + 0.0, backend="native")
     torch.testing.assert_close(jitted(x, y), operation(x, y), rtol=1e-9, atol=0, equal_nan=True)
-    assert any(map(lower.is_loop, graph_of(jitted).nodes))
+    assert any(map(is_loop, graph_of(jitted).nodes))
 
 
 class RoundedOnce(TorchDispatchMode):
@@ -141,7 +147,7 @@ def test_an_operation_in_bfloat16(operation):
     actual, expected = jitted(x, y), -expected.float()
     torch.testing.assert_close(actual, expected, rtol=2**-7, atol=1e-38, equal_nan=True)
     assert (actual.nan_to_num() != expected.nan_to_num()).float().mean() < 0.01
-    assert any(map(lower.is_loop, graph_of(jitted).nodes))
+    assert any(map(is_loop, graph_of(jitted).nodes))
 
 
 def test_every_bfloat16_is_read_and_rounded_to():
@@ -167,7 +173,7 @@ def test_types_meet_in_a_loop():
     x, y = random.normal(random.key(0), SHAPE).bfloat16(), random.normal(random.key(1), SHAPE)
     jitted = funcnets.jit(function, backend="native")
     torch.testing.assert_close(jitted(x, y), function(x, y))
-    assert sum(map(lower.is_loop, graph_of(jitted).nodes)) == 1
+    assert sum(map(is_loop, graph_of(jitted).nodes)) == 1
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (5000, 3), (3, 5000), (40_001,), (2, 3, 70, 70)])
@@ -182,7 +188,7 @@ def test_sizes(shape):
 
 
 def traced(function, *arguments):
-    return funcnets.jit(function).trace(*arguments).graph
+    return pipeline.trace(lambda *given: function(*given), arguments, DEFAULT)
 
 
 def test_an_empty_map_and_a_deep_one():
@@ -198,7 +204,7 @@ def test_more_than_four_loops_are_left_to_aten():
     x, y = torch.ones(2, 1, 2, 1, 2, dtype=torch.float64), torch.ones(1, 2, 1, 2, 1).double()
     jitted = funcnets.jit(lambda x, y: (x * y).relu() + 1, backend="native")
     torch.testing.assert_close(jitted(x, y), (x * y).relu() + 1)
-    assert not any(map(lower.is_loop, graph_of(jitted).nodes))
+    assert not any(map(is_loop, graph_of(jitted).nodes))
 
 
 def test_equal_loops_are_one_function():
@@ -208,14 +214,14 @@ def test_equal_loops_are_one_function():
         torch.ones(2, 3),
         torch.ones(50, 7),
     )
-    found = lower.runs(graph.graph)
+    found = grouping.runs(graph)
     assert [len(run.nodes) for run in found] == [2, 2, 2]
     assert len(set(map(codegen.source, found))) == 1
 
 
 def test_a_run_ends_where_something_else_reads_it():
     graph = traced(lambda x: ((x * 2).relu() + (x * 2).relu().sum(), x), torch.ones(3))
-    names = [[node.target for node in run.nodes] for run in lower.runs(graph.graph)]
+    names = [[node.target for node in run.nodes] for run in grouping.runs(graph)]
     chain = [aten.mul.Tensor, aten.relu.default]
     assert names == [chain, [*chain, aten.add.Tensor]]
 
@@ -237,7 +243,7 @@ def test_without_a_compiler_the_graph_stays(monkeypatch):
     monkeypatch.setattr(build, "load", lambda source: None)
     graph = traced(lambda x: (x * 2).relu(), torch.ones(3))
     before = str(graph.graph)
-    assert lower.fuse_loops(graph) == ""
+    assert not fuse_loops(graph)
     assert str(graph.graph) == before
 
 
@@ -252,8 +258,8 @@ def test_operands_of_other_strides_are_brought_into_form():
         node.meta["val"] = torch.empty(4, 6)
     graph.output((result,))
     module = fx.GraphModule({}, graph)
-    assert lower.fuse_loops(module)
-    assert len(list(filter(lower.is_loop, module.graph.nodes))) == 1
+    assert fuse_loops(Compilation(module, take_apart([])[1]))
+    assert len(list(filter(is_loop, module.graph.nodes))) == 1
     value = random.normal(random.key(0), (6, 4)).T
     torch.testing.assert_close(module(value)[0], (2 * value.sin()).relu())
 
@@ -267,7 +273,7 @@ def test_other_types_and_numbers_that_no_code_can_hold_are_left_to_aten():
         ),
         *arguments,
     )
-    found = [run.nodes for run in lower.runs(graph.graph)]
+    found = [run.nodes for run in grouping.runs(graph)]
     taken = [node for nodes in found if len(nodes) > 1 for node in nodes]
     assert [node.target for node in taken] == [aten.add.Tensor, aten.div.Tensor]
     assert {node.meta["val"].dtype for node in taken} == {torch.float32}
@@ -281,7 +287,7 @@ def test_a_loop_reads_what_another_gives():
     x = random.normal(random.key(0), (5, 3), torch.float64)
     jitted = funcnets.jit(function, backend="native")
     torch.testing.assert_close(jitted(x), function(x))
-    assert sum(map(lower.is_loop, graph_of(jitted).nodes)) == 2
+    assert sum(map(is_loop, graph_of(jitted).nodes)) == 2
 
 
 def test_small_runs_at_the_ends_are_one_call():
@@ -294,7 +300,7 @@ def test_small_runs_at_the_ends_are_one_call():
     x = random.normal(random.key(2), (5, 4))
     jitted = funcnets.jit(function, backend="native")
     torch.testing.assert_close(jitted(weight, mean, x), function(weight, mean, x))
-    calls = [call.args[0] for call in graph_of(jitted).nodes if lower.is_loop(call)]
+    calls = [call.args[0] for call in graph_of(jitted).nodes if is_loop(call)]
     assert [list(map(len, call)) for call in calls] == [[1, 1], [2, 2]]
 
 
@@ -342,7 +348,7 @@ def test_a_line_is_a_line_in_all_shapes():
     x, scale = random.normal(random.key(0), (3, 4, 5, 5)), random.normal(random.key(1), (4,))
     jitted = funcnets.jit(function, backend="native")
     torch.testing.assert_close(jitted(x, scale), function(x, scale))
-    assert sum(map(lower.is_loop, graph_of(jitted).nodes)) == 1
+    assert sum(map(is_loop, graph_of(jitted).nodes)) == 1
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_second_training_traces_nothing(run, monkeypatch, command):
     def untraced(*arguments):
         raise AssertionError("traced again")
 
-    monkeypatch.setattr("funcnets.compiler.api.trace", untraced)
+    monkeypatch.setattr("funcnets.compiler.pipeline.trace", untraced)
     assert run(*arguments, "--run", "second")[0] == 0
     first, second = map(losses_of, ("first", "second"))
     assert second == first

@@ -12,11 +12,16 @@ from funcnets import models, optim, random, train, tree
 from funcnets.bench.cases import LEARNING_RATE, Case
 from funcnets.compiler import DEFAULT, Lowering
 from funcnets.compiler.backends.select import Backend
+from funcnets.compiler.graph.compilation import Compilation, Pass
 from funcnets.compiler.graph.edit import Replacements
-from funcnets.compiler.loops.lower import groups, prepare
-from funcnets.compiler.lowerings import Watch
-from funcnets.compiler.passes.fuse import fuse
-from funcnets.compiler.trace import take_apart, trace
+from funcnets.compiler.graph.structure import take_apart
+from funcnets.compiler.loops.grouping import flatten_vectors, repeat_conversions
+from funcnets.compiler.loops.lower import groups
+from funcnets.compiler.lowerings import Watch, unwatched
+from funcnets.compiler.passes.fuse import fuse_scales
+from funcnets.compiler.passes.simplify import remove_dead_code
+from funcnets.compiler.pipeline import CLEANING, FUSION, run_passes
+from funcnets.compiler.trace import record_function
 from funcnets.precision import POLICIES
 
 
@@ -64,18 +69,32 @@ def rewrites(
 
 def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[Rewrite]:
     used: list[tuple[Lowering, Any]] = []
-    graph = _graph(case, precision, lowerings, lambda *call: used.append((call[0], call[1:])))
+    step = _step(case, precision, lowerings, lambda *call: used.append((call[0], call[1:])))
     yield from _lowered(used, lowerings)
-    watch = _Seen(graph.graph)
-    fuse(graph, watch=watch)
-    yield from watch.seen
-    yield from _looped(copy.deepcopy(graph))
-    yield from _loopless(graph)
+    yield from _fused(step, FUSION)
+    yield from _looped(compilation_of(copy.deepcopy(step.module)))
+    for each in _fused(step, (fuse_scales,)):
+        yield each._replace(applies=lambda backend: backend == "graph")
 
 
-def _graph(
-    case: Case, precision: str, lowerings: Sequence[Lowering], watch: Watch
-) -> fx.GraphModule:
+def compilation_of(graph: fx.GraphModule) -> Compilation:
+    """A graph that comes from no function, for passes to edit."""
+    return Compilation(graph, take_apart([])[1])
+
+
+def _recorded(
+    function: Callable[..., Any],
+    leaves: Sequence[Tensor],
+    lowerings: Sequence[Lowering],
+    watch: Watch = unwatched,
+) -> Compilation:
+    """A function as a graph with these lowerings, and as it stands otherwise."""
+    compilation = record_function(function, leaves, lowerings, watch)
+    run_passes(compilation, CLEANING)
+    return compilation
+
+
+def _step(case: Case, precision: str, lowerings: Sequence[Lowering], watch: Watch) -> Compilation:
     """A training step with these lowerings, and as it stands otherwise."""
     net, _ = models.get(case.network)
     optimizer = optim.sgd(LEARNING_RATE)
@@ -86,7 +105,7 @@ def _graph(
     leaves, structure = take_apart((train_state, (x, labels)))
     # Memory that nobody touches costs nothing.
     leaves = [torch.empty_like(leaf, device=case.device) for leaf in leaves]
-    return trace(lambda *values: step(*structure.fill(values)), leaves, lowerings, watch).graph
+    return _recorded(lambda *values: step(*structure.fill(values)), leaves, lowerings, watch)
 
 
 def _lowered(
@@ -100,9 +119,9 @@ def _lowered(
             leaves, _ = take_apart(call)
             others = lowerings[lowerings.index(lowering) :]  # what it calls is left to them
             operation = _on_tensors(lowering.operation, call)
-            before = trace(operation, [_plain(leaf) for leaf in leaves], ()).graph
-            after = trace(operation, [empty(leaf) for leaf in leaves], others).graph
-            known[key] = Rewrite(lowering.name, before, after)
+            before = _recorded(operation, [_plain(leaf) for leaf in leaves], ())
+            after = _recorded(operation, [empty(leaf) for leaf in leaves], others)
+            known[key] = Rewrite(lowering.name, before.module, after.module)
         yield known[key]
 
 
@@ -126,17 +145,18 @@ def _plain(fake: Tensor) -> Tensor:
     return torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
 
 
-def _loopless(graph: fx.GraphModule) -> Iterator[Rewrite]:
-    """What a graph that has no loops does instead."""
-    watch = _Seen(graph.graph)
-    fuse(graph, are_loops_to_come=False, watch=watch)
-    return (each._replace(applies=lambda backend: backend == "graph") for each in watch.seen)
+def _fused(step: Compilation, passes: Sequence[Pass]) -> list[Rewrite]:
+    """What fusions write anew."""
+    seen = _Seen(step.graph)
+    step.on_rewrite = seen
+    run_passes(step, passes)
+    return seen.seen
 
 
-def _looped(graph: fx.GraphModule) -> Iterator[Rewrite]:
+def _looped(step: Compilation) -> Iterator[Rewrite]:
     """What becomes loops, which the back end makes by itself."""
-    prepare(graph.graph)
-    for group in groups(graph.graph):
+    run_passes(step, (repeat_conversions, flatten_vectors, remove_dead_code))
+    for group in groups(step):
         operands = dict.fromkeys(node for run in group for node in run.operands)
         run = _excerpt([node for run in group for node in run.results], list(operands))
         yield Rewrite("loops", run, run, lambda backend: backend != "graph")

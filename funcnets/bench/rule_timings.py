@@ -11,10 +11,10 @@ from torch import Tensor, fx
 from funcnets import timing
 from funcnets.bench.cases import Case
 from funcnets.bench.contenders import BACKENDS
-from funcnets.bench.rewrites import Rewrite, arguments, empty, rewrites
+from funcnets.bench.rewrites import Rewrite, arguments, compilation_of, empty, rewrites
 from funcnets.compiler.backends import heap
 from funcnets.compiler.backends.select import Backend, Executable, compile_graph, usual_backend
-from funcnets.compiler.loops.lower import fuse_loops
+from funcnets.compiler.pipeline import LOOPS, run_passes
 
 MOST_SHAPES = 6  # in a row of the table
 
@@ -69,10 +69,10 @@ def measure(
 
 
 def _executable(graph: fx.GraphModule, backend: Backend) -> Executable:
-    graph = copy.deepcopy(graph)
+    compilation = compilation_of(copy.deepcopy(graph))
     if backend == "native":
-        fuse_loops(graph)
-    return compile_graph(graph, backend)
+        run_passes(compilation, LOOPS)
+    return compile_graph(compilation.module, backend)
 
 
 def _shapes(tensors: Sequence[Tensor]) -> str:

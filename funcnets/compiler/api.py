@@ -1,15 +1,11 @@
-"""`jit`, the function: what is called for which arguments, and when it is traced anew."""
+"""`jit`, the function, and what it gives: which graph runs for which arguments."""
 
 import contextlib
 import functools
 import gc
 import math
-import reprlib
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from inspect import Parameter, signature
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +15,9 @@ from torch._C import _functorch
 from torch.autograd.graph import increment_version
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from funcnets import tree
+from funcnets.compiler import pipeline
+from funcnets.compiler.arguments import Call, autocast_types, prints_as_itself, take_call_apart
 from funcnets.compiler.backends import cuda, heap, program_cache
-from funcnets.compiler.backends.inductor import make_opaque, spell_out_factors
 from funcnets.compiler.backends.select import (
     BACKENDS,
     Backend,
@@ -29,32 +25,20 @@ from funcnets.compiler.backends.select import (
     compile_graph,
     usual_backend,
 )
-from funcnets.compiler.errors import TraceError
-from funcnets.compiler.graph.aliasing import allow_copies
-from funcnets.compiler.loops.lower import fuse_loops
+from funcnets.compiler.captured import Captured
+from funcnets.compiler.graph.compilation import Aliases, Compilation
+from funcnets.compiler.graph.structure import Structure
 from funcnets.compiler.lowerings import DEFAULT, Lowering
-from funcnets.compiler.passes.donate import Aliases, donate
-from funcnets.compiler.passes.fuse import fuse
-from funcnets.compiler.passes.reuse_memory import reuse_memory
 from funcnets.compiler.recorder import is_recording
-from funcnets.compiler.trace import Structure, Trace, take_apart, trace
-
-
-class _Call(NamedTuple):
-    """The arguments of one call, taken apart."""
-
-    tensors: list[Tensor]
-    donated: tuple[int, ...]  # positions among `tensors`
-    rebuild: Callable[..., Any]  # tensors -> what the function gives for them
-    static: tuple[Any, ...]  # the values of the static arguments
-    key: Hashable  # calls with the same key run the same graph
+from funcnets.compiler.trace import Trace
 
 
 class _Executable(NamedTuple):
     run: Executable
     structure: Structure  # of the result
     aliases: Aliases
-    trace: Trace | None  # where it was traced by this process
+    trace: Trace | None  # None if another process traced it
+    captured: Captured
 
 
 class Jitted:
@@ -77,7 +61,7 @@ class Jitted:
         self._executables: dict[Hashable, _Executable] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function gives for these arguments, by the compiled graph.
+        """Return what the function gives for these arguments, by the compiled graph.
 
         Inside a `torch.func` transform or another `jit` the function is called as it is, so that
         the outer transform sees through it.
@@ -88,13 +72,12 @@ class Jitted:
         executable = self._executables.get(call.key)
         if executable is None:
             executable = self._executables[call.key] = self._build(call)
-        run, structure, aliases, traced = executable
+        run, structure, aliases, _, captured = executable
         donated = [call.tensors[position] for position in call.donated]
-        if traced is not None:
-            traced.check_constants(donated)
+        captured.check(donated)
         with heap.kept(), _without_autocast():
             results = iter(run(*call.tensors))
-        # Loops write by themselves, and a write is what PyTorch and `check_constants` go by.
+        # Loops write by themselves, and a write is what PyTorch and `Captured` go by.
         increment_version([tensor for tensor in donated if not tensor.is_inference()])
         return structure.fill(
             call.tensors[aliases[i]] if i in aliases else next(results)
@@ -102,107 +85,56 @@ class Jitted:
         )
 
     def trace(self, *args: Any, **kwargs: Any) -> Trace:
-        """The graph for arguments like these, lowered but not compiled; nothing is computed."""
-        return self._trace(self._take_apart(args, kwargs))
+        """Return the graph for arguments like these, lowered but not compiled.
 
-    def _build(self, call: _Call) -> _Executable:
+        Nothing is computed.
+        """
+        return _as_trace(self._trace(self._take_apart(args, kwargs)))
+
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return take_call_apart(
+            self.function, args, kwargs, self.donate_argnums, self.static_argnums
+        )
+
+    def _build(self, call: Call) -> _Executable:
         backend = self.backend or _usual_backend(call.tensors)
         place = self._place(call, backend)
         executable = (place and _read(place)) or self._compile(call, backend, place)
         run = cuda.prepared(executable.run, call.tensors, call.donated, tf32=self.tf32)
         return executable._replace(run=run)
 
-    def _compile(self, call: _Call, backend: Backend, place: Path | None) -> _Executable:
+    def _compile(self, call: Call, backend: Backend, place: Path | None) -> _Executable:
         """Trace a call and compile it; what can be kept at `place` is."""
-        traced = self._trace(call)
-        loops = fuse_loops(traced.graph) if backend == "native" else ""
-        if backend == "graph" and self.lowerings:
-            traced.fired.update(fuse(traced.graph, are_loops_to_come=False))
-        aliases = donate(traced.graph, call.donated)
-        if backend != "inductor":
-            allow_copies(traced.graph.graph)
-            reuse_memory(traced.graph)
-        if backend == "inductor":
-            spell_out_factors(traced.graph)
-            if self.lowerings:
-                make_opaque(traced.graph)
-        run = None
-        if place and (
-            program := program_cache.as_program(traced.graph, loops, traced.structure, aliases)
-        ):
-            program_cache.write(program, place)
-            run = program_cache.load(program)
-        run = run or compile_graph(traced.graph, backend)
-        return _Executable(run, traced.structure, aliases, traced)
+        compilation = self._trace(call)
+        pipeline.finish(compilation, backend, call.donated)
+        run = place and program_cache.keep(compilation, place)
+        return _Executable(
+            run or compile_graph(compilation.module, backend),
+            compilation.structure,
+            compilation.aliases,
+            _as_trace(compilation),
+            Captured(compilation.constants()),
+        )
 
-    def _place(self, call: _Call, backend: Backend) -> Path | None:
-        """Where the program of a call is kept between processes, if it is."""
-        if self.saved_as is None or backend == "inductor" or not _is_plain(call.static):
+    def _place(self, call: Call, backend: Backend) -> Path | None:
+        """Return the file that keeps the program of a call between processes, if there is one."""
+        if self.saved_as is None or backend == "inductor" or not prints_as_itself(call.static):
             return None
         lowerings = tuple(lowering.name for lowering in self.lowerings)
         return program_cache.place(self.saved_as, backend, lowerings, call.donated, call.key)
 
-    def _trace(self, call: _Call) -> Trace:
+    def _trace(self, call: Call) -> Compilation:
         with _uncollected():
-            traced = trace(call.rebuild, call.tensors, self.lowerings)
-            if self.lowerings:
-                traced.fired.update(fuse(traced.graph))
-        return traced
+            return pipeline.trace(call.rebuild, call.tensors, self.lowerings)
 
-    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        static = {i: args[i] for i in self.static_argnums if i < len(args)}
-        dynamic = [None if i in self.static_argnums else arg for i, arg in enumerate(args)]
-        tensors, structure = take_apart((dynamic, kwargs))
-        if any(leaf.is_neg() or leaf.is_conj() for leaf in tensors):
-            # Loops read numbers as they are in memory, where bits of the tensor can't be seen.
-            tensors = [leaf.resolve_conj().resolve_neg() for leaf in tensors]
-        if len(tensors) < structure.spec.num_leaves:
-            self._check_leaves(dynamic, kwargs)
-        donated = self._donated(structure, tensors) if self.donate_argnums else ()
 
-        def rebuild(*values: Tensor) -> Any:
-            positional, named = structure.fill(values)
-            for position, value in static.items():
-                positional[position] = value
-            return self.function(*positional, **named)
-
-        layouts = tuple((leaf.shape, leaf.dtype, leaf.device, leaf.stride()) for leaf in tensors)
-        # A tensor that is given twice is traced as one, so the graph serves such calls alone.
-        first: dict[int, int] = {}
-        sharing = tuple(first.setdefault(id(leaf), i) for i, leaf in enumerate(tensors))
-        values = tuple(_static_key(i, value) for i, value in static.items())
-        key = (structure, layouts, sharing, values, torch.get_default_dtype(), _autocast())
-        return _Call(tensors, donated, rebuild, tuple(static.values()), key)
-
-    def _check_leaves(self, dynamic: list[Any], kwargs: dict[str, Any]) -> None:
-        for name, leaf in tree.flatten_named((dynamic, kwargs)).items():
-            if leaf is not None and not isinstance(leaf, Tensor):
-                _, place = name.split(".", 1)
-                raise TraceError(
-                    f"jit: argument {place} is {reprlib.repr(leaf)}: pass a tensor, as a number "
-                    "would be baked into the graph, or give it by position and name it in "
-                    "static_argnums"
-                )
-
-    def _donated(self, structure: Structure, tensors: list[Tensor]) -> tuple[int, ...]:
-        """Positions of the donated tensors; each must be given once only."""
-        ends = list(accumulate(tree.widths(structure.spec.children()[0])))
-        argument_of = (bisect_right(ends, place) for place in structure.places)
-        donated = [i for i, argument in enumerate(argument_of) if argument in self.donate_argnums]
-        owners = [tensor.untyped_storage()._cdata for tensor in tensors]
-        times = Counter(owners)
-        for position in donated:
-            if times[owners[position]] > 1:
-                raise ValueError(
-                    f"jit: a donated tensor of shape {tuple(tensors[position].shape)} shares its "
-                    "memory with another argument: clone one of them, or don't donate"
-                )
-        return tuple(donated)
+def _as_trace(compilation: Compilation) -> Trace:
+    return Trace(compilation.module, compilation.structure, dict(compilation.fired))
 
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """While many objects are made that stay, which Python would search for garbage in between."""
+    """Pause garbage collection, which would search the many objects of a graph again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -213,53 +145,21 @@ def _uncollected() -> Iterator[None]:
 
 
 def _read(place: Path) -> _Executable | None:
-    """The program that is kept there, if it is one that can be run here."""
+    """Return the program that is kept in a file, if it is one that can be run here."""
     program = program_cache.read(place)
     run = program and program_cache.load(program)
-    return _Executable(run, program.structure, program.aliases, None) if program and run else None
-
-
-def _static_key(position: int, value: Any) -> Hashable:
-    try:
-        hash(value)
-    except TypeError:
-        raise TraceError(
-            f"jit: static argument {position} is {value!r}, which can't be hashed: "
-            "pass a number, a string, or a tuple of them"
-        ) from None
-    return position, _kind(value)
-
-
-def _kind(value: Any) -> Hashable:
-    """What tells a value from all others: 1, 1.0 and True are equal, and so are 0.0 and -0.0."""
-    if isinstance(value, tuple):
-        return type(value), tuple(map(_kind, value))
-    return type(value), repr(value) if isinstance(value, float | complex) else value
-
-
-def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
-    """The kinds of devices on which operations are cast now, and to which type."""
-    return tuple(
-        (device, torch.get_autocast_dtype(device))
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    )
+    if not program or not run:
+        return None
+    return _Executable(run, program.structure, program.aliases, None, Captured(()))
 
 
 @contextlib.contextmanager
 def _without_autocast() -> Iterator[None]:
-    """While a graph runs, which has its casts in it."""
+    """Disable autocast while a graph runs, as the casts are operations of the graph."""
     with contextlib.ExitStack() as stack:
-        for device, _ in _autocast():
+        for device, _ in autocast_types():
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether two such values are the same if they print the same."""
-    if isinstance(value, tuple):
-        return type(value) is tuple and all(map(_is_plain, value))
-    return value is None or type(value) in (int, float, bool, str, torch.dtype)
 
 
 def _usual_backend(tensors: Sequence[Tensor]) -> Backend:

@@ -1,18 +1,18 @@
-"""What inductor is told of a graph, so that its result is right, and fast on a CPU.
+"""Passes for inductor, which make its result right, and fast on a CPU.
 
-It turns every convolution on a CPU to channels_last, or its operands to the format of its result
-(the weight's gradient of LeNet's first layer takes 23 ms in the format that it chooses, and 3 in
-the one that the graph asks for), and makes loops of its own of max pooling and of batch norm's
-sums, which are slower, and most of what there is to compile.  Under names that it doesn't know it
-calls these operations as they are.  What it fuses well, as average pooling into the activation
-before it, stays its own.
+On a CPU inductor converts every convolution to channels_last, or its operands to the format of its
+result (the gradient of the weight of LeNet's first layer takes 23 ms in the format that it chooses,
+and 3 in the one that the graph asks for).  Of max pooling and of the sums of batch norm it makes
+loops of its own, which are slower, and take most of the time to compile.  Operations with names
+that it doesn't know are opaque to it: it calls them as they are.  Operations that it fuses well, as
+average pooling into the activation before it, keep their names.
 """
 
 from typing import Any
 
 import torch
-from torch import fx
 
+from funcnets.compiler.graph.compilation import Compilation
 from funcnets.compiler.graph.edit import emit
 from funcnets.compiler.graph.operators import define
 
@@ -28,7 +28,7 @@ _OPERATIONS = (
 
 
 def _renamed(operation: Any) -> Any:
-    """The same operation by the name `funcnets::<its name>`."""
+    """Define the same operation under the name `funcnets::<its name>`."""
 
     def fake(*arguments: Any) -> Any:
         results = operation(*arguments)
@@ -43,23 +43,33 @@ def _renamed(operation: Any) -> Any:
 OPAQUE = {operation: _renamed(operation) for operation in _OPERATIONS}
 
 
-def make_opaque(graph: fx.GraphModule) -> None:
-    """Give operations of `graph` that ATen does better, on a CPU, their other names."""
-    for node in graph.graph.nodes:
-        if node.target in OPAQUE and node.args[0].meta["val"].device.type == "cpu":
-            node.target = OPAQUE[node.target]
-    graph.recompile()
+def make_opaque(compilation: Compilation) -> bool:
+    """Call operations that ATen does better than inductor on a CPU by their opaque names."""
+    found = [
+        node
+        for node in compilation.graph.nodes
+        if node.target in OPAQUE and node.args[0].meta["val"].device.type == "cpu"
+    ]
+    for node in found:
+        node.target = OPAQUE[node.target]
+    return bool(found)
 
 
-def spell_out_factors(graph: fx.GraphModule) -> None:
-    """Write x + alpha·y as a product and a sum: where x or y is a matrix product, alpha is lost.
+def spell_out_factors(compilation: Compilation) -> bool:
+    """Write x + alpha·y as a product and a sum.
 
-    Inductor makes `addmm` of that and drops the factor (seen with torch 2.14).
+    Where x or y is a matrix product, inductor makes `addmm` of both and drops the factor (seen with
+    torch 2.14).
     """
-    for node in graph.graph.nodes:
-        if node.target is aten.add.Tensor and "alpha" in node.kwargs:
-            x, y = node.args
-            with graph.graph.inserting_before(node):
-                product = emit(graph.graph, aten.mul.Scalar, y, node.kwargs["alpha"])
-            node.args, node.kwargs = (x, product), {}
-    graph.recompile()
+    graph = compilation.graph
+    found = [
+        node
+        for node in graph.find_nodes(op="call_function", target=aten.add.Tensor)
+        if "alpha" in node.kwargs
+    ]
+    for node in found:
+        x, y = node.args
+        with graph.inserting_before(node):
+            product = emit(graph, aten.mul.Scalar, y, node.kwargs["alpha"])
+        node.args, node.kwargs = (x, product), {}
+    return bool(found)

@@ -14,14 +14,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx
 from torch.fx.graph import _custom_builtins
 
 from funcnets.compiler.backends.select import Executable
+from funcnets.compiler.graph.compilation import Aliases, Compilation
+from funcnets.compiler.graph.structure import Structure
 from funcnets.compiler.kernels import build
 from funcnets.compiler.loops.call import Loop, Plan
-from funcnets.compiler.passes.donate import Aliases
-from funcnets.compiler.trace import Structure
 
 # What the Python of a graph may name, beside its arguments and builtins.
 NAMES = {name: builtin.obj for name, builtin in _custom_builtins.items()}
@@ -45,18 +44,30 @@ class Program(NamedTuple):
     aliases: Aliases
 
 
-def as_program(
-    graph: fx.GraphModule, source: str, structure: Structure, aliases: Aliases
-) -> Program | None:
-    """The program of a graph whose loops are C++ `source`; None where it is more than code.
+def keep(compilation: Compilation, place: Path) -> Executable | None:
+    """Write the program of a finished graph to a file, and return it as a function.
+
+    Returns None where the graph is more than code.
+    """
+    program = as_program(compilation)
+    if program is None:
+        return None
+    write(program, place)
+    return load(program)
+
+
+def as_program(compilation: Compilation) -> Program | None:
+    """Return the program of a finished graph; None where the graph is more than code.
 
     It is, if the function captured a tensor, or the graph calls what isn't an operation.
     """
-    python = graph.graph.python_code("self")
-    if python.globals.keys() - NAMES or graph.graph.find_nodes(op="get_attr"):
+    graph, module = compilation.graph, compilation.module
+    python = graph.python_code("self")
+    if python.globals.keys() - NAMES or graph.find_nodes(op="get_attr"):
         return None
-    loops = {name: loop.plans for name, loop in graph.named_children() if isinstance(loop, Loop)}
-    return Program(python.src, loops, source, structure, aliases)
+    loops = {name: loop.plans for name, loop in module.named_children() if isinstance(loop, Loop)}
+    structure, aliases = compilation.structure, compilation.aliases
+    return Program(python.src, loops, compilation.source, structure, aliases)
 
 
 def load(program: Program) -> Executable | None:

@@ -8,7 +8,7 @@ from torch import fx
 
 from funcnets.compiler.recorder import shaped
 
-Replacements = dict[fx.Node, fx.Node]  # what is computed otherwise, and by which node
+Replacements = dict[fx.Node, fx.Node]  # old node -> the node that is read in its place
 
 
 def replace(replacements: Replacements) -> None:
@@ -18,9 +18,9 @@ def replace(replacements: Replacements) -> None:
 
 
 def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-    """A new node of `graph`, which knows what it gives for fake tensors."""
+    """Add a call of `target` to `graph`, with the fake tensors that it gives."""
     node = graph.call_function(target, args, kwargs)
-    given: Any = fx.node.map_arg((args, kwargs), lambda argument: argument.meta["val"])
+    given: Any = fx.node.map_arg((args, kwargs), fake_value)
     if target is operator.getitem:
         node.meta["val"] = target(*given[0])
     else:
@@ -28,17 +28,21 @@ def emit(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
     return node
 
 
-def _is(value: Any, target: Any) -> bool:
+def calls(value: Any, target: Any) -> bool:
+    """True if `value` is a node that calls `target`."""
     return isinstance(value, fx.Node) and value.target is target
 
 
-def _is_once(value: Any, target: Any) -> bool:
-    return _is(value, target) and len(value.users) == 1
+def calls_for_one(value: Any, target: Any) -> bool:
+    """True if `value` is a node that calls `target`, and one node alone reads it."""
+    return calls(value, target) and len(value.users) == 1
 
 
-def _args(node: fx.Node) -> tuple[Any, ...]:
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """Return the positional arguments of a node's call."""
     return node.args
 
 
-def _value(node: fx.Node) -> Any:
+def fake_value(node: fx.Node) -> Any:
+    """Return the fake tensor, or the tuple of them, that a node gives."""
     return node.meta["val"]

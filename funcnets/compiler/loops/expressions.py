@@ -38,7 +38,7 @@ EXACT = {aten.neg.default, aten.relu.default, aten.threshold_backward.default}
 
 
 def is_element_wise(node: fx.Node) -> bool:
-    """Whether the node is one of `EXPRESSIONS`, of maps on the CPU in types that loops know."""
+    """True if the node is one of `EXPRESSIONS`, of tensors on the CPU in types that loops know."""
     converts = node.target is aten._to_copy.default
     known = {"dtype", "layout", "device"} if converts else {"alpha", "value"}
     if node.target not in EXPRESSIONS or node.kwargs.keys() - known:
@@ -52,6 +52,11 @@ def is_element_wise(node: fx.Node) -> bool:
         and (node.target is not aten.pow.Tensor_Scalar or numbers == [3])
         and (node.target is not aten.add.Scalar or len(numbers) == 1)  # no factor
     )
+
+
+def element_wise(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Return the nodes of `graph` for which `is_element_wise` is true."""
+    return frozenset(filter(is_element_wise, graph.nodes))
 
 
 def _promotes(result: torch.dtype, *operands: torch.dtype) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from funcnets.compiler.graph.aliasing import changed, viewed, written
+from funcnets.compiler.graph.aliasing import memory, viewed
+from funcnets.compiler.graph.compilation import Compilation
 from funcnets.compiler.graph.edit import emit
-from funcnets.compiler.loops.expressions import is_element_wise
+from funcnets.compiler.loops.expressions import element_wise
 
 aten = torch.ops.aten
 
@@ -61,13 +62,14 @@ class Run:
         return nest(values[-1], values)
 
 
-def runs(graph: fx.Graph) -> list[Run]:
-    """Runs of operations, in order; many are of one alone.
+def runs(compilation: Compilation) -> list[Run]:
+    """Find runs of operations, in order; many are of one alone.
 
     Where something else reads a value of a run, what it is made of ends there, so that it can stand
     there as a whole.  The rest goes on, so that a later loop can compute it for itself; it moves to
-    that place in `graph`.
+    that place in the graph.
     """
+    writers, fusible = compilation.analysis(memory).writers, compilation.analysis(element_wise)
     begun: dict[fx.Node, Run] = {}  # runs that can go on, by their nodes
     found: dict[Run, None] = {}
 
@@ -75,11 +77,11 @@ def runs(graph: fx.Graph) -> list[Run]:
         begun.update(dict.fromkeys(run.nodes, run))
         found[run] = None
 
-    for node in graph.nodes:
-        if any(written(node)):
+    for node in compilation.graph.nodes:
+        if node in writers:
             begun.clear()  # what stands before this must be read before it
         read = [operand for operand in node.all_input_nodes if operand in begun]
-        fitting = [x for x in read if is_element_wise(node) and _shape(x) == _shape(node)]
+        fitting = [x for x in read if node in fusible and _shape(x) == _shape(node)]
         joined = dict.fromkeys(begun[operand] for operand in fitting)
         for run in dict.fromkeys(begun[operand] for operand in read):
             if run in joined:
@@ -93,39 +95,44 @@ def runs(graph: fx.Graph) -> list[Run]:
                 begin(rest)
             for member in rest.nodes:  # nothing has read them yet, and they may read `needed`
                 node.prepend(member)
-        if is_element_wise(node):
+        if node in fusible:
             for run in joined:
                 del found[run]
             begin(Run([member for run in joined for member in run.nodes] + [node]))
     return list(found)
 
 
-def repeat_conversions(graph: fx.Graph) -> None:
-    """Let each operation convert a map from bfloat16 for itself, so that it is read as it is."""
-    overwritten = changed(graph)
+def repeat_conversions(compilation: Compilation) -> bool:
+    """Convert a bfloat16 feature map in each operation that reads it, so loops read bfloat16."""
+    graph, overwritten = compilation.graph, compilation.analysis(memory).overwritten
+    fusible = compilation.analysis(element_wise)
+    is_changed = False
     for node in list(graph.nodes):
-        if node.target is not aten._to_copy.default or not is_element_wise(node):
+        if node.target is not aten._to_copy.default or node not in fusible:
             continue
         if not overwritten.isdisjoint((node, *node.all_input_nodes)):
             continue
         types = [_value(x).dtype for x in (*node.all_input_nodes, node)]
         if types == [torch.bfloat16, torch.float32]:
             for user in list(node.users):
-                if is_element_wise(user) and _shape(user) == _shape(node):
+                if user in fusible and _shape(user) == _shape(node):
                     with graph.inserting_before(user):
                         user.replace_input_with(node, graph.node_copy(node))
-    graph.eliminate_dead_code()
+                    is_changed = True
+    return is_changed
 
 
-def flatten_lines(graph: fx.Graph) -> None:
-    """Let operations on numbers in a line, one a channel, see it without the sides of length 1.
+def flatten_vectors(compilation: Compilation) -> bool:
+    """Compute operations on vectors, one number for each channel, without dimensions of size 1.
 
-    Each is computed as one dimension, of which those who read it otherwise see a view: so no view
-    stands between what a loop can do at once.
+    What reads the result in another shape reads a view of it.  So no view stands between operations
+    that can be one loop.
     """
+    graph, fusible = compilation.graph, compilation.analysis(element_wise)
+    is_changed = False
     for node in list(graph.nodes):
         operands = node.all_input_nodes
-        usual = is_element_wise(node) and all(_is_line(x, node) for x in (*operands, node))
+        usual = node in fusible and all(_is_line(x, node) for x in (*operands, node))
         if not usual or any(user.op == "output" for user in node.users):
             continue
         with graph.inserting_before(node):
@@ -136,7 +143,8 @@ def flatten_lines(graph: fx.Graph) -> None:
             seen = line if is_flat else emit(graph, aten.view.default, line, _shape(node))
         node.replace_all_uses_with(seen)
         graph.erase_node(node)
-    graph.eliminate_dead_code()
+        is_changed = True
+    return is_changed
 
 
 def _is_line(node: fx.Node, like: fx.Node) -> bool:

@@ -12,25 +12,23 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from funcnets.compiler.graph.aliasing import changed
+from funcnets.compiler.graph.aliasing import memory
+from funcnets.compiler.graph.compilation import Compilation
 from funcnets.compiler.kernels import build
 from funcnets.compiler.loops.call import Loop, plan
 from funcnets.compiler.loops.codegen import DEPTH, HEADER, source
-from funcnets.compiler.loops.grouping import Run, flatten_lines, repeat_conversions, runs, whole
+from funcnets.compiler.loops.grouping import Run, runs, whole
 
 LARGEST_IN_GROUP = 1 << 16  # numbers of a run that can be one of many in a call
 
 
-def fuse_loops(graph: fx.GraphModule) -> str:
-    """Make loops of `graph`, which must have come from `trace`; gives the C++ of them all.
+def fuse_loops(compilation: Compilation) -> bool:
+    """Replace groups of element-wise operations by calls of loops in C++, noted as `source`.
 
-    Without a compiler, or anything to make loops of, the graph stays, and there is no C++.
+    The graph stays as it is where nothing can be fused, or there is no compiler.
     """
-    if not build.is_available():
-        return ""
-    prepare(graph.graph)
     names: dict[str, str] = {}  # of functions, by their sources
-    found = groups(graph.graph)
+    found = groups(compilation)
     made = {node for group in found for run in group for node in run.nodes}
     plans = [
         [plan(run, names.setdefault(source(run), f"loop{len(names)}"), made) for run in group]
@@ -46,37 +44,25 @@ def fuse_loops(graph: fx.GraphModule) -> str:
     )
     library = build.load(code) if found else None
     if library is None:
-        return ""
+        return False
     for i, (group, each) in enumerate(zip(found, plans, strict=True)):
-        graph.add_submodule(f"loop{i}", Loop(each, library))
-        _replace(graph.graph, group, f"loop{i}")
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return code
+        compilation.module.add_submodule(f"loop{i}", Loop(each, library))
+        _replace(compilation.graph, group, f"loop{i}")
+    compilation.source = code
+    return True
 
 
-def prepare(graph: fx.Graph) -> None:
-    """Rewrite what would keep apart in `graph` what can be one loop."""
-    repeat_conversions(graph)
-    flatten_lines(graph)
-
-
-def is_loop(node: fx.Node) -> bool:
-    """Whether the node, of a graph, calls a loop: with its operands and where to write."""
-    return node.op == "call_module"
-
-
-def groups(graph: fx.Graph) -> list[list[Run]]:
-    """Runs that are called together: small ones at the ends of the graph, others each for itself.
+def groups(compilation: Compilation) -> list[list[Run]]:
+    """Return runs that are called together: small ones at the ends of the graph, others alone.
 
     What is made of arguments alone can all be made at the beginning, and what only the caller reads
     at the end.  A single operation is left to ATen, unless it is in such a group.
     """
-    overwritten = changed(graph)
+    overwritten = compilation.analysis(memory).overwritten
     first: list[Run] = []
     last: list[Run] = []
     alone: list[list[Run]] = []
-    for run in runs(graph):
+    for run in runs(compilation):
         if not run.size or len(run.nest) > DEPTH:
             continue
         is_small = run.size <= LARGEST_IN_GROUP

@@ -1,13 +1,12 @@
-"""Fusion: fewer passes over a map, by operations that ATen has.
+"""Fusion: fewer reads and writes of a feature map, by operations that do several at once.
 
-The derivative of batch normalisation, as `grad` leaves it, makes eleven passes over a map: with
-the layer's input x, the gradient g of its output, and a number a channel for the rest, it is
-g·a + (k·(x - m) + c/n), beside the sums of g·x and g.  The rules make three passes of that.
-They hold wherever they match, so what a network does otherwise is left as it stands.
+The derivative of batch normalization, as `grad` leaves it, reads or writes a feature map eleven
+times: with the layer's input x, the gradient g of its output, and one number for each channel for
+the rest, it is g·a + (k·(x - m) + c/n), beside the sums of g·x and g.  The rules make three of
+these eleven.  A rule is an identity that holds wherever it matches, in any network.
 """
 
 import operator
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
@@ -15,45 +14,64 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from funcnets.compiler.graph.aliasing import changed, viewed, written
-from funcnets.compiler.graph.edit import Replacements, _args, _is, _is_once, _value, emit, replace
+from funcnets.compiler.graph.aliasing import memory, viewed
+from funcnets.compiler.graph.compilation import Compilation
+from funcnets.compiler.graph.edit import (
+    Replacements,
+    arguments,
+    calls,
+    calls_for_one,
+    emit,
+    fake_value,
+    replace,
+)
 from funcnets.compiler.kernels.max_pool import GATHER, MAXIMA, is_usual
 from funcnets.compiler.kernels.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCALED, library
 from funcnets.compiler.kernels.winograd import CONVOLVE
-from funcnets.compiler.lowerings.table import unwatched
 
 aten = torch.ops.aten
-Watch = Callable[[str, Replacements], None]  # is told of each rewrite while both are in the graph
+Rule = Callable[[fx.Node], Replacements]
 
 
-def fuse(
-    graph: fx.GraphModule, are_loops_to_come: bool = True, watch: Watch = unwatched
-) -> dict[str, int]:
-    """Apply the rules to `graph`, which must have come from `trace`, and tell how often each.
+def fuse_operations(compilation: Compilation) -> bool:
+    """Apply the rules for batch norm, max pooling, ReLU and multiply-add."""
+    return _apply(compilation, OPERATION_RULES)
 
-    `are_loops_to_come`: leave to them what they do better.
+
+def fuse_stored_statistics(compilation: Compilation) -> bool:
+    """Compute statistics of bfloat16 feature maps without a copy in float32.
+
+    Comes after `fuse_operations`, whose rules look for the statistics of the copy.
     """
-    fired: Counter[str] = Counter()
-    is_written = any(any(written(node)) for node in graph.graph.nodes)
-    for rules in (RULES, LAST_RULES) if are_loops_to_come else (LOOPLESS_RULES,):
-        for node in list(graph.graph.nodes):
-            for rule in rules.get(node.target, ()):
-                overwritten = changed(graph.graph) if is_written else set()
-                if replacements := _replacements(rule, node, overwritten):
-                    name = f"fusion.{rule.__name__}"
-                    watch(name, replacements)
-                    replace(replacements)
-                    fired[name] += 1
-                    break
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return dict(fired)
+    return _apply(compilation, STATISTICS_RULES)
 
 
-def _replacements(rule: "Rule", node: fx.Node, overwritten: set[fx.Node]) -> Replacements:
-    """What `rule` does at `node`; nothing where a value is overwritten that takes part in it.
+def fuse_scales(compilation: Compilation) -> bool:
+    """Scale and shift bfloat16 feature maps without a copy in float32, where no loops do it."""
+    return _apply(compilation, SCALE_RULES)
 
-    Such a value may not be read elsewhere than where it was read.
+
+def _apply(compilation: Compilation, rules: dict[Any, tuple[Rule, ...]]) -> bool:
+    """Apply the first rule that matches at each node, and count it in `fired`."""
+    overwritten = compilation.analysis(memory).overwritten
+    is_changed, length = False, len(compilation.graph.nodes)
+    for node in list(compilation.graph.nodes):
+        for rule in rules.get(node.target, ()):
+            if replacements := _replacements(rule, node, overwritten):
+                name = f"fusion.{rule.__name__}"
+                compilation.on_rewrite(name, replacements)
+                replace(replacements)
+                compilation.fired[name] += 1
+                is_changed = True
+                break
+    # Nodes of a replacement that was refused are left for `remove_dead_code`.
+    return is_changed or len(compilation.graph.nodes) > length
+
+
+def _replacements(rule: Rule, node: fx.Node, overwritten: frozenset[fx.Node]) -> Replacements:
+    """Return the replacements of `rule` at `node`; none if an overwritten value takes part.
+
+    Such a value must be read exactly where it was read.
     """
     known = set(node.graph.nodes) if overwritten else set()
     with node.graph.inserting_before(node):
@@ -64,7 +82,7 @@ def _replacements(rule: "Rule", node: fx.Node, overwritten: set[fx.Node]) -> Rep
 
 
 def _taking_part(replacements: Replacements, known: set[fx.Node]) -> set[fx.Node]:
-    """What is replaced, and what of the `known` nodes the new ones are, or are made of."""
+    """Return the nodes that are replaced, and the `known` nodes that the new ones are made of."""
     found, begun = set(replacements), list(replacements.values())
     while begun:
         node = begun.pop()
@@ -76,15 +94,15 @@ def _taking_part(replacements: Replacements, known: set[fx.Node]) -> set[fx.Node
 
 
 def times_one(node: fx.Node) -> Replacements:
-    """x·1 is x, unless the caller is given it, or a view of it, as new memory."""
-    x, factor = _args(node)
+    """Replace x·1 by x, unless it, or a view of it, is a result with memory of its own."""
+    x, factor = arguments(node)
     given = any(user.op == "output" or viewed(user) is node for user in node.users)
     return {node: x} if factor == 1 and not given else {}
 
 
 def channel_sums(node: fx.Node) -> Replacements:
-    """The sums over all but the channels of g·x and of g, by one pass over both."""
-    g, x = _args(node)
+    """Sum g·x and g over all dimensions but the channels, reading both once."""
+    g, x = arguments(node)
     if not _are_maps(g, x):
         return {}
     product_sum, g_sum = (_channel_sum(value, node) for value in (node, g))
@@ -93,22 +111,22 @@ def channel_sums(node: fx.Node) -> Replacements:
     graph, sums = node.graph, emit(node.graph, CHANNEL_SUMS, g, x)
     return {
         old: emit(
-            graph, aten.view.default, emit(graph, operator.getitem, sums, i), _value(old).shape
+            graph, aten.view.default, emit(graph, operator.getitem, sums, i), fake_value(old).shape
         )
         for i, old in enumerate((product_sum, g_sum))
     }
 
 
 def deviation(node: fx.Node) -> Replacements:
-    """k·(x - m) + c/n is (c/n - k·m) + k·x, in one pass; the derivative of mean and variance."""
-    product, quotient = _args(node)
-    if not (_is_once(product, aten.mul.Tensor) and _is_once(quotient, aten.div.Scalar)):
+    """Compute k·(x - m) + c/n, the derivative of mean and variance, as (c/n - k·m) + k·x."""
+    product, quotient = arguments(node)
+    if not (calls_for_one(product, aten.mul.Tensor) and calls_for_one(quotient, aten.div.Scalar)):
         return {}
-    (factor, difference), (expanded, count) = _args(product), _args(quotient)
-    if not (_is_once(difference, aten.sub.Tensor) and _is(expanded, aten.expand.default)):
+    (factor, difference), (expanded, count) = arguments(product), arguments(quotient)
+    if not (calls_for_one(difference, aten.sub.Tensor) and calls(expanded, aten.expand.default)):
         return {}
-    (x, mean), constant = _args(difference), _args(expanded)[0]
-    if _is(mean, aten.mean.dim):
+    (x, mean), constant = arguments(difference), arguments(expanded)[0]
+    if calls(mean, aten.mean.dim):
         mean = _known_mean(mean) or mean
     graph = node.graph
     shift = emit(graph, aten.div.Scalar, constant, count)
@@ -117,15 +135,15 @@ def deviation(node: fx.Node) -> Replacements:
 
 
 def multiply_add(node: fx.Node) -> Replacements:
-    """y + u·v in one pass, where nothing else reads the product; v may be a number."""
-    operands = () if node.kwargs else _args(node)
+    """Compute y + u·v by one operation, if nothing else reads the product; v may be a number."""
+    operands = () if node.kwargs else arguments(node)
     for product, y in permutations(operands, 2):
-        if not _is_once(product, aten.mul.Tensor) or not isinstance(y, fx.Node):
+        if not calls_for_one(product, aten.mul.Tensor) or not isinstance(y, fx.Node):
             continue
-        u, v = _args(product)
-        alike = {_value(n).dtype for n in (y, u, v, node) if isinstance(n, fx.Node)}
-        whole = _value(product).shape == _value(node).shape
-        if len(alike) == 1 and whole and _value(node).is_floating_point():
+        u, v = arguments(product)
+        alike = {fake_value(n).dtype for n in (y, u, v, node) if isinstance(n, fx.Node)}
+        whole = fake_value(product).shape == fake_value(node).shape
+        if len(alike) == 1 and whole and fake_value(node).is_floating_point():
             if isinstance(v, fx.Node):
                 return {node: emit(node.graph, aten.addcmul.default, y, u, v)}
             return {node: emit(node.graph, aten.add.Tensor, y, u, alpha=v)}
@@ -133,42 +151,42 @@ def multiply_add(node: fx.Node) -> Replacements:
 
 
 def max_pool(node: fx.Node) -> Replacements:
-    """A max pool, with its gradients, that keeps the place of each maximum as a byte."""
-    x, kernel, *how = _args(node)
+    """Pool by a kernel that keeps the position of each maximum as a byte, for the gradients too."""
+    x, kernel, *how = arguments(node)
     usual: tuple[Any, ...] = ([], [0, 0])
     stride, padding, *rest = (*how, *usual[len(how) :])  # which may be left out
     stride = stride or kernel
     parts = {part.args[1]: part for part in node.users}
     gradients = list(parts[1].users) if 1 in parts else []
     operation = aten.max_pool2d_with_indices_backward.default
-    is_all = all(_is(each, operation) and each.args[-1] is parts[1] for each in gradients)
+    is_all = all(calls(each, operation) and each.args[-1] is parts[1] for each in gradients)
     if 0 not in parts or not is_all:
         return {}
-    if not is_usual(_value(x), kernel, stride, padding, *rest):
+    if not is_usual(fake_value(x), kernel, stride, padding, *rest):
         return {}
-    graph, (image, small) = node.graph, (_value(each).shape[2:] for each in (x, parts[0]))
+    graph, (image, small) = node.graph, (fake_value(each).shape[2:] for each in (x, parts[0]))
     results = emit(graph, MAXIMA, x, kernel, stride, padding, list(small))
     maxima, where = (emit(graph, operator.getitem, results, i) for i in (0, 1))
     replaced = {parts[0]: maxima}
     for each in gradients:
         with graph.inserting_before(each):
-            grad = _args(each)[0]
+            grad = arguments(each)[0]
             replaced[each] = emit(graph, GATHER, grad, where, kernel, stride, padding, list(image))
     return replaced
 
 
 def rectified(node: fx.Node) -> Replacements:
-    """The ReLU of a convolution by tiles, as these are written."""
-    (convolution,) = _args(node)
-    if not _is_once(convolution, CONVOLVE):
+    """Apply a ReLU where a Winograd convolution writes its tiles."""
+    (convolution,) = arguments(node)
+    if not calls_for_one(convolution, CONVOLVE):
         return {}
-    x, weight, bias, padding, turned, *_ = _args(convolution)  # which may be a ReLU already
+    x, weight, bias, padding, turned, *_ = arguments(convolution)  # which may be a ReLU already
     return {node: emit(node.graph, CONVOLVE, x, weight, bias, padding, turned, True)}
 
 
 def as_stored(node: fx.Node) -> Replacements:
-    """Statistics of maps that were converted from bfloat16, of the maps as they are in memory."""
-    narrow = [_narrow(operand) for operand in _args(node)]
+    """Compute statistics of converted feature maps from the bfloat16 maps in memory."""
+    narrow = [_narrow(operand) for operand in arguments(node)]
     if None in narrow or library(torch.bfloat16) is None:
         return {}
     operation: Any = node.target
@@ -177,17 +195,17 @@ def as_stored(node: fx.Node) -> Replacements:
 
 
 def scaled(node: fx.Node) -> Replacements:
-    """Scale and shift by channel, or scale alone, of a map in bfloat16, as it is in memory.
+    """Scale, and maybe shift, the channels of a bfloat16 feature map by one operation.
 
-    Operations of their own in float32 would make a pass each, and each conversion another.
+    Separate operations in float32 would each read and write the map, and so would conversions.
     """
     result = node.args[0]
-    if _value(node).dtype is not torch.bfloat16 or not isinstance(result, fx.Node):
+    if fake_value(node).dtype is not torch.bfloat16 or not isinstance(result, fx.Node):
         return {}
-    if _is_once(result, aten.addcmul.default) and not result.kwargs:
-        shift, factors = _args(result)[0], _args(result)[1:]
-    elif _is_once(result, aten.mul.Tensor):
-        shift, factors = None, _args(result)
+    if calls_for_one(result, aten.addcmul.default) and not result.kwargs:
+        shift, factors = arguments(result)[0], arguments(result)[1:]
+    elif calls_for_one(result, aten.mul.Tensor):
+        shift, factors = None, arguments(result)
     else:
         return {}
     for x, scale in permutations(factors):
@@ -202,53 +220,50 @@ def scaled(node: fx.Node) -> Replacements:
 
 
 def _is_of_channels(value: Any, like: fx.Node) -> bool:
-    """Whether it is a number for each channel of a map, in the map's type and in a row."""
+    """True if the value is one number for each channel of `like`, of its dtype and contiguous."""
     if not isinstance(value, fx.Node) or library(torch.bfloat16) is None:
         return False
-    x, numbers = _value(like), _value(value)
+    x, numbers = fake_value(like), fake_value(value)
     shape = [1] * (x.ndim - numbers.ndim) + list(numbers.shape)
     is_row = numbers.is_contiguous() and numbers.dtype is x.dtype
     return is_row and shape == [n if d == 1 else 1 for d, n in enumerate(x.shape)]
 
 
 def _narrow(value: fx.Node) -> fx.Node | None:
-    """What `value` is in bfloat16, if it is a conversion of that and nothing else."""
-    if not _is(value, aten._to_copy.default):
+    """Return the bfloat16 operand if `value` is its conversion to float32, with equal strides."""
+    if not calls(value, aten._to_copy.default):
         return None
-    before, after = _value(value.all_input_nodes[0]), _value(value)
+    before, after = fake_value(value.all_input_nodes[0]), fake_value(value)
     types = before.dtype, after.dtype
     usual = types == (torch.bfloat16, torch.float32) and before.stride() == after.stride()
     return value.all_input_nodes[0] if usual else None
 
 
-Rule = Callable[[fx.Node], Replacements]
-RULES: dict[Any, tuple[Rule, ...]] = {
+OPERATION_RULES: dict[Any, tuple[Rule, ...]] = {
     aten.max_pool2d_with_indices.default: (max_pool,),
     aten.relu.default: (rectified,),
     aten.mul.Scalar: (times_one,),
     aten.mul.Tensor: (channel_sums,),
     aten.add.Tensor: (deviation, multiply_add),
 }
-# Those that would hide from the others what belongs together.
-LAST_RULES: dict[Any, tuple[Rule, ...]] = {
+STATISTICS_RULES: dict[Any, tuple[Rule, ...]] = {
     CHANNEL_MOMENTS: (as_stored,),
     CHANNEL_SUMS: (as_stored,),
 }
-
-LOOPLESS_RULES: dict[Any, tuple[Rule, ...]] = {aten._to_copy.default: (scaled,)}
+SCALE_RULES: dict[Any, tuple[Rule, ...]] = {aten._to_copy.default: (scaled,)}
 
 
 def _is_alike(old: fx.Node, new: fx.Node) -> bool:
-    """Whether one can stand for the other, also where its strides matter, as to a view of it."""
-    before, after = ((x.shape, x.dtype, x.stride()) for x in map(_value, (old, new)))
+    """True if the nodes have the same shape, dtype and strides, which views depend on."""
+    before, after = ((x.shape, x.dtype, x.stride()) for x in map(fake_value, (old, new)))
     return before == after
 
 
 def _are_maps(*nodes: Any) -> bool:
-    """Whether they are floats on the CPU, with channels, of one shape and memory format."""
+    """True if the nodes are floating CPU feature maps of one shape, dtype and memory format."""
     if not all(isinstance(node, fx.Node) for node in nodes):
         return False
-    values = [_value(node) for node in nodes]
+    values = [fake_value(node) for node in nodes]
     if len({(x.shape, x.dtype) for x in values}) > 1 or values[0].ndim not in (2, 4):
         return False
     usual = values[0].is_floating_point() and values[0].device.type == "cpu"
@@ -260,25 +275,25 @@ def _are_maps(*nodes: Any) -> bool:
 
 
 def _is_all_but_channels(dims: Sequence[int], x: Tensor) -> bool:
-    """Whether they are the batch and the sides of `x`; those of length 1 may be left out."""
+    """True if `dims` are all dimensions of `x` but the channels; those of size 1 may be missing."""
     return 1 not in dims and all(n == 1 or d in dims for d, n in enumerate(x.shape) if d != 1)
 
 
 def _channel_sum(value: fx.Node, after: fx.Node) -> fx.Node | None:
-    """The sum over all but the channels, if the graph has it, and no earlier than `after`."""
+    """Return the node after `after` that sums `value` over all but the channels, if any."""
     for user in value.users:
         is_sum = user.target is aten.sum.dim_IntList and not user.kwargs and user >= after
-        if is_sum and _is_all_but_channels(_args(user)[1], _value(value)):
+        if is_sum and _is_all_but_channels(arguments(user)[1], fake_value(value)):
             return user
     return None
 
 
 def _known_mean(mean: fx.Node) -> fx.Node | None:
-    """The mean over all but the channels from the operation that gave the variance too."""
-    x, dims, *_ = _args(mean)
+    """Return the mean as the operation gives it that also gives the variance, if there is one."""
+    x, dims, *_ = arguments(mean)
     for statistics in x.users:
         if statistics.target in (CHANNEL_MOMENTS, aten.batch_norm_update_stats.default):
             for value in statistics.users:
-                if value.args[1] == 0 and _is_all_but_channels(dims, _value(x)):
-                    return emit(mean.graph, aten.view.default, value, _value(mean).shape)
+                if value.args[1] == 0 and _is_all_but_channels(dims, fake_value(x)):
+                    return emit(mean.graph, aten.view.default, value, fake_value(mean).shape)
     return None

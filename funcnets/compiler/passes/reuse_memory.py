@@ -1,7 +1,7 @@
-"""Reusing memory: what runs as it is writes results where a value has just been read last.
+"""Reuse memory: operations write their result over a value that is read there for the last time.
 
-Fresh memory is dear, as the system clears it page by page when it is first touched: a ReLU of
-64×64×48×48 takes 22 ms into fresh memory and 5 in place, batch norm's scale and shift 28 and 9.
+New memory is slow, as the system clears each page when it is first touched: a ReLU of 64×64×48×48
+takes 22 ms into new memory and 5 in place, batch norm's scale and shift 28 and 9.
 """
 
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from funcnets.compiler.graph.aliasing import is_given, memory_owners
-from funcnets.compiler.loops.lower import is_loop
+from funcnets.compiler.graph.aliasing import is_input, is_loop, memory
+from funcnets.compiler.graph.compilation import Compilation
 
 aten = torch.ops.aten
 
-# Operations element by element, with the form that is told where to write, and by which keyword.
+# Element-wise operations, with the form that writes to a given tensor, and the keyword of that.
 WRITING: dict[Any, tuple[Any, str]] = {
     aten.add.Tensor: (aten.add.out, "out"),
     aten.sub.Tensor: (aten.sub.out, "out"),
@@ -35,22 +35,25 @@ IN_PLACE: dict[Any, Any] = {
 }
 
 
-def reuse_memory(graph: fx.GraphModule) -> None:
-    """Let operations of `graph` write over an operand that nothing reads after them.
+def reuse_memory(compilation: Compilation) -> bool:
+    """Write results over an operand that nothing reads later, instead of into new memory.
 
-    Arguments of the graph and what it captured are left alone, but for those that `donate` made
-    it write to: a new value is computed in its place, if the old one isn't read after that.
+    Arguments of the graph and captured tensors stay, but for arguments that `donate` lets outputs
+    be copied to: the new value is computed in their memory, if the old one isn't read later.
     """
-    nodes: list[fx.Node] = list(graph.graph.nodes)
-    reads = _Reads(graph.graph)
+    graph = compilation.graph
+    nodes: list[fx.Node] = list(graph.nodes)
+    reads = _Reads(graph, compilation.analysis(memory).owners)
+    is_changed = False
     for place, node in enumerate(nodes):
         copy = _only_copy(node)
         if node.target in WRITING and copy and reads.end_at(copy.args[0], node, node, place):
             _write(node, copy.args[0])
-            graph.graph.erase_node(copy)
+            graph.erase_node(copy)
+            is_changed = True
     for place, node in enumerate(nodes):
         if is_loop(node):
-            _reuse_in_loop(graph.graph, node, place, reads)
+            is_changed |= _reuse_in_loop(graph, node, place, reads)
         if node.target not in WRITING and node.target not in IN_PLACE:
             continue
         operands = reads.over(node, node, place)
@@ -58,11 +61,12 @@ def reuse_memory(graph: fx.GraphModule) -> None:
             _write(node, operands[0])
         elif operands:
             node.target = IN_PLACE[node.target]
-    graph.recompile()
+        is_changed |= bool(operands)
+    return is_changed
 
 
-def _reuse_in_loop(graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads") -> None:
-    """Let each run of a loop write where nothing reads after it, and no other of its runs does."""
+def _reuse_in_loop(graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads") -> bool:
+    """Let each run of a loop write over memory that neither later nodes nor its other runs read."""
     parts: dict[Any, fx.Node] = {part.args[1]: part for part in loop.users}
     operands: Any = loop.args[0]
     targets: Any = loop.args[1]
@@ -83,10 +87,11 @@ def _reuse_in_loop(graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads") 
             chosen.append(target)
     given = iter(chosen)
     loop.args = (operands, [[next(given) for _ in results] for results in targets])
+    return any(target is not None for target in chosen)
 
 
 def _only_copy(node: fx.Node) -> Any:
-    """The copy of a value to an argument of the graph, if nothing else reads the value."""
+    """Return the node that copies a value to an argument, if nothing else reads the value."""
     users: list[Any] = list(node.users)
     if len(users) == 1 and users[0].target is aten.copy_.default:
         return users[0] if users[0].args[0].op == "placeholder" else None
@@ -94,10 +99,10 @@ def _only_copy(node: fx.Node) -> Any:
 
 
 class _Reads:
-    """Where in a graph the memory of each value is read last."""
+    """Positions in a graph at which the memory of each value is read last."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self.owners = memory_owners(graph)
+    def __init__(self, graph: fx.Graph, owners: dict[fx.Node, fx.Node]) -> None:
+        self.owners = owners
         self.last = {
             self.owners[operand]: place
             for place, node in enumerate(graph.nodes)
@@ -105,7 +110,7 @@ class _Reads:
         }
 
     def end_at(self, target: fx.Node, result: fx.Node, node: fx.Node, place: int) -> bool:
-        """Whether that result of `node`, which is at `place`, can be written where `target` is."""
+        """True if that result of `node`, which is at `place`, can be written over `target`."""
         owner = self.owners[target]
         others = (operand for operand in node.all_input_nodes if operand is not target)
         return (
@@ -115,16 +120,16 @@ class _Reads:
         )
 
     def over(self, result: fx.Node, node: fx.Node, place: int) -> list[fx.Node]:
-        """The operands of `node`, which is at `place`, over which that result can be written."""
+        """Return the operands of `node`, at `place`, over which that result can be written."""
         return [
             operand
             for operand in node.all_input_nodes
-            if not is_given(self.owners[operand]) and self.end_at(operand, result, node, place)
+            if not is_input(self.owners[operand]) and self.end_at(operand, result, node, place)
         ]
 
 
 def _read(node: fx.Node) -> list[fx.Node]:
-    """What the operation reads; an argument that `donate` lets be overwritten is not."""
+    """Return the operands that the operation reads; a donated argument is only written to."""
     inputs = node.all_input_nodes
     overwrites = node.target is aten.copy_.default and inputs[0].op == "placeholder"
     return inputs[1:] if overwrites else inputs
