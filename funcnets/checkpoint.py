@@ -1,9 +1,10 @@
-"""Checkpoints: a tree of tensors and its metadata in a directory, there whole or not at all.
+"""Checkpoints: a tree of tensors and its metadata in a directory, saved atomically.
 
-A checkpoint has two files, `tensors.safetensors` and `manifest.json`, which lists sizes, hashes,
-shapes and dtypes, and is hashed itself.  It is written and synced under a hidden name beside its
-place and then renamed, and a complete one is never replaced: so wherever the process or the
-machine stops, every checkpoint that was there still is, and what is left over has a hidden name.
+A checkpoint has two files: `tensors.safetensors`, and `manifest.json`, which has sizes, hashes,
+shapes and dtypes, and a hash of itself.  It is written and synced to disk under a hidden name in
+the same directory, and then renamed; a complete checkpoint is never replaced.  So whenever the
+process or the machine stops, all earlier checkpoints are intact, and an unfinished one has a
+hidden name.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -37,13 +38,17 @@ _DAMAGED = "the checkpoint is damaged: remove it and use the one before it"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be written or read: one line with its path and what to do."""
+    """A checkpoint that can't be written or read; the message is one line, with its path."""
 
 
 def step_path(directory: str | os.PathLike[str], step: int) -> Path:
-    """Where the checkpoint of a training step belongs: `directory/step-00000100` for step 100.
+    """Return the path of the checkpoint of a training step.
 
     Raises ValueError for a negative step.
+
+    >>> from funcnets import checkpoint
+    >>> checkpoint.step_path("runs/mine/checkpoints", 100).name
+    'step-00000100'
     """
     if step < 0:
         raise ValueError(f"step is {step}; expected 0 or more")
@@ -53,14 +58,26 @@ def step_path(directory: str | os.PathLike[str], step: int) -> Path:
 def save(
     directory: str | os.PathLike[str], values: Any, *, metadata: dict[str, Any] | None = None
 ) -> Path:
-    """Write a tree of tensors, and metadata, as the checkpoint `directory`; gives its path.
+    """Write a tree of tensors and its metadata as the checkpoint `directory`; return the path.
 
-    `metadata` is what comes back equal from JSON (string keys, lists, strings, finite numbers,
-    None).  To save the same values again does nothing; an incomplete checkpoint is replaced.
+    Saving the same values again does nothing; an incomplete checkpoint is replaced.
 
-    Raises CheckpointError if another complete checkpoint has this name, for leaves that aren't
-    dense tensors of a type that can be stored or whose dotted names clash, for other metadata, and
-    where the directory can't be written.
+    Args:
+        directory: path of the checkpoint, such as `step_path` returns; its parents are created.
+        values: a tree of dense tensors, on any device.
+        metadata: a dict that JSON gives back equal: string keys, lists, strings, finite numbers,
+            booleans, None.
+
+    Raises CheckpointError if another complete checkpoint has this name, for leaves that can't be
+    stored or have the same dotted name, for other metadata, and if the directory can't be written.
+
+    >>> import tempfile, torch
+    >>> from funcnets import checkpoint
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = checkpoint.step_path(directory, 100)
+    ...     _ = checkpoint.save(path, {"bias": torch.ones(2)}, metadata={"epoch": 1})
+    ...     checkpoint.load(checkpoint.latest(directory))
+    ({'bias': tensor([1., 1.])}, {'epoch': 1})
     """
     directory = Path(directory)
     tensors = _storable(directory, values)
@@ -68,20 +85,23 @@ def save(
     _check_metadata(directory, metadata)
     with _system_errors(directory, "write"):
         _make_directory(directory.parent)
-        with _temporary(directory) as temporary:
+        with _temporary_directory(directory) as temporary:
             manifest = _write(temporary, tensors, metadata)
-            if not _is_there(directory, manifest):
+            if not _exists_already(directory, manifest):
                 os.rename(temporary, directory)
                 _sync(directory.parent)
     return directory
 
 
 def load(directory: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict[str, Any]]:
-    """The tree and the metadata of a checkpoint, after a check of every byte.
+    """Return the tree and the metadata of a checkpoint; every byte is checked by its hash.
 
-    With `like`, a tree of tensors (meta tensors will do), the result has its structure, and each
-    leaf the memory format and device of `like`'s (CPU for meta).  Without it, nested dicts by
-    the parts of the dotted names, in alphabetical order, on the CPU.
+    Args:
+        directory: path of the checkpoint.
+        like: a tree of tensors (meta tensors will do).  The result has its structure, and each
+            leaf the memory format and device of the leaf in `like` (the CPU for a meta tensor).
+            Without it, the result is nested dicts by the parts of the dotted names, in alphabetical
+            order, on the CPU.
 
     Raises CheckpointError if the checkpoint is missing, damaged or of another format version,
     or if names, shapes or dtypes of its leaves aren't those of `like`.
@@ -90,7 +110,7 @@ def load(directory: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict
     with _system_errors(directory, "read"):
         manifest = _read_manifest(directory)
         _check_files(directory, manifest)
-        # Copied below: these are views of a mapped file, and less aligned than torch's own memory.
+        # Copied below: these are views of a mapped file, less aligned than torch's own memory.
         mapped = safetensors.torch.load_file(directory / TENSORS)
     if like is None:
         named = {name: mapped[name].clone() for name in manifest["tensors"]}
@@ -101,21 +121,21 @@ def load(directory: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict
 
 
 def latest(directory: str | os.PathLike[str]) -> Path | None:
-    """The complete checkpoint `step-…` of the highest step in `directory`, or None.
+    """Return the complete checkpoint `step-…` of the highest step in `directory`, or None.
 
-    Complete: its manifest is JSON, and every file listed there has its size.  `load` does the
-    thorough check, so a flipped bit is an error there, and not passed over here.
+    A checkpoint is complete if its manifest is JSON, and every file in the manifest has its size.
+    Hashes are checked by `load` alone: a flipped bit is an error there.
 
-    Raises CheckpointError where the directory can't be read.
+    Raises CheckpointError if the directory can't be read.
     """
     with _system_errors(Path(directory), "read"):
         return next(filter(_is_complete, _newest_first(Path(directory))), None)
 
 
-def passed_over(directory: str | os.PathLike[str]) -> list[Path]:
-    """The damaged checkpoints `step-…` that `latest` passes over, the newest first.
+def damaged(directory: str | os.PathLike[str]) -> list[Path]:
+    """Return the incomplete checkpoints newer than `latest(directory)`, the newest first.
 
-    Raises CheckpointError where the directory can't be read.
+    Raises CheckpointError if the directory can't be read.
     """
     with _system_errors(Path(directory), "read"):
         newest_first = _newest_first(Path(directory))
@@ -123,11 +143,11 @@ def passed_over(directory: str | os.PathLike[str]) -> list[Path]:
 
 
 def prune(directory: str | os.PathLike[str], keep: int) -> list[Path]:
-    """Remove all complete checkpoints `step-…` but the newest `keep`; gives those removed.
+    """Remove all complete checkpoints `step-…` but the newest `keep`; return their paths.
 
-    What interrupted saves left behind is removed too, so only the process that saves may call it.
+    The leftovers of interrupted saves are removed too, so only the process that saves may call it.
 
-    Raises ValueError if `keep` is below 1, CheckpointError where one can't be removed.
+    Raises ValueError if `keep` is below 1, and CheckpointError if one can't be removed.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; expected 1 or more checkpoints to keep")
@@ -135,8 +155,8 @@ def prune(directory: str | os.PathLike[str], keep: int) -> list[Path]:
     with _system_errors(directory, "prune"):
         removed = list(filter(_is_complete, _newest_first(directory)))[keep:]
         for path in removed:
-            # Renamed first: stopped half way, this mustn't leave half a checkpoint of that name.
-            os.rename(path, _hidden(path))
+            # Renamed first, so that an interruption leaves no half of a checkpoint of that name.
+            os.rename(path, _hidden_path(path))
         for path in directory.iterdir() if directory.is_dir() else ():
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path)
@@ -149,12 +169,12 @@ def _system_errors(directory: Path, verb: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{directory}: couldn't {verb} it ({_line(error)}); checkpoints already there are "
+            f"{directory}: couldn't {verb} it ({_one_line(error)}); checkpoints already there are "
             "unchanged: check the path, its permissions and the room on its disk"
         ) from error
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
@@ -162,19 +182,17 @@ def _line(error: Exception) -> str:
 
 
 def _named(directory: Path, values: Any) -> dict[str, Tensor]:
-    """Leaves by dotted name; CheckpointError unless they are tensors with names of their own."""
+    """Return leaves by dotted name; CheckpointError unless all are tensors of unique names."""
     named = tree.flatten_named(values)
     if twice := [name for name, times in Counter(tree.names(values)).items() if times > 1]:
         raise CheckpointError(
-            f"{directory}: two leaves have one dotted name, {tree.listed(twice)}; rename keys that "
-            "have a dot in them, or that are written alike, as 1 and '1'"
+            f"{directory}: two leaves have one dotted name, {tree.listed(twice)}; rename keys with "
+            "a dot in them, or keys that become the same string, as 1 and '1'"
         )
     try:
         tree.unflatten_named(named)  # as `load` does without `like`
     except ValueError as error:
-        raise CheckpointError(
-            f"{directory}: {error}; rename keys that have a dot in them"
-        ) from None
+        raise CheckpointError(f"{directory}: {error}; rename keys with a dot in them") from None
     for name, leaf in named.items():
         if not isinstance(leaf, Tensor):
             raise CheckpointError(
@@ -185,12 +203,12 @@ def _named(directory: Path, values: Any) -> dict[str, Tensor]:
 
 
 def _storable(directory: Path, values: Any) -> dict[str, Tensor]:
-    """What safetensors can write: on the CPU, contiguous, no two in the same memory."""
+    """Return tensors that safetensors can write: on the CPU, contiguous, in separate storages."""
     storable: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, leaf in _named(directory, values).items():
         _check_kind(f"{directory}: leaf {name}", leaf)
-        # What is conjugate or negative only by a mark is that in memory too, which is stored.
+        # A lazily conjugated or negated tensor is stored with its values, not with its flag.
         value = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
         if value.untyped_storage().data_ptr() in storages:
             value = value.clone()
@@ -200,7 +218,7 @@ def _storable(directory: Path, values: Any) -> dict[str, Tensor]:
 
 
 def _check_kind(leaf_name: str, leaf: Tensor) -> None:
-    """CheckpointError for tensors of a kind that can't be stored."""
+    """Raise CheckpointError for tensors of a kind that can't be stored."""
     if leaf.is_meta:
         raise CheckpointError(f"{leaf_name} is a meta tensor, without values")
     if leaf.layout != torch.strided or leaf.is_nested:
@@ -219,7 +237,7 @@ def _check_kind(leaf_name: str, leaf: Tensor) -> None:
 
 @functools.cache
 def _is_storable(dtype: torch.dtype) -> bool:
-    """Whether it is among the types of safetensors, which grow with its versions."""
+    """True if safetensors can store the dtype, which depends on its version."""
     try:
         safetensors.torch.save({"value": torch.empty(2, dtype=dtype)})
     except (KeyError, SafetensorError):
@@ -230,9 +248,9 @@ def _is_storable(dtype: torch.dtype) -> bool:
 def _check_metadata(directory: Path, metadata: dict[str, Any]) -> None:
     try:
         same = json.loads(json.dumps(metadata, allow_nan=False)) == metadata
-        problem = "it comes back changed"
+        problem = "it isn't equal after writing and reading"
     except (TypeError, ValueError) as error:
-        same, problem = False, _line(error)
+        same, problem = False, _one_line(error)
     if not same:
         raise CheckpointError(
             f"{directory}: metadata can't be kept as JSON: {problem}; expected dicts with string "
@@ -241,21 +259,21 @@ def _check_metadata(directory: Path, metadata: dict[str, Any]) -> None:
 
 
 def _make_directory(directory: Path) -> None:
-    """As `mkdir -p`, with each new name synced to disk."""
+    """Create a directory and its parents, as `mkdir -p`, and sync each new name to disk."""
     if not directory.is_dir():
         _make_directory(directory.parent)
         directory.mkdir(exist_ok=True)
         _sync(directory.parent)
 
 
-def _hidden(directory: Path) -> Path:
+def _hidden_path(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.tmp-{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager
-def _temporary(directory: Path) -> Iterator[Path]:
-    """A new hidden directory beside `directory`, gone at the end unless it was renamed."""
-    temporary = _hidden(directory)
+def _temporary_directory(directory: Path) -> Iterator[Path]:
+    """Create a hidden directory beside `directory`, removed at the end unless it was renamed."""
+    temporary = _hidden_path(directory)
     temporary.mkdir()
     try:
         yield temporary
@@ -264,10 +282,10 @@ def _temporary(directory: Path) -> Iterator[Path]:
 
 
 def _write(directory: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Any]:
-    """Write both files, down to the disk; gives the manifest."""
+    """Write both files and sync them to disk; return the manifest."""
     path = directory / TENSORS
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    # safetensors lets nobody but the owner read it; the directory has what the umask allows.
+    # safetensors makes the file readable by its owner alone; give it what the umask allows.
     path.chmod(directory.stat().st_mode & 0o666)
     _sync(path)
     body = {
@@ -284,13 +302,13 @@ def _write(directory: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]
     return manifest
 
 
-def _is_there(directory: Path, manifest: dict[str, Any]) -> bool:
-    """Whether this very checkpoint is at its place already; an incomplete one is cleared away."""
+def _exists_already(directory: Path, manifest: dict[str, Any]) -> bool:
+    """True if this same checkpoint exists already; an incomplete one of its name is removed."""
     if not os.path.lexists(directory):
         return False
     if not directory.is_dir() or {path.name for path in directory.iterdir()} - {TENSORS, MANIFEST}:
         raise CheckpointError(
-            f"{directory}: something that is no checkpoint has this name; choose another"
+            f"{directory}: something that isn't a checkpoint has this name; choose another name"
         )
     if not _is_complete(directory):
         shutil.rmtree(directory)
@@ -352,7 +370,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path}: isn't JSON ({_line(error)}); {_DAMAGED}") from error
+        raise CheckpointError(f"{path}: isn't JSON ({_one_line(error)}); {_DAMAGED}") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -361,7 +379,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         )
     if manifest.get("sha256") != _hash({k: v for k, v in manifest.items() if k != "sha256"}):
         raise CheckpointError(f"{path}: its checksum doesn't match; {_DAMAGED}")
-    return manifest
+    return cast(dict[str, Any], manifest)
 
 
 def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
@@ -381,7 +399,7 @@ def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
 def _check_leaves(
     directory: Path, stored: dict[str, dict[str, Any]], like: dict[str, Tensor]
 ) -> None:
-    """CheckpointError unless stored names, shapes and dtypes are those of `like`."""
+    """Raise CheckpointError unless stored names, shapes and dtypes are those of `like`."""
     expected = {name: _description(leaf) for name, leaf in like.items()}
     both = [name for name in expected if name in stored]
     problems = {
@@ -403,6 +421,6 @@ def _check_leaves(
 
 
 def _placed(value: Tensor, like: Tensor) -> Tensor:
-    """A copy of `value` with the memory format and device of `like`."""
+    """Return a copy of `value` with the memory format and device of `like`."""
     device = torch.device("cpu") if like.is_meta else like.device
     return torch.empty_like(like, device=device).copy_(value)

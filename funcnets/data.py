@@ -1,7 +1,15 @@
-"""Fashion-MNIST: where its files are found, how they are read, and how batches are drawn.
+"""Fashion-MNIST: finding and reading its files, and drawing batches from them.
 
-The whole set lies on the device as bytes.  A batch is a gather by shuffled indices, and becomes
-floating point, at the side that a network wants, only then.
+The whole data set is kept on the device as uint8.  A batch is gathered by shuffled indices, and is
+converted to floating point, at the side that a network expects, inside the training step.
+
+>>> from funcnets import data, random
+>>> dataset = data.load("bundled")
+>>> order = data.shuffle(random.key(0), epoch=0, count=len(dataset.train_images))
+>>> indices = data.batches(order, batch_size=128)[0]
+>>> x, labels = data.prepare(dataset.train_images[indices], side=28), dataset.train_labels[indices]
+>>> x.shape, x.dtype, labels.shape
+(torch.Size([128, 1, 28, 28]), torch.float32, torch.Size([128]))
 """
 
 import gzip
@@ -34,8 +42,8 @@ __all__ = [
 
 BUNDLED = Path(__file__).with_name("bundled")
 
-# MD5 of what the file unpacks to, for the full set and for the bundled part.  The MD5s published
-# with the data are of the packed files, whose headers carry a time that Debian's package drops.
+# MD5 of the decompressed file, in the full set and in the bundled part.  The MD5s published with
+# the data are of the compressed files, whose headers have a time that Debian's package removes.
 CHECKSUMS = {
     "train-images-idx3-ubyte.gz": (
         "f4a8712d7a061bf5bd6d2ca38dc4d50a",
@@ -56,7 +64,7 @@ CHECKSUMS = {
 }
 
 TORCHVISION_LAYOUT = Path("FashionMNIST", "raw")
-USUAL_PLACES = (
+SEARCHED_DIRECTORIES = (
     Path("data") / TORCHVISION_LAYOUT,
     Path("~/data") / TORCHVISION_LAYOUT,
     Path("/usr/share/datasets/fashion-mnist"),
@@ -64,19 +72,19 @@ USUAL_PLACES = (
 
 
 class DataError(ValueError):
-    """Data that are missing, damaged or not what was asked for; the message is one line."""
+    """Data that are missing, damaged or out of range; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and their classes, all on one device.
+    """Images and their class labels, all on one device.
 
     Attributes:
         train_images: uint8 (N, 1, 28, 28).
         train_labels: int64 (N,), 0 to 9.
         test_images: uint8 (M, 1, 28, 28).
         test_labels: int64 (M,), 0 to 9.
-        source: one line for people: which set this is, and how to get the full one if it isn't.
+        source: one line for people: which data set it is, and where it was found.
     """
 
     train_images: Tensor
@@ -87,16 +95,20 @@ class Dataset:
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """The uint8 tensor in a gzipped IDX file, of the shape that its header gives.
+    """Read a gzipped IDX file: a uint8 tensor of the shape in the file's header.
 
-    Raises DataError where the file can't be read or unpacked, isn't IDX of unsigned bytes, has
-    fewer or more bytes than its header promises, or is empty.
+    Raises DataError if the file can't be read or decompressed, isn't an IDX file of unsigned bytes,
+    has fewer or more bytes than its header says, or is empty.
     Format: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
+
+    >>> from funcnets import data
+    >>> data.read_idx(data.BUNDLED / "t10k-images-idx3-ubyte.gz").shape
+    torch.Size([2000, 28, 28])
     """
-    return _parse_idx(_unpack(path), path)
+    return _parse_idx(_decompress(path), path)
 
 
-def _unpack(path: str | os.PathLike[str]) -> bytes:
+def _decompress(path: str | os.PathLike[str]) -> bytes:
     try:
         with gzip.open(path) as file:
             return file.read()
@@ -110,70 +122,71 @@ def _parse_idx(content: bytes, path: str | os.PathLike[str]) -> Tensor:
     start = content[:4]
     if len(start) < 4 or start[:3] != b"\x00\x00\x08" or start[3] == 0:
         raise DataError(
-            f"{path}: unpacked, it begins with the bytes [{start.hex(' ')}]; an IDX file of "
+            f"{path}: decompressed, it begins with the bytes [{start.hex(' ')}]; an IDX file of "
             "unsigned bytes begins with [00 00 08] and its rank, 1 or more"
         )
     rank = start[3]
     header = 4 + 4 * rank
     if len(content) < header:
         raise DataError(
-            f"{path}: {len(content)} bytes unpacked; rank {rank} needs {header} or more"
+            f"{path}: {len(content)} bytes decompressed; rank {rank} needs {header} or more"
         )
     shape = struct.unpack(f">{rank}I", content[4:header])
     dimensions = "x".join(map(str, shape))
     expected = header + math.prod(shape)
     if len(content) != expected:
         raise DataError(
-            f"{path}: {len(content)} bytes unpacked; its header promises {expected}, "
+            f"{path}: {len(content)} bytes decompressed; its header says {expected}, "
             f"for the shape {dimensions}"
         )
     if 0 in shape:
-        raise DataError(f"{path}: nothing in it; its header gives the shape {dimensions}")
-    # A copy, as torch warns of memory that it could write to but mustn't.
+        raise DataError(f"{path}: it is empty; its header gives the shape {dimensions}")
+    # A bytearray, as torch warns of memory that is read-only.
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape)
 
 
 def _read_known(path: Path) -> Tensor:
-    content = _unpack(path)
+    content = _decompress(path)
     tensor = _parse_idx(content, path)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     full, bundled = CHECKSUMS[path.name]
     if found not in (full, bundled):
         raise DataError(
-            f"{path}: not Fashion-MNIST's: its content has MD5 {found}, expected {full} "
-            f"(or {bundled}, the bundled part); replace it, or name another directory"
+            f"{path}: not the file of Fashion-MNIST: its content has MD5 {found}; expected {full} "
+            f"(or {bundled}, the bundled part); replace it, or give another directory"
         )
     return tensor
 
 
-def _read_pair(place: Path, images_name: str, labels_name: str) -> tuple[Tensor, Tensor]:
-    images, labels = _read_known(place / images_name), _read_known(place / labels_name)
+def _read_pair(directory: Path, images_name: str, labels_name: str) -> tuple[Tensor, Tensor]:
+    images, labels = _read_known(directory / images_name), _read_known(directory / labels_name)
     if len(images) != len(labels):
         raise DataError(
-            f"{place}: {len(images)} images in {images_name}, but {len(labels)} labels in "
-            f"{labels_name}; both must come from the same set"
+            f"{directory}: {len(images)} images in {images_name}, but {len(labels)} labels in "
+            f"{labels_name}; both must come from the same data set"
         )
     return rearrange(images, "n height width -> n 1 height width"), labels.long()
 
 
-def _is_complete(place: Path) -> bool:
-    return all(os.path.isfile(place / name) for name in CHECKSUMS)
+def _has_all_files(directory: Path) -> bool:
+    return all(os.path.isfile(directory / name) for name in CHECKSUMS)
 
 
 def _download(root: Path) -> Path:
+    # Imported here: torchvision takes seconds to import, and is needed for nothing else.
     from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
     from torchvision.datasets.utils import download_url  # type: ignore[import-untyped]
 
-    place = root / TORCHVISION_LAYOUT
+    directory = root / TORCHVISION_LAYOUT
     try:
         for name, checksum in FashionMNIST.resources:
-            download_url(FashionMNIST.mirrors[0] + name, place, name, checksum)
+            download_url(FashionMNIST.mirrors[0] + name, directory, name, checksum)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"Fashion-MNIST can't be downloaded into {place} ({error}); "
-            "give a directory that has it (--data DIR), or do without --download"
+            f"Fashion-MNIST can't be downloaded into {directory} ({error}); give a directory that "
+            "has it, or use the bundled part"
         ) from error
-    return place
+    return directory
 
 
 def _find_named(directory: str, download: bool, origin: str) -> Path:
@@ -182,30 +195,31 @@ def _find_named(directory: str, download: bool, origin: str) -> Path:
             raise DataError(f"{origin}: the bundled part needs no download; choose one of the two")
         return BUNDLED
     root = Path(os.path.expanduser(directory))
-    for place in (root, root / TORCHVISION_LAYOUT):
-        if _is_complete(place):
-            return place
+    for candidate in (root, root / TORCHVISION_LAYOUT):
+        if _has_all_files(candidate):
+            return candidate
     if download:
         return _download(root)
     missing = [name for name in CHECKSUMS if not os.path.isfile(root / name)]
     raise DataError(
-        f"{origin}: no {', '.join(missing)} in it, nor all four files in {TORCHVISION_LAYOUT} "
-        "below it; name a directory that has them, add --download, or use --data bundled"
+        f"{origin}: no {', '.join(missing)} in it, nor all four files in its subdirectory "
+        f"{TORCHVISION_LAYOUT}; give a directory that has them, download them, or use `bundled`, "
+        "the part of the data set that is in the package"
     )
 
 
 def find(directory: str | os.PathLike[str] | None = None, *, download: bool = False) -> Path:
-    """The directory of the files that `load` reads for these arguments; `BUNDLED` at last.
+    """Return the directory of the files that `load` reads, given the same arguments.
 
-    Raises DataError as `load` does, but for damaged files.
+    Raises DataError as `load` does, except for damaged files, which it doesn't read.
     """
     if directory is not None:
         return _find_named(os.fspath(directory), download, f"data directory {directory}")
     if named := os.environ.get("FUNCNETS_DATA"):
         return _find_named(named, download, f"data directory {named} (from FUNCNETS_DATA)")
-    for place in USUAL_PLACES:
-        expanded = Path(os.path.expanduser(place))
-        if _is_complete(expanded):
+    for candidate in SEARCHED_DIRECTORIES:
+        expanded = Path(os.path.expanduser(candidate))
+        if _has_all_files(expanded):
             return expanded
     return _download(Path("data")) if download else BUNDLED
 
@@ -216,38 +230,44 @@ def load(
     download: bool = False,
     device: str | torch.device = "cpu",
 ) -> Dataset:
-    """Fashion-MNIST on `device`, from the first of these places that has it.
+    """Return Fashion-MNIST on `device`, from the first of these places that has it.
 
-    1. `directory`, or else the one that FUNCNETS_DATA names: its four IDX `.gz` files, there or in
-       torchvision's layout below.  No other place is looked at then.  The word "bundled" stands
-       for the bundled part.
-    2. `data/FashionMNIST/raw` here or in the home directory, or Debian's dataset-fashion-mnist.
+    1. `directory`, or else the one in the environment variable FUNCNETS_DATA: the four IDX `.gz`
+       files in it, or in its subdirectory `FashionMNIST/raw`, torchvision's layout.  If one is
+       given, no other place is searched.  The word "bundled" stands for the bundled part.
+    2. `data/FashionMNIST/raw` in the current or the home directory, or the directory of Debian's
+       package dataset-fashion-mnist.
     3. With `download`: torchvision's download, into `directory` or else `data`.
-    4. The part that comes with this package: 10,000 training and 2,000 test images.
+    4. The bundled part, which is in this package: 10,000 training and 2,000 test images.
 
-    Raises DataError where a named directory lacks a file, the download fails, or a file is damaged
-    or isn't Fashion-MNIST's.
+    Raises DataError if a given directory lacks a file, the download fails, or a file is damaged or
+    isn't a file of Fashion-MNIST.
+
+    >>> from funcnets import data
+    >>> dataset = data.load("bundled")
+    >>> dataset.train_images.shape, dataset.test_labels.shape
+    (torch.Size([10000, 1, 28, 28]), torch.Size([2000]))
     """
-    place = find(directory, download=download)
+    found = find(directory, download=download)
     train_images, train_labels, test_images, test_labels = (
         part.to(device)
         for part in (
-            *_read_pair(place, "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-            *_read_pair(place, "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+            *_read_pair(found, "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+            *_read_pair(found, "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
         )
     )
     counts = f"{len(train_images):,} training and {len(test_images):,} test images"
-    source = f"Fashion-MNIST, {counts}, from {place}"
-    if place == BUNDLED:
+    source = f"Fashion-MNIST, {counts}, from {found}"
+    if found == BUNDLED:
         source = (
-            f"Fashion-MNIST, the bundled part: {counts}; for the full set, add --download, "
-            "or name its directory with --data DIR or FUNCNETS_DATA"
+            f"Fashion-MNIST, the bundled part: {counts}; for the full set, download it, or give "
+            "its directory, as an argument or in FUNCNETS_DATA"
         )
     return Dataset(train_images, train_labels, test_images, test_labels, source)
 
 
 def limit(dataset: Dataset, count: int) -> Dataset:
-    """The same set with its first `count` training images alone; the test images all stay.
+    """Return the data set with only its first `count` training images, and all test images.
 
     Raises DataError unless 1 <= count <= the number of training images.
     """
@@ -263,12 +283,22 @@ def limit(dataset: Dataset, count: int) -> Dataset:
 
 
 def prepare(images: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels in [0, 1] of the given dtype, (B, 1, side, side), from uint8 (B, 1, H, W).
+    """Convert uint8 images (B, 1, H, W) to pixels in [0, 1], (B, 1, side, side), of `dtype`.
 
-    Another size is resized to bilinearly, with antialiasing, and rounded to whole grey levels, so
-    that every dtype sees the same image: that of torchvision's `Resize` on 8-bit images, within
-    1/255 a pixel.  Pure, traceable, and on the images' device.
-    Raises DataError where the images aren't uint8 of rank 4, or `side` is less than 1.
+    Images of another size are resized bilinearly, with antialiasing, and rounded to 8-bit levels,
+    so that every dtype gets the same image: that of torchvision's `Resize` on 8-bit images, within
+    1/255 a pixel.  The function is pure and traceable, and works on the device of the images.
+
+    Raises DataError unless the images are uint8 of rank 4, and `side` is at least 1.
+
+    >>> import torch
+    >>> from funcnets import data
+    >>> images = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
+    >>> data.prepare(images, side=2)
+    tensor([[[[0.0000, 0.2000],
+              [0.4000, 1.0000]]]])
+    >>> data.prepare(images, side=224).shape
+    torch.Size([1, 1, 224, 224])
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         found = f"{images.dtype} of shape {tuple(images.shape)}"
@@ -284,18 +314,28 @@ def prepare(images: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Te
 
 
 def shuffle(key: Tensor, epoch: int | Tensor, count: int) -> Tensor:
-    """The order of an epoch: int64 (count,), each of 0 to count - 1 once.
+    """Return the order of the examples in an epoch: a permutation of 0 to count - 1, int64.
 
-    The same for the same key and epoch, whatever was drawn before.
+    It depends on the key and the epoch alone, so that an interrupted training can go on with it.
+
+    >>> from funcnets import data, random
+    >>> data.shuffle(random.key(0), epoch=3, count=5).sort().values
+    tensor([0, 1, 2, 3, 4])
     """
     return random.permutation(random.fold_in(key, epoch), count)
 
 
 def batches(indices: Tensor, batch_size: int, *, start: int = 0) -> list[Tensor]:
-    """`indices` (N,) in batches, in order, the last one short where it must be.
+    """Split `indices` (N,) into batches, in order; the last one may be shorter.
 
-    `start` leaves out that many batches at the beginning, so that an epoch goes on where it
-    stopped.  Raises DataError where `batch_size` is less than 1, or `start` isn't within the epoch.
+    The first `start` batches are left out, to go on in the middle of an epoch.
+
+    Raises DataError unless `batch_size` is at least 1, and `start` within the epoch.
+
+    >>> import torch
+    >>> from funcnets import data
+    >>> data.batches(torch.arange(5), batch_size=2, start=1)
+    [tensor([2, 3]), tensor([4])]
     """
     if batch_size < 1:
         raise DataError(f"batch size is {batch_size}; expected 1 or more")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from funcnets import checkpoint, optim, tree
-from funcnets.checkpoint import CheckpointError, latest, load, passed_over, prune, save, step_path
+from funcnets.checkpoint import CheckpointError, damaged, latest, load, prune, save, step_path
 
 METADATA = {"position": {"epoch": 3, "batch": 17}, "losses": [0.5, 1e-300], "net": "größer"}
 DTYPES = [
@@ -246,7 +246,7 @@ def test_what_is_no_checkpoint_is_never_removed(tmp_path):
     (tmp_path / "photos" / "cat.png").write_text("cat")
     (tmp_path / "file").write_text("text")
     for name in ("photos", "file"):
-        with pytest.raises(CheckpointError, match=f"{name}: something that is no checkpoint"):
+        with pytest.raises(CheckpointError, match=f"{name}: something that isn't a checkpoint"):
             save(tmp_path / name, train_state())
     assert (tmp_path / "photos" / "cat.png").read_text() == "cat"
     assert sorted(os.listdir(tmp_path)) == ["file", "photos"]
@@ -356,7 +356,7 @@ def test_a_place_that_cant_be_written_is_a_checkpoint_error(tmp_path):
 # Damage
 
 
-def damaged(place: Path, how: str) -> None:
+def damage(place: Path, how: str) -> None:
     tensors, manifest = place / "tensors.safetensors", place / "manifest.json"
     if how == "directory missing":
         shutil.rmtree(place)
@@ -397,22 +397,22 @@ DAMAGES = {
 def test_damage_is_found_and_named(tmp_path, how):
     first = save(step_path(tmp_path, 1), train_state(1), metadata=METADATA)
     second = save(step_path(tmp_path, 2), train_state(2), metadata=METADATA)
-    damaged(second, how)
+    damage(second, how)
     message, has_its_files = DAMAGES[how]
     for like in (None, train_state()):
         with pytest.raises(CheckpointError, match=message) as caught:
             load(second, like)
         assert str(second) in str(caught.value)
         assert "\n" not in str(caught.value)
-    # What has all its files is for `load` to judge; what hasn't is passed over.
+    # A checkpoint with all its files is checked by `load`; others are skipped.
     assert latest(tmp_path) == (second if has_its_files else first)
     is_there = how != "directory missing"
-    assert passed_over(tmp_path) == ([] if has_its_files or not is_there else [second])
+    assert damaged(tmp_path) == ([] if has_its_files or not is_there else [second])
 
 
 def test_a_flipped_bit_is_found_when_the_same_is_saved_again(tmp_path):
     place = save(tmp_path / "a", train_state(1))
-    damaged(place, "bit flipped")
+    damage(place, "bit flipped")
     with pytest.raises(CheckpointError, match=r"checksum doesn't match; .* remove it"):
         save(place, train_state(1))
 
@@ -442,9 +442,9 @@ def test_leaves_that_arent_those_of_like_are_listed_ten_of_each(tmp_path):
         ({"a": 1.5}, "leaf a is a float; expected a tensor"),
         ({"a": {"b": None}}, "leaf a.b is a NoneType"),
         ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "one dotted name, a.b; rename keys"),
-        ({1: torch.ones(1), "1": torch.ones(1)}, "one dotted name, 1; .*alike, as 1 and '1'"),
-        ({"a.b": torch.ones(1), "a": torch.ones(1)}, r"a: this name is .*; rename keys that have"),
-        ({"a": torch.ones(1), "a.b": torch.ones(1)}, r"a\.b: a part .*; rename keys that have"),
+        ({1: torch.ones(1), "1": torch.ones(1)}, "one dotted name, 1; .*same string, as 1 and '1'"),
+        ({"a.b": torch.ones(1), "a": torch.ones(1)}, r"a: this name is .*; rename keys with"),
+        ({"a": torch.ones(1), "a.b": torch.ones(1)}, r"a\.b: a part .*; rename keys with"),
         ({"a": torch.ones(1, device="meta")}, "leaf a is a meta tensor"),
         (
             {"a": {"b": torch.ones(1, dtype=torch.complex128)}},
@@ -504,7 +504,7 @@ def test_latest_is_the_highest_step_and_ignores_the_rest(tmp_path):
 def test_prune_keeps_the_newest_and_removes_only_its_own(tmp_path):
     for step in range(5):
         save(step_path(tmp_path, step), {"w": torch.tensor(step)})
-    damaged(step_path(tmp_path, 4), "tensors cut")
+    damage(step_path(tmp_path, 4), "tensors cut")
     save(tmp_path / "best", {"w": torch.tensor(9)})
     (tmp_path / ".step-00000003.tmp-0a1b").mkdir()
     (tmp_path / ".other").mkdir()

@@ -46,6 +46,7 @@ def md5(content):
 def one_line(error):
     message = str(error.value)
     assert "\n" not in message
+    assert "--" not in message  # options belong to the command line
     return message
 
 
@@ -72,7 +73,7 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.delenv("FUNCNETS_DATA", raising=False)
     monkeypatch.chdir(here)
     debian = tmp_path / "debian"
-    monkeypatch.setattr(data, "USUAL_PLACES", (*data.USUAL_PLACES[:-1], debian))
+    monkeypatch.setattr(data, "SEARCHED_DIRECTORIES", (*data.SEARCHED_DIRECTORIES[:-1], debian))
     return tmp_path
 
 
@@ -164,12 +165,12 @@ VALUES = np.arange(12, dtype=np.uint8).reshape(3, 4)
         (b"", r"begins with the bytes \[\]"),
         (b"\0\0\x0d\x01" + idx(VALUES)[4:], r"begins with the bytes \[00 00 0d 01\]"),
         (b"\0\0\x08\0", "rank, 1 or more"),
-        (idx(VALUES)[:7], "7 bytes unpacked; rank 2 needs 12 or more"),
-        (idx(VALUES)[:-1], "23 bytes unpacked; its header promises 24, for the shape 3x4"),
-        (idx(VALUES) + b"\0", "25 bytes unpacked; its header promises 24"),
-        (idx(VALUES, (4, 4)), "24 bytes unpacked; its header promises 28, for the shape 4x4"),
-        (idx(VALUES[:0]), "nothing in it; its header gives the shape 0x4"),
-        (idx(VALUES[:0], (0, *[2**32 - 1] * 3)), "nothing in it"),
+        (idx(VALUES)[:7], "7 bytes decompressed; rank 2 needs 12 or more"),
+        (idx(VALUES)[:-1], "23 bytes decompressed; its header says 24, for the shape 3x4"),
+        (idx(VALUES) + b"\0", "25 bytes decompressed; its header says 24"),
+        (idx(VALUES, (4, 4)), "24 bytes decompressed; its header says 28, for the shape 4x4"),
+        (idx(VALUES[:0]), "it is empty; its header gives the shape 0x4"),
+        (idx(VALUES[:0], (0, *[2**32 - 1] * 3)), "it is empty"),
     ],
 )
 def test_wrong_content_is_named(tmp_path, content, says):
@@ -179,7 +180,7 @@ def test_wrong_content_is_named(tmp_path, content, says):
     assert one_line(error).startswith(f"{path}: ")
 
 
-def test_files_that_cannot_be_unpacked(tmp_path):
+def test_files_that_cannot_be_decompressed(tmp_path):
     plain = tmp_path / "plain.gz"
     plain.write_bytes(idx(VALUES))
     with pytest.raises(data.DataError, match=r"plain\.gz: not a whole gzip file \(Not a gzipped"):
@@ -203,7 +204,8 @@ def test_bundled_part_is_balanced(bundled):
         assert len(images.unique(dim=0)) > 0.99 * count
     assert sum(path.stat().st_size for path in data.BUNDLED.iterdir()) < 6e6
     assert "10,000 training and 2,000 test images" in bundled.source
-    assert all(word in bundled.source for word in ("bundled", "--data", "FUNCNETS_DATA"))
+    assert all(word in bundled.source for word in ("bundled", "download", "FUNCNETS_DATA"))
+    assert "--" not in bundled.source
     assert "Zalando SE" in (data.BUNDLED / "LICENSE").read_text(encoding="utf-8")
 
 
@@ -272,14 +274,14 @@ def test_places_are_tried_in_order(nowhere, monkeypatch):
     assert "bundled" in data.load().source
 
 
-def test_incomplete_usual_place_is_passed_over(nowhere):
+def test_an_incomplete_searched_directory_is_skipped(nowhere):
     place = nowhere / "here/data/FashionMNIST/raw"
     small_set(place)
     (place / TEST_LABELS).unlink()
     assert "bundled" in data.load().source
 
 
-def test_damaged_usual_place_is_an_error(nowhere):
+def test_a_damaged_searched_directory_is_an_error(nowhere):
     place = nowhere / "home/data/FashionMNIST/raw"
     small_set(place)
     with pytest.raises(data.DataError) as error:
@@ -387,7 +389,7 @@ def test_download_without_network(nowhere, mirror):
     mirror()
     with pytest.raises(data.DataError, match=r"can't be downloaded into data.*refused") as error:
         data.load(download=True)
-    assert "--data DIR" in one_line(error)
+    assert "give a directory that has it, or use the bundled part" in one_line(error)
     assert "before" in data.load(nowhere / "before", download=True).source  # nothing to get
 
 

@@ -104,7 +104,7 @@ class Run:
         found = checkpoint.latest(self.checkpoints)
         if found is not None:
             return found
-        if damaged := checkpoint.passed_over(self.checkpoints):
+        if damaged := checkpoint.damaged(self.checkpoints):
             raise UsageError(
                 f"{self.checkpoints}: every checkpoint is damaged ({_names(damaged)}); restore "
                 "one, or start anew with --run DIR"
@@ -113,7 +113,7 @@ class Run:
 
     def warnings(self) -> tuple[str, ...]:
         """One that names the damaged checkpoints that `latest_checkpoint` passes over, or none."""
-        damaged = checkpoint.passed_over(self.checkpoints)
+        damaged = checkpoint.damaged(self.checkpoints)
         if not damaged:
             return ()
         text = (
