@@ -229,10 +229,12 @@ def training():
     return train.make_train_step(net, optimizer), train_state, (x, torch.arange(6) % 4)
 
 
-# Generating code takes half a minute or more, so it is done once, with donation.
 @pytest.mark.parametrize(
     ("backend", "donate_argnums"),
-    [("graph", ()), ("graph", 0), ("native", ()), ("native", 0), ("inductor", 0)],
+    [
+        *(("graph", ()), ("graph", 0), ("native", ()), ("native", 0)),
+        pytest.param("inductor", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_step_is_the_eager_one(backend, donate_argnums):
     step, train_state, batch = training()

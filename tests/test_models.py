@@ -88,12 +88,7 @@ def test_traced_network_evaluates_as_it_is(name: str) -> None:
     ("compiled", "backend"),
     [
         *((name, "native") for name in NETWORKS),
-        ("lenet_bn", "inductor"),
-        *(
-            pytest.param(name, "inductor", marks=pytest.mark.slow)
-            for name in NETWORKS
-            if name != "lenet_bn"
-        ),
+        *(pytest.param(name, "inductor", marks=pytest.mark.slow) for name in NETWORKS),
     ],
 )
 def test_compiled_step_is_the_eager_one(compiled: str, backend: Any) -> None:

@@ -301,6 +301,7 @@ def test_compiled_draws_are_the_same(draw):
     assert_same(compiled(KEY), draw(KEY))
 
 
+@pytest.mark.slow
 def test_draws_compiled_by_inductor_are_the_same():
     # Each is a hundred operations, which take the compiler half a minute.
     names = ("uniform_range", "permutation")

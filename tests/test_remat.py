@@ -40,7 +40,7 @@ def everywhere(net: Layer) -> Layer:
     return rewrite(net, lambda name, part: remat(part))
 
 
-# Those that are traced as well: a graph of all would take a minute, and hold little that is new.
+# Traced as well, of which the last takes the most time.
 TRACED = ("statistics", "grad", "vmap of jvp of grad")
 
 
@@ -99,7 +99,12 @@ def test_random_networks_have_the_same_derivatives(
 
 
 @pytest.mark.parametrize(
-    ("rewritten", "train", "names"), [(in_block, True, TRACED), (everywhere, False, TRACED[:2])]
+    ("rewritten", "train", "names"),
+    [
+        (in_block, True, TRACED[:2]),
+        pytest.param(in_block, True, TRACED[2:], marks=pytest.mark.slow),
+        (everywhere, False, TRACED[:2]),
+    ],
 )
 def test_derivatives_eager_and_traced(rewritten: Any, train: bool, names: Any) -> None:
     expected = results(NET, PARAMS, STATE, X, train)
