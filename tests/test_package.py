@@ -26,6 +26,7 @@ def printed(script, *arguments):
     [
         ("from funcnets import *", HEAVY),
         ("import funcnets.cli.commands", ["torch", "rich.progress"]),
+        ("import funcnets.testing", [*HEAVY, "hypothesis", "pytest"]),
     ],
 )
 def test_the_import_brings_nothing_heavy(imported, heavy):

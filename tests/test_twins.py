@@ -357,7 +357,7 @@ def test_dropout_refuses_a_mask_that_would_broadcast_and_a_rate_of_one() -> None
     dropout.mask = torch.ones(3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"mask has shape \(3,\) and its input \(2, 3\)"):
         dropout(torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"dropout rate 1\.0"):
+    with pytest.raises(ValueError, match=r"^p is 1\.0; expected the fraction"):
         twins.MaskedDropout(1.0)
 
 

@@ -37,7 +37,7 @@ def dropout(rate: float = 0.5) -> Layer:
     >>> from funcnets import layers, random
     >>> x = torch.ones(6)
     >>> layers.dropout(0.5).apply({}, {}, x, train=True, key=random.key(0))
-    (tensor([0., 0., 2., 0., 0., 0.]), {})
+    (tensor([0., 0., 2., 2., 0., 2.]), {})
     >>> layers.dropout(0.5).apply({}, {}, x)
     (tensor([1., 1., 1., 1., 1., 1.]), {})
     """

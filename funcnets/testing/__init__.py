@@ -1,1 +1,5 @@
-"""Tools for proving functional networks equal to modules."""
+"""Tools that prove functional networks equal to modules: `twins`, the networks as modules."""
+
+from funcnets.testing import twins
+
+__all__ = ["twins"]
