@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnets
-from funcnets import models, optim, random, train, tree
+from funcnets import models, optim, random, train, transforms, tree
 
 NAMES = [f"{part}.{leaf}" for part in ("stem", "stage1.conv", "stage2.conv") for leaf in "ab"]
 
@@ -131,3 +131,39 @@ def test_a_mask_that_matches_nothing_and_a_state_of_another_are_refused():
     one, other = (optim.partition({p: optim.sgd(0.1)}) for p in ("*", "s*"))
     with pytest.raises(ValueError, match=r"has parts \*; expected s\*: pass"):
         other.update(grads, one.init(params), params)
+
+
+WHOLE = {
+    "sgd": optim.sgd(0.1),
+    "adam": optim.adam(optim.linear(0.1, 9)),
+    "chain": optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1, 0.9)),
+    "masked": optim.masked(optim.sgd(0.1), "*"),
+    "partition": optim.partition({"stem.*": optim.sgd(0.1), "*": optim.frozen()}),
+    "rated": transforms.ensemble.rated(optim.sgd, 0.1),
+}
+PARTS = {
+    "decay": optim.add_decayed_weights(0.5),
+    "clip": optim.clip_by_global_norm(1.0),
+    "momentum": optim.chain(optim.add_momentum(0.9)),
+}
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *PARTS])
+def test_what_is_masked_out_is_not_changed_by_a_whole_optimizer(name):
+    """A gradient transformation passes the gradients on, for the next part of a chain."""
+    params, grads = trees(1, 2)
+    optimizer = optim.masked((WHOLE | PARTS)[name], "*.a")
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    for path, update in tree.flatten_named(updates).items():
+        if not path.endswith(".a"):
+            gradient = tree.flatten_named(grads)[path]
+            assert torch.equal(update, torch.zeros_like(update) if name in WHOLE else gradient)
+
+
+def test_a_mask_needs_patterns_and_an_optimizer():
+    with pytest.raises(ValueError, match="masked: no pattern is given"):
+        optim.masked(optim.sgd(0.1))
+    with pytest.raises(TypeError, match=r"masked: a pattern is \['w'\]; expected strings"):
+        optim.masked(optim.sgd(0.1), ["w"])
+    with pytest.raises(TypeError, match="masked: the first argument is <function sgd"):
+        optim.masked(optim.sgd, "w")

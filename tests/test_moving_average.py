@@ -105,3 +105,12 @@ def test_a_state_without_an_average_is_refused():
         transforms.averaged(step, average)(train_state, fit["batch"])
     with pytest.raises(TypeError, match="no average"):
         transforms.averages(train_state)
+
+
+@pytest.mark.parametrize("first", [0.0, 1e30, float("inf"), float("nan")])
+def test_initial_values_without_weight_are_not_kept(first):
+    average = optim.exponential_moving_average(0.9, debias=True)
+    state = average.init({"w": torch.tensor([first])})
+    for _ in range(3):
+        state = average.update({"w": torch.ones(1)}, state)
+        assert state.average["w"].tolist() == [1.0]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -334,8 +335,12 @@ def test_dtypes_and_memory_formats_stay(optimizer, dtype):
     for grad in grads:
         grad["conv"]["weight"] = grad["conv"]["weight"].to(memory_format=torch.channels_last)
     new, opt_state = trained(optimizer, params, grads)
-    kept = [x for x in tree.leaves(opt_state) if x.dtype != torch.int64]
-    assert {x.dtype for x in tree.leaves(new) + kept} == {dtype}
+    named = {n: x for n, x in tree.flatten_named(opt_state).items() if x.dtype != torch.int64}
+    kept = [*named.values()]
+    assert {x.dtype for x in tree.leaves(new)} == {dtype}
+    for name, leaf in named.items():  # Adam's running means are never of half precision
+        is_adams = "mean" in name or "square" in name
+        assert leaf.dtype == (torch.promote_types(dtype, torch.float32) if is_adams else dtype)
     assert all(x.isfinite().all() for x in tree.leaves(new) + kept)
     assert new["conv"]["weight"].is_contiguous(memory_format=torch.channels_last)
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in kept if x.ndim == 4)
@@ -472,5 +477,109 @@ def test_hyper_parameters_out_of_range_are_refused(make, message):
 
 def test_a_state_of_another_optimizer_is_refused():
     params, grads = normal_trees(8, 2)
-    with pytest.raises(ValueError, match=r"opt_state has 2 parts; expected 1"):
+    with pytest.raises(ValueError, match=r"a tuple of length 2; expected a tuple of length 1"):
         optim.sgd(0.1).update(grads, optim.sgd(0.1, 0.9).init(params), params)
+
+
+def test_adam_has_a_meta_gradient_where_the_gradient_is_zero():
+    def loss_after_a_step(w, **options):
+        optimizer = optim.adam(0.1, **options)
+        grads = torch.func.grad(lambda w: (w**2).sum())(w)
+        updates, _ = optimizer.update({"w": grads}, optimizer.init({"w": w}), {"w": w})
+        return ((w + updates["w"]) ** 2).sum()
+
+    w = torch.tensor([1.0, 0.0])
+    for eps_root in (0.0, 1e-8):
+        meta_gradient = torch.func.grad(partial(loss_after_a_step, eps_root=eps_root))(w)
+        torch.testing.assert_close(meta_gradient, torch.tensor([1.8, 0.0]))
+
+
+def test_eps_root_is_added_under_the_root():
+    grads = {"w": torch.tensor([3.0, 0.5], dtype=torch.float64)}
+    optimizer = optim.adam(1.0, eps=0.0, eps_root=2.0)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    torch.testing.assert_close(updates["w"], -grads["w"] / (grads["w"] ** 2 + 2).sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e-5, 3.0])
+def test_adam_of_half_precision_is_adam_of_float32(dtype, size):
+    """Squares of small gradients, and eps, are 0 in float16."""
+    grads = {"w": torch.full((2,), size, dtype=dtype)}
+    optimizer = optim.adam(1e-3)
+    update = optimizer.update(grads, optimizer.init(grads), grads)[0]["w"]
+    wide = tree.map(torch.Tensor.float, grads)
+    expected = optimizer.update(wide, optimizer.init(wide), wide)[0]["w"]
+    assert update.dtype == dtype
+    assert torch.equal(update, expected.to(dtype))
+
+
+def test_adam_of_complex_numbers_squares_their_size():
+    grads = {"w": torch.tensor([1 + 2j])}
+    optimizer = optim.adam(0.1)
+    updates, state = optimizer.update(grads, optimizer.init(grads), grads)
+    torch.testing.assert_close(updates["w"], -0.1 * grads["w"] / 5**0.5)
+    assert not state[0].square["w"].is_complex()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda rate: optim.sgd(rate), lambda rate: optim.chain(optim.clip_by_global_norm(rate))],
+)
+def test_factors_are_not_rounded_to_half_precision(make):
+    grads = {"w": torch.tensor([1e4], dtype=torch.float16)}
+    rate = torch.tensor(3e-8, dtype=torch.float64)  # 0 or 6e-8 in float16
+    optimizer = optim.sgd(rate)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    assert float(updates["w"]) == pytest.approx(-3e-4, rel=1e-3)
+    clipped, _ = optim.clip_by_global_norm(3e-4).update(grads, (), grads)
+    assert float(clipped["w"]) == pytest.approx(3e-4, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        optim.constant(0.3),
+        optim.step_decay(0.3, 2, 0.5),
+        optim.linear(0.3, 7),
+        optim.cosine(0.3, 7),
+        optim.one_cycle(0.3, 7),
+        optim.warmup(3, optim.cosine(0.3, 7)),
+    ],
+)
+def test_a_schedule_takes_a_number_too(schedule):
+    for step in range(9):
+        assert torch.equal(schedule(step), schedule(torch.tensor(step)))
+
+
+P = {"w": torch.ones(2), "b": torch.ones(1)}
+ADAM = optim.adam(0.1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "state"),
+    [
+        (optim.sgd(0.1, 0.9), ADAM.init(P)),
+        (optim.adam(optim.constant(0.1)), ADAM.init(P)),
+        (optim.adam(0.1), optim.adam(optim.constant(0.1)).init(P)),
+        (optim.partition({"*": ADAM}), ADAM.init(P)),
+        (
+            optim.sgd(0.1, 0.9, dampening=0.5),
+            optim.adam(optim.constant(0.1), weight_decay=1).init(P),
+        ),
+        (optim.add_noise(1.0, torch.zeros(2, dtype=torch.int32)), ()),
+        (ADAM, None),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(optimizer, state):
+    with pytest.raises(ValueError, match=r"state is .*; expected .*this optimizer's own init"):
+        optimizer.update(P, state, P)
+
+
+def test_what_is_no_gradient_and_no_optimizer_is_refused():
+    with pytest.raises(TypeError, match="b: the gradient is None; expected a tensor"):
+        optim.sgd(0.1).update({"w": torch.ones(2), "b": None}, ((),), P)
+    with pytest.raises(TypeError, match="part 1 of the chain is <function sgd"):
+        optim.chain(ADAM, optim.sgd)
+    with pytest.raises(TypeError, match=r"the optimizer for `\*` is <function sgd"):
+        optim.partition({"*": optim.sgd})

@@ -136,3 +136,25 @@ def test_gradients_of_the_whole_batch_are_told_to_be_of_each_example(optimizer, 
 def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_empty_batch_gives_no_gradient_and_noise_alone():
+    """As Poisson sampling draws some."""
+    params = {"w": torch.zeros(3), "b": torch.zeros(())}
+    grads = {"w": torch.zeros(0, 3), "b": torch.zeros(0)}
+    clipped, _ = optim.clip_per_example(1.0, 8).update(grads, (), params)
+    assert clipped["w"].tolist() == [0.0, 0.0, 0.0]
+    assert clipped["b"].tolist() == 0.0
+    private = optim.private(1.0, 1.1, 8, random.key(1))
+    noise, _ = private.update(grads, private.init(params), params)
+    alone = optim.add_noise(1.1 / 8, random.key(1))
+    expected, _ = alone.update(params, alone.init(params), params)
+    assert torch.equal(noise["w"], expected["w"])
+    with pytest.raises(ValueError, match="the batch is empty"):
+        optim.clip_per_example(1.0).update(grads, (), params)
+
+
+def test_clip_factors_are_not_rounded_to_half_precision():
+    grads = {"w": torch.full((4, 1), 1000.0, dtype=torch.float16)}
+    clipped, _ = optim.clip_per_example(3e-5, 4).update(grads, (), {"w": grads["w"][0]})
+    assert float(clipped["w"]) == pytest.approx(3e-5, rel=2e-2)

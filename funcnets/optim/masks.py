@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from funcnets import tree
-from funcnets.optim.transformations import Optimizer, stateless
+from funcnets.optim.transformations import Optimizer, check_optimizer, check_state, stateless
 
 
 def mask(params: Any, *patterns: str) -> Any:
@@ -37,17 +37,20 @@ def frozen() -> Optimizer:
         lambda grads, params: tree.map(
             lambda g, p: torch.zeros_like(p, dtype=g.dtype), grads, params
         )
-    )
+    )._replace(is_whole=True)
 
 
 def masked(optimizer: Optimizer, *patterns: str) -> Optimizer:
-    """Return `optimizer` for the leaves whose name matches a pattern; the rest pass through.
+    """Return `optimizer` for the leaves whose name matches a pattern.
 
-    Updates of leaves that match no pattern are the gradients, unchanged, as in optax: use it for
-    one part of a `chain`, and `partition` for whole optimizers.  The state is that of `optimizer`,
-    for the matching leaves by their dotted names.
+    The other leaves stay as they are: a gradient transformation, such as `add_decayed_weights` or
+    a clip, passes their gradients on unchanged to the next part of the `chain`; a whole optimizer,
+    such as `sgd`, or a chain that ends in a learning rate, gives them updates of zero.  (optax's
+    `masked` passes gradients on in both cases, and adding raw gradients is gradient ascent.)  The
+    state is that of `optimizer`, for the matching leaves by their dotted names.
 
-    Raises ValueError, from `init` and `update`, for a pattern that matches no leaf.
+    Raises TypeError unless it is given an optimizer and patterns, and ValueError without a
+    pattern and, from `init` and `update`, for a pattern that matches no leaf.
 
     >>> import torch
     >>> from funcnets import optim
@@ -59,6 +62,15 @@ def masked(optimizer: Optimizer, *patterns: str) -> Optimizer:
     >>> optim.apply_updates(params, updates)
     {'fc': {'weight': tensor([0.9000]), 'bias': tensor([1.])}}
     """
+
+    check_optimizer("masked: the first argument", optimizer)
+    if not patterns:
+        raise ValueError('masked: no pattern is given; expected one or more, such as "*.weight"')
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"masked: a pattern is {pattern!r}; expected strings, each an argument of its own"
+            )
 
     def matching_names(params: Any) -> list[str]:
         flags = tree.flatten_named(mask(params, *patterns))
@@ -72,9 +84,15 @@ def masked(optimizer: Optimizer, *patterns: str) -> Optimizer:
         updates, opt_state = optimizer.update(
             _select(grads, names), opt_state, _select(params, names)
         )
-        return tree.map_named(lambda name, grad: updates.get(name, grad), grads), opt_state
 
-    return Optimizer(init, update)
+        def rest(grad: Any, param: Any) -> Any:
+            return torch.zeros_like(param, dtype=grad.dtype) if optimizer.is_whole else grad
+
+        return tree.map_named(
+            lambda name, g, p: updates[name] if name in updates else rest(g, p), grads, params
+        ), opt_state
+
+    return Optimizer(init, update, optimizer.is_whole)
 
 
 def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
@@ -83,8 +101,9 @@ def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     The patterns are tried in the order of the mapping.  The state is a dict from each pattern to
     the state of its optimizer, for its leaves by their dotted names.
 
-    Raises ValueError, from `init` and `update`, for a pattern that matches no leaf, or only
-    leaves of earlier patterns, and for a leaf that no pattern matches.
+    Raises TypeError for what is no optimizer, and ValueError, from `init` and `update`, for a
+    pattern that matches no leaf, or only leaves of earlier patterns, and for a leaf that no
+    pattern matches.
 
     >>> import torch
     >>> from funcnets import optim
@@ -95,6 +114,9 @@ def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
     {'stem': {'bias': tensor([1.])}, 'fc': {'bias': tensor([0.5000])}}
     """
 
+    for pattern, optimizer in optimizers.items():
+        check_optimizer(f"partition: the optimizer for `{pattern}`", optimizer)
+
     def init(params: Any) -> dict[str, Any]:
         parts = _assign(tree.names(params), list(optimizers))
         return {
@@ -103,6 +125,7 @@ def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
         }
 
     def update(grads: Any, opt_state: dict[str, Any], params: Any) -> tuple[Any, dict[str, Any]]:
+        check_state(opt_state, dict, "a dict with a part for each pattern")
         if opt_state.keys() != optimizers.keys():
             raise ValueError(
                 f"opt_state has parts {tree.listed(list(opt_state))}; expected "
@@ -118,7 +141,7 @@ def partition(optimizers: Mapping[str, Optimizer]) -> Optimizer:
             updates |= part
         return tree.map_named(lambda name, grad: updates[name], grads), states
 
-    return Optimizer(init, update)
+    return Optimizer(init, update, any(optimizer.is_whole for optimizer in optimizers.values()))
 
 
 def _select(values: Any, names: Sequence[str]) -> dict[str, Any]:

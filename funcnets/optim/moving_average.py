@@ -34,8 +34,9 @@ def exponential_moving_average(decay: float, *, debias: bool = False) -> Average
     """average = decay · average + (1 - decay) · values, in float32 or wider.
 
     The average starts at the values that `init` is given.  With `debias` the initial values have
-    no weight: after t updates the weight of a value is (1 - decay) · decay^age / (1 - decay^t),
-    the bias correction of Adam (Kingma and Ba, 2015, section 3).
+    no weight, whatever they are: after t updates the weight of a value is
+    (1 - decay) · decay^age / (1 - decay^t), the bias correction of Adam (Kingma and Ba, 2015,
+    section 3).
 
     Raises ValueError for a decay outside [0, 1).  Polyak and Juditsky, "Acceleration of stochastic
     approximation by averaging", 1992; as in Szegedy et al., 2016, section 8.
@@ -62,7 +63,10 @@ def exponential_moving_average(decay: float, *, debias: bool = False) -> Average
             weight = weight / (1 - decay ** step.to(torch.float64))
 
         def moved(value: Tensor, average: Tensor) -> Tensor:
-            return torch.lerp(average, _widened(value), weight.to(average.dtype))
+            wide = _widened(value)
+            result = torch.lerp(average, wide, weight.to(average.dtype))
+            # The first value replaces the initial one: 0 · inf would be NaN.
+            return torch.where(step == 1, wide, result) if debias else result
 
         return AverageState(step, tree.map(moved, values, state.average))
 

@@ -3,6 +3,8 @@
 Abadi et al., "Deep learning with differential privacy", 2016, algorithm 1.
 """
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +12,13 @@ from torch import Tensor
 
 from funcnets import random, tree
 from funcnets._validate import check, check_non_negative, check_steps
-from funcnets.optim.transformations import Optimizer, chain, global_norm, stateless, step_zero
+from funcnets.optim.transformations import (
+    Optimizer,
+    chain,
+    check_state,
+    stateless,
+    step_zero,
+)
 
 
 class NoiseState(NamedTuple):
@@ -51,7 +59,8 @@ def clip_per_example(max_norm: float, batch_size: int | None = None) -> Optimize
     """updates = Σ g_i / max(1, ‖g_i‖ / max_norm) / batch_size, the mean of clipped gradients.
 
     The gradients have a first axis of length N, an entry for each example; the updates don't have
-    it.  The divisor is N unless `batch_size` is given.
+    it.  The divisor is N unless `batch_size` is given; with it a batch may be empty, as
+    Poisson sampling draws some, and the updates are 0.
 
     Raises ValueError unless `max_norm` is a finite number above 0 and `batch_size` at least 1, and,
     from `update`, for gradients that aren't per-example gradients.
@@ -63,8 +72,19 @@ def clip_per_example(max_norm: float, batch_size: int | None = None) -> Optimize
     def clip(grads: Any, params: Any) -> Any:
         tree.map_named(_check_per_example, params, grads)
         norms = per_example_norms(grads)
+        if not (batch_size or len(norms)):
+            raise ValueError(
+                "clip_per_example: the batch is empty, so the mean has no divisor: give "
+                "batch_size, the expected number of examples"
+            )
         weights = max_norm / norms.clamp(min=max_norm) / (batch_size or len(norms))
-        return tree.map(lambda leaf: torch.tensordot(weights.to(leaf.dtype), leaf, 1), grads)
+
+        def mean(leaf: Tensor) -> Tensor:
+            # In float32 or wider: half precision would round the weights before they are used.
+            wide = torch.promote_types(leaf.dtype, weights.dtype)
+            return torch.tensordot(weights.to(wide), leaf.to(wide), 1).to(leaf.dtype)
+
+        return tree.map(mean, grads)
 
     return stateless(clip)
 
@@ -89,8 +109,12 @@ def per_example_norms(grads: Any) -> Tensor:
     >>> optim.per_example_norms(grads)
     tensor([5., 1.])
     """
-    norms: Tensor = torch.func.vmap(global_norm)(grads)
-    return norms
+    leaves = tree.leaves(grads)
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in leaves], torch.float32)
+    rows = [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves]
+    norms = torch.stack([torch.linalg.vector_norm(row, dim=1, dtype=dtype) for row in rows])
+    norm: Tensor = torch.linalg.vector_norm(norms, dim=0)
+    return norm
 
 
 def add_noise(deviation: float, key: Tensor) -> Optimizer:
@@ -107,6 +131,7 @@ def add_noise(deviation: float, key: Tensor) -> Optimizer:
         return NoiseState(step_zero(params), key.clone())
 
     def update(grads: Any, state: NoiseState, params: Any) -> tuple[Any, NoiseState]:
+        check_state(state, NoiseState, "a NoiseState")
         step_key = random.fold_in(state.key, state.step)
         leaves, structure = tree.flatten(grads)
         noisy = [

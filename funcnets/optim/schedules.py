@@ -16,7 +16,7 @@ from torch import Tensor
 from funcnets._validate import check, check_non_negative, check_rate, check_steps
 
 Schedule = Callable[[Tensor], Tensor]
-"""The learning rate (0-d, float64) at a step (0-d, int64), counted from 0."""
+"""The learning rate (0-d, float64) at a step (0-d, int64, or a number), counted from 0."""
 
 
 def constant(value: float | Tensor) -> Schedule:
@@ -25,7 +25,7 @@ def constant(value: float | Tensor) -> Schedule:
     Raises ValueError for a negative rate.
     """
     check_rate(value=value)
-    return lambda step: torch.ones((), dtype=torch.float64, device=step.device) * value
+    return lambda step: torch.ones_like(_as_count(step)) * value
 
 
 def step_decay(value: float | Tensor, every: int, factor: float) -> Schedule:
@@ -42,7 +42,7 @@ def step_decay(value: float | Tensor, every: int, factor: float) -> Schedule:
     check_rate(value=value)
     check_steps(every=every)
     check_non_negative(factor=factor)
-    return lambda step: value * factor ** (step // every).to(torch.float64)
+    return lambda step: value * factor ** torch.floor(_as_count(step) / every)
 
 
 def linear(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedule:
@@ -89,8 +89,8 @@ def warmup(steps: int, schedule: Schedule) -> Schedule:
     check("steps", steps, lambda value: value >= 0 and value == int(value), "0 or more steps")
 
     def warmed(step: Tensor) -> Tensor:
-        climb = ((step + 1).to(torch.float64) / (steps + 1)).clamp(max=1.0)
-        return schedule((step - steps).clamp(min=0)) * climb
+        climb = ((_as_count(step) + 1) / (steps + 1)).clamp(max=1.0)
+        return schedule((torch.as_tensor(step) - steps).clamp(min=0)) * climb
 
     return warmed
 
@@ -130,7 +130,7 @@ def one_cycle(
     def schedule(step: Tensor) -> Tensor:
         up = _half_cosine(first, max_value, _progress(step, 0, top))
         down = _half_cosine(max_value, last, _progress(step, top, total_steps - 1))
-        return torch.where(step < top, up, down)
+        return torch.where(_as_count(step) < top, up, down)
 
     return schedule
 
@@ -138,7 +138,12 @@ def one_cycle(
 def _progress(step: Tensor, first: float, last: float) -> Tensor:
     # In float64, so that the rate doesn't depend on the dtype of the parameters.
     # The maximum avoids a division by 0 where the interval is empty.
-    return ((step.to(torch.float64) - first) / max(last - first, 1e-9)).clamp(0.0, 1.0)
+    return ((_as_count(step) - first) / max(last - first, 1e-9)).clamp(0.0, 1.0)
+
+
+def _as_count(step: Tensor | int) -> Tensor:
+    """Return the number of steps as a 0-d float64 tensor."""
+    return torch.as_tensor(step).to(torch.float64)
 
 
 def _half_cosine(start: float | Tensor, end: float | Tensor, progress: Tensor) -> Tensor:

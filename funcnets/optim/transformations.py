@@ -6,7 +6,7 @@ The design is optax's; the numbers are those of `torch.optim`.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,10 +26,13 @@ class Optimizer(NamedTuple):
         init: `init(params) -> opt_state`, a tree of tensors on the device of `params`.
         update: `update(grads, opt_state, params) -> (updates, opt_state)`; the updates, to be
             added by `apply_updates`, have the structure, shapes and dtypes of `grads`.
+        is_whole: True if the updates are steps downhill, scaled by a learning rate; False for a
+            gradient transformation, a part of a `chain`.  `masked` depends on it.
     """
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    is_whole: bool = False
 
 
 class StepState(NamedTuple):
@@ -77,7 +80,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
 def chain(*optimizers: Optimizer) -> Optimizer:
     """Return the optimizer that feeds the updates of each of `optimizers` to the next.
 
-    Its state is the tuple of theirs.  `update` raises ValueError for a state of another length.
+    Its state is the tuple of theirs.  Raises TypeError for a part that is no optimizer; `update`
+    raises ValueError for the state of another optimizer.
 
     >>> import torch
     >>> from funcnets import optim
@@ -88,22 +92,21 @@ def chain(*optimizers: Optimizer) -> Optimizer:
     {'weight': tensor([-0.0600, -0.0800])}
     """
 
+    for index, optimizer in enumerate(optimizers):
+        check_optimizer(f"part {index} of the chain", optimizer)
+
     def init(params: Any) -> tuple[Any, ...]:
         return tuple(optimizer.init(params) for optimizer in optimizers)
 
     def update(grads: Any, opt_state: Any, params: Any) -> tuple[Any, tuple[Any, ...]]:
-        if len(opt_state) != len(optimizers):
-            raise ValueError(
-                f"opt_state has {len(opt_state)} parts; expected {len(optimizers)}: "
-                "pass the state that this optimizer's own init returned"
-            )
+        check_state(opt_state, tuple, f"a tuple of length {len(optimizers)}", len(optimizers))
         states = []
         for optimizer, state in zip(optimizers, opt_state, strict=True):
             grads, state = optimizer.update(grads, state, params)
             states.append(state)
         return grads, tuple(states)
 
-    return Optimizer(init, update)
+    return Optimizer(init, update, any(optimizer.is_whole for optimizer in optimizers))
 
 
 def sgd(
@@ -158,6 +161,7 @@ def adam(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    eps_root: float = 0.0,
     weight_decay: float = 0.0,
 ) -> Optimizer:
     """Adam, as `torch.optim.Adam`: weight decay is added to the gradient.
@@ -166,7 +170,11 @@ def adam(
         learning_rate: as `sgd` takes it.
         betas: decay rates of the running means of the gradient and of its square, in [0, 1).
         eps: added to the square root in the denominator.
+        eps_root: added under the square root, so that derivatives of the update by the gradient
+            stay small where the gradient is 0 (for meta-gradients; as optax's).
         weight_decay: this times the parameter is added to its gradient.
+
+    The running means are float32 or wider, also for parameters of half precision.
 
     Raises ValueError for a hyper-parameter out of range.  Kingma and Ba, "Adam: a method for
     stochastic optimization", 2015, algorithm 1.
@@ -180,7 +188,7 @@ def adam(
     {'weight': tensor([-0.0100,  0.0100])}
     """
     decay = [add_decayed_weights(weight_decay)] if weight_decay else []
-    return chain(*decay, scale_by_adam(betas, eps), scale_by_learning_rate(learning_rate))
+    return chain(*decay, scale_by_adam(betas, eps, eps_root), scale_by_learning_rate(learning_rate))
 
 
 def adamw(
@@ -188,6 +196,7 @@ def adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    eps_root: float = 0.0,
     weight_decay: float = 1e-2,
 ) -> Optimizer:
     """Adam with decoupled weight decay, as `torch.optim.AdamW`; arguments as `adam` takes them.
@@ -196,7 +205,7 @@ def adamw(
     weight decay regularization", 2019, algorithm 2.
     """
     decay = [add_decayed_weights(weight_decay)] if weight_decay else []
-    return chain(scale_by_adam(betas, eps), *decay, scale_by_learning_rate(learning_rate))
+    return chain(scale_by_adam(betas, eps, eps_root), *decay, scale_by_learning_rate(learning_rate))
 
 
 def scale_by_learning_rate(learning_rate: LearningRate) -> Optimizer:
@@ -208,11 +217,12 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> Optimizer:
         schedule = learning_rate
 
         def update(grads: Any, state: StepState, params: Any) -> tuple[Any, StepState]:
+            check_state(state, StepState, "a StepState, as the rate is a schedule")
             return _scale(grads, -schedule(state.step)), StepState(state.step + 1)
 
-        return Optimizer(lambda params: StepState(step_zero(params)), update)
+        return Optimizer(lambda params: StepState(step_zero(params)), update, True)
     check_rate(learning_rate=learning_rate)
-    return stateless(lambda grads, params: _scale(grads, -learning_rate))
+    return stateless(lambda grads, params: _scale(grads, -learning_rate))._replace(is_whole=True)
 
 
 def add_decayed_weights(weight_decay: float) -> Optimizer:
@@ -234,6 +244,7 @@ def dampen(dampening: float) -> Optimizer:
     check("dampening", dampening, math.isfinite, "a finite number")
 
     def update(grads: Any, state: StepState, params: Any) -> tuple[Any, StepState]:
+        check_state(state, StepState, "a StepState")
         factor = 1 - dampening * (state.step > 0).to(torch.float64)
         return _scale(grads, factor), StepState(state.step + 1)
 
@@ -250,6 +261,7 @@ def add_momentum(momentum: float, *, nesterov: bool = False) -> Optimizer:
     check_non_negative(momentum=momentum)
 
     def update(grads: Any, state: MomentumState, params: Any) -> tuple[Any, MomentumState]:
+        check_state(state, MomentumState, "a MomentumState")
         new = tree.map(lambda g, t: g + momentum * t, grads, state.trace)
         updates = tree.map(lambda g, t: g + momentum * t, grads, new) if nesterov else new
         return updates, MomentumState(new)
@@ -257,31 +269,41 @@ def add_momentum(momentum: float, *, nesterov: bool = False) -> Optimizer:
     return Optimizer(lambda params: MomentumState(tree.map(torch.zeros_like, params)), update)
 
 
-def scale_by_adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
-    """updates = mean / (√square + eps), of bias-corrected running means of g and g².
+def scale_by_adam(
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, eps_root: float = 0.0
+) -> Optimizer:
+    """updates = mean / (√(square + eps_root) + eps), of bias-corrected running means of g and |g|².
 
-    Raises ValueError for betas outside [0, 1) or a negative eps.  Kingma and Ba, "Adam: a
-    method for stochastic optimization", 2015, algorithm 1.
+    Computed in float32 or wider, and rounded to the dtype of the gradients.  The derivative of the
+    square root at 0 counts as 0, so that meta-gradients are finite.
+
+    Raises ValueError for betas outside [0, 1) or a negative eps or eps_root.  Kingma and Ba, "Adam:
+    a method for stochastic optimization", 2015, algorithm 1.
     """
     for beta in betas:
         check("betas", beta, lambda value: 0 <= value < 1, "two numbers in [0, 1)")
-    check_non_negative(eps=eps)
+    check_non_negative(eps=eps, eps_root=eps_root)
     beta1, beta2 = betas
 
     def init(params: Any) -> AdamState:
-        zeros = functools.partial(tree.map, torch.zeros_like)
-        return AdamState(step_zero(params), zeros(params), zeros(params))
+        mean = tree.map(lambda p: torch.zeros_like(p, dtype=_wide(p.dtype)), params)
+        square = tree.map(lambda p: torch.zeros_like(p, dtype=_wide(p.dtype).to_real()), params)
+        return AdamState(step_zero(params), mean, square)
 
     def update(grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
+        check_state(state, AdamState, "an AdamState")
         step = state.step + 1
-        mean = tree.map(lambda g, m: beta1 * m + (1 - beta1) * g, grads, state.mean)
-        square = tree.map(lambda g, s: beta2 * s + (1 - beta2) * g * g, grads, state.square)
+        wide = tree.map(lambda g: g.to(_wide(g.dtype)), grads)
+        mean = tree.map(lambda g, m: beta1 * m + (1 - beta1) * g, wide, state.mean)
+        square = tree.map(lambda g, s: beta2 * s + (1 - beta2) * _square(g), wide, state.square)
         bias1, bias2 = (1 - beta ** step.to(torch.float64) for beta in betas)
 
-        def direction(m: Tensor, s: Tensor) -> Tensor:
-            return m / bias1.to(m.dtype) / ((s / bias2.to(s.dtype)).sqrt() + eps)
+        def direction(g: Tensor, m: Tensor, s: Tensor) -> Tensor:
+            corrected = s / bias2.to(s.dtype) + eps_root
+            root = corrected.clamp(min=torch.finfo(s.dtype).tiny).sqrt()
+            return (m / bias1.to(s.dtype) / (root + eps)).to(g.dtype)
 
-        return tree.map(direction, mean, square), AdamState(step, mean, square)
+        return tree.map(direction, grads, mean, square), AdamState(step, mean, square)
 
     return Optimizer(init, update)
 
@@ -315,16 +337,65 @@ def global_norm(values: Any) -> Tensor:
 
 def stateless(function: Callable[[Any, Any], Any]) -> Optimizer:
     """Return the optimizer without state whose updates are `function(grads, params)`."""
-    return Optimizer(
-        lambda params: (), lambda grads, state, params: (function(grads, params), state)
-    )
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        check_state(state, tuple, "(), as it has no state", 0)
+        return function(grads, params), state
+
+    return Optimizer(lambda params: (), update)
+
+
+def check_optimizer(what: str, optimizer: Any) -> None:
+    """Raise TypeError unless `optimizer`, which an error calls `what`, is an Optimizer."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"{what} is {optimizer!r}, expected an Optimizer: call the function that makes it, as "
+            "in optim.sgd(0.1)"
+        )
+
+
+def check_state(state: Any, kind: type[Any], expected: str, length: int | None = None) -> None:
+    """Raise ValueError unless `state` is of this type and, if given, this length."""
+    if not isinstance(state, kind) or (length is not None and len(state) != length):
+        is_plain = type(state) is tuple
+        given = f"a tuple of length {len(state)}" if is_plain else type(state).__name__
+        raise ValueError(
+            f"the optimizer's state is {given}; expected {expected}: pass the state that this "
+            "optimizer's own init returned"
+        )
 
 
 def _scale(values: Any, factor: float | Tensor) -> Any:
-    """Return each leaf times `factor`, in the dtype of the leaf."""
-    if isinstance(factor, Tensor):
-        return tree.map(lambda leaf: leaf * factor.to(leaf.dtype), values)
-    return tree.map(lambda leaf: leaf * factor, values)
+    """Return each leaf times `factor`, computed in float32 or wider, in the dtype of the leaf."""
+
+    for leaf in tree.leaves(values):
+        if not isinstance(leaf, Tensor):
+            _refuse_gradients(values)
+
+    def scale(leaf: Tensor) -> Tensor:
+        if not isinstance(factor, Tensor):
+            return leaf * factor
+        wide = _wide(leaf.dtype)
+        return (leaf.to(wide) * factor.to(wide.to_real())).to(leaf.dtype)
+
+    return tree.map(scale, values)
+
+
+def _refuse_gradients(values: Any) -> NoReturn:
+    """Raise TypeError that names the leaf that is no tensor."""
+    named = tree.flatten_named(values)
+    name = next(name for name, leaf in named.items() if not isinstance(leaf, Tensor))
+    raise TypeError(f"{name}: the gradient is {named[name]!r}; expected a tensor")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which numbers of `dtype` are scaled and squared."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _square(value: Tensor) -> Tensor:
+    """Return |value|², real also for complex numbers."""
+    return (value * value.conj()).real if value.is_complex() else value * value
 
 
 def step_zero(params: Any) -> Tensor:

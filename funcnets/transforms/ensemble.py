@@ -57,7 +57,7 @@ def rated(make: Callable[[Any], Optimizer], rate: float | Tensor) -> Optimizer:
         updates, inner = make(state.rate).update(grads, state.inner, params)
         return updates, RateState(state.rate, inner)
 
-    return Optimizer(init, update)
+    return Optimizer(init, update, is_whole=True)
 
 
 def create(
