@@ -28,7 +28,7 @@ def build(name: str, width: int | None) -> Layer:
     return funcnets.models.get(name, channels=[width << stage for stage in range(4)])[0]
 
 
-def repeat(step: ensemble.Step, members: TrainState, batch: Batch) -> Callable[[], None]:
+def repeat(step: train.TrainStep, members: TrainState, batch: Batch) -> Callable[[], None]:
     """A function that trains one more step at each call, from a copy of `members` on."""
     members = tree.map(torch.clone, members)
 
@@ -55,7 +55,7 @@ def measure(
     for _ in range(2):  # the first compiles
         for run in steps.values():
             run()
-    chosen = ensemble.faster(step, members, batch, backend=backend)
+    chosen = ensemble.choose_strategy(step, members, batch, backend=backend)
     return timing.interleave(steps, rounds), chosen
 
 

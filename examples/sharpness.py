@@ -84,7 +84,7 @@ def trained(batch: tuple[Tensor, Tensor], rate: float, options: Options, jit: An
             along = partial(product, train_state.params, train_state.state)
             like, key = train_state.params, random.fold_in(random.key(1), number)
             largest = curvature.largest_eigenvalue(along, like, key, iterations=options.iterations)
-            trace = curvature.trace(along, like, key, samples=options.samples)
+            trace = curvature.hutchinson_trace(along, like, key, samples=options.samples)
             values = (measured["loss"], largest.value, trace.value, trace.error)
             rows.append(Row(number, *map(float, values)))
             _, loss, sharpness, total, error = rows[-1]

@@ -182,7 +182,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _named(directory: Path, values: Any) -> dict[str, Tensor]:
-    """Return leaves by dotted name; CheckpointError unless all are tensors of unique names."""
+    """Return leaves by dotted name; raise CheckpointError for other leaves or equal names."""
     named = tree.flatten_named(values)
     if twice := [name for name, times in Counter(tree.names(values)).items() if times > 1]:
         raise CheckpointError(

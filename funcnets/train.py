@@ -1,7 +1,20 @@
 """Training as pure functions: a step from state to state, and the loop around it.
 
-The loop keeps nothing to itself: what it does between two steps is in the functions that it calls,
-and what it knows is in the `Progress` that it yields.
+The loop has no hidden state: everything that it knows is in the `Progress` that it yields.
+
+>>> import torch
+>>> from funcnets import layers, optim, random, train
+>>> images, labels = torch.eye(6), torch.tensor([0, 1, 2, 0, 1, 2])
+>>> net, optimizer = layers.linear(3), optim.sgd(1.0)
+>>> train_state = train.create(net, optimizer, random.key(0), images)
+>>> step = train.make_train_step(net, optimizer)  # funcnets.jit(step) compiles it
+>>> for progress in train.fit(step, train_state, (images, labels), batch_size=2, epochs=20):
+...     train_state = progress.train_state
+>>> progress.epoch, progress.batch, progress.batches
+(19, 3, 3)
+>>> eval_step = train.make_eval_step(net)
+>>> train.evaluate(eval_step, train_state.params, train_state.state, (images, labels)).accuracy
+1.0
 """
 
 import inspect
@@ -24,20 +37,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K), labels (N,) -> 0-d
 
 
 class TrainState(NamedTuple):
-    """All that a training needs to go on, as one tree of tensors."""
+    """Everything that a training needs to continue, as one tree of tensors."""
 
-    step: Tensor  # 0-d int64: steps done
+    step: Tensor  # int64, 0-d: steps done so far
     params: Params
-    state: State
+    state: State  # running statistics of batch norms
     opt_state: Any
-    key: Tensor  # the training's own; a step's and an epoch's keys are folded from it
+    key: Tensor  # int32, (2,); the keys of steps and epochs are derived from it
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Measurements]]
+EvalStep = Callable[[Params, State, Batch], Measurements]
 
 
 class Gradient(Protocol):
     """`gradient(net, loss, params, state, (x, labels), key=key) -> (grads, state, measurements)`.
 
-    How a step gets the gradients that its optimizer is given, the new statistics, and the batch's
-    mean `loss` and its `correct` predictions.
+    Computes the gradients for the optimizer, the new running statistics, and the measurements of
+    the batch: its mean `loss` (0-d) and its number of `correct` predictions (0-d int64).
     """
 
     def __call__(  # noqa: D102
@@ -53,13 +70,19 @@ class Gradient(Protocol):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss of a step is no finite number: the training diverged."""
+    """The loss of a step isn't a finite number: the training diverged."""
 
 
 def create(net: Layer, optimizer: Optimizer, key: Tensor, x: Tensor) -> TrainState:
-    """The state before the first step, on the key's device, for inputs like `x`.
+    """Return the state before the first step, on the device of the key.
 
-    Raises TypeError for what is no network or no optimizer.
+    Args:
+        net: the network.
+        optimizer: as in `make_train_step`.
+        key: (2,); initial parameters, dropout and the order of examples are derived from it.
+        x: an example batch; only its shape and dtype are read, so a meta tensor will do.
+
+    Raises TypeError for another type of network or optimizer.
     """
     check_layer(net, "the network")
     _check_optimizer(optimizer)
@@ -70,12 +93,12 @@ def create(net: Layer, optimizer: Optimizer, key: Tensor, x: Tensor) -> TrainSta
 
 
 def shuffle_key(train_state: TrainState) -> Tensor:
-    """The key that orders the examples of every epoch, as `data.shuffle` takes it."""
+    """Return the key for `data.shuffle`, which orders the examples of every epoch."""
     return random.split(train_state.key)[0]
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ValueError unless there are images, and a label for each."""
+    """Raise ValueError unless the batch has images, and a label for each."""
     images, labels = batch
     if labels.ndim != 1 or len(images) != len(labels) or not len(labels):
         raise ValueError(
@@ -87,8 +110,8 @@ def check_batch(batch: Batch) -> None:
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
-            f"the optimizer is {optimizer!r}, expected an Optimizer: call what makes it, as in "
-            "optim.sgd(0.1)"
+            f"the optimizer is {optimizer!r}, expected an Optimizer: call the function that makes "
+            "one, as in optim.sgd(0.1)"
         )
 
 
@@ -106,14 +129,14 @@ def _check_gradient(gradient: Any) -> None:
     except TypeError:
         raise TypeError(
             f"the gradient is {gradient!r}, which doesn't take (net, loss, params, state, batch, "
-            "key=...): call what makes it, as in gradient=transforms.accumulate(64)"
+            "key=...): call the function that makes one, as in gradient=transforms.accumulate(64)"
         ) from None
 
 
 def batch_gradient(
     net: Layer, loss: Loss, params: Params, state: State, batch: Batch, *, key: Tensor | None = None
 ) -> tuple[Params, State, Measurements]:
-    """The gradient of the batch's loss in training, as `Gradient` says."""
+    """Return the gradient of the batch's mean loss; arguments and results are `Gradient`'s."""
     x, labels = batch
 
     def loss_of(params: Params) -> tuple[Tensor, tuple[Tensor, State]]:
@@ -132,21 +155,33 @@ def make_train_step(
     prepare: Prepare | None = None,
     policy: Policy | None = None,
     gradient: Gradient = batch_gradient,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Measurements]]:
-    """The pure function `step(train_state, (images, labels)) -> (train_state, measurements)`.
+) -> TrainStep:
+    """Return the pure function `step(train_state, batch) -> (train_state, measurements)`.
 
-    Measured are the batch's mean `loss` and its `correct` predictions, both before the update.
+    A batch is (images (N, …), labels (N,)).  The measurements are its mean `loss` and its number
+    of `correct` predictions, both before the update.
 
     Args:
         net: the network.
-        optimizer: what makes updates of the gradients.
+        optimizer: turns gradients into updates, such as `optim.sgd(0.1)`.
         loss: (logits (N, K), labels (N,)) -> 0-d.
-        prepare: what is done to the images inside the step, such as `data.prepare`.
-        policy: the floating types of the network; None leaves those of parameters and images.
-        gradient: how the gradients are made, such as `transforms.accumulate(64)`.
+        prepare: applied to the images inside the step, such as
+            `functools.partial(data.prepare, side=28)`.
+        policy: the dtypes of the network; None keeps those of parameters and images.
+        gradient: computes the gradients, such as `transforms.accumulate(64)`.
 
-    Raises TypeError where one of them is something else, such as `optim.sgd` for `optim.sgd(0.1)`;
-    the step raises ValueError unless it is given images, and a label for each.
+    Raises TypeError for an argument of another type, such as `optim.sgd` for `optim.sgd(0.1)`;
+    the step raises ValueError for a batch without images, or without a label for each.
+
+    >>> import torch
+    >>> from funcnets import layers, optim, random, train
+    >>> net, optimizer = layers.linear(3), optim.sgd(0.1)
+    >>> step = train.make_train_step(net, optimizer)
+    >>> train_state = train.create(net, optimizer, random.key(0), torch.zeros(4, 5))
+    >>> batch = (torch.zeros(4, 5), torch.tensor([0, 1, 2, 0]))
+    >>> train_state, measurements = step(train_state, batch)
+    >>> int(train_state.step), sorted(measurements)
+    (1, ['correct', 'loss'])
     """
     check_layer(net, "the network")
     _check_optimizer(optimizer)
@@ -178,10 +213,10 @@ def make_eval_step(
     loss: Loss = losses.cross_entropy,
     prepare: Prepare | None = None,
     policy: Policy | None = None,
-) -> Callable[[Params, State, Batch], Measurements]:
-    """The pure function `step(params, state, (images, labels)) -> measurements`, in evaluation.
+) -> EvalStep:
+    """Return the pure function `step(params, state, batch) -> measurements`.
 
-    The arguments are those of `make_train_step`, and so are the errors.
+    The network is in evaluation mode.  Arguments and errors are those of `make_train_step`.
     """
     check_layer(net, "the network")
     _check_loss(loss)
@@ -196,18 +231,18 @@ def make_eval_step(
     return step
 
 
-class Place(NamedTuple):
-    """Which batch of a training it is."""
+class Position(NamedTuple):
+    """The place of a batch in a training."""
 
     epoch: int  # counted from 0
-    batch: int  # in its epoch, counted from 1
-    batches: int  # batches an epoch
+    batch: int  # within its epoch, counted from 1
+    batches: int  # per epoch
 
 
-def stream(
+def shuffled_batches(
     key: Tensor, batch: Batch, *, batch_size: int, epochs: int, start: int = 0
-) -> Iterator[tuple[Place, Batch]]:
-    """The batches of a training on `batch`, all images and labels, from step `start` on.
+) -> Iterator[tuple[Position, Batch]]:
+    """Yield the batches of a training on `batch`, all images and labels, from step `start` on.
 
     The order of an epoch depends on the key (see `shuffle_key`) and the epoch alone.  The short
     last batch of an epoch is kept.
@@ -219,27 +254,27 @@ def stream(
         order = data.shuffle(key, epoch, len(labels))
         for indices in data.batches(order, batch_size, start=done):
             done += 1
-            yield Place(epoch, done, batches), (images[indices], labels[indices])
+            yield Position(epoch, done, batches), (images[indices], labels[indices])
         done = 0
 
 
 class Progress(NamedTuple):
-    """Where a training stands after a step; `train_state` is good until the next is asked for."""
+    """The progress of a training after a step."""
 
-    train_state: TrainState
+    train_state: TrainState  # valid until the next step, which may be donated its memory
     running: metrics.Running  # averages over the epoch so far
     epoch: int  # counted from 0
     batch: int  # batches of this epoch that are done
-    batches: int  # batches an epoch
+    batches: int  # per epoch
 
     @property
     def examples(self) -> int:
-        """Examples of the epoch that are done."""
+        """Examples of this epoch that are done."""
         return self.running.count
 
 
 def fit(
-    step: Callable[[TrainState, Batch], tuple[TrainState, Measurements]],
+    step: TrainStep,
     train_state: TrainState,
     batch: Batch,
     *,
@@ -247,39 +282,60 @@ def fit(
     epochs: int,
     running: metrics.Running | None = None,
 ) -> Iterator[Progress]:
-    """Train on `batch`, all images and labels, and yield after each step how far it is.
+    """Train on `batch`, all images and labels, and yield the progress after each step.
 
     The order of an epoch depends on the key and the epoch alone, and the place in it on
-    `train_state.step`: a state from the middle of an epoch, with the averages so far as `running`,
-    goes on to the same bits.  Averages of a whole epoch are done with, and left out.
-    The short last batch of an epoch is kept.
+    `train_state.step`: from a state in the middle of an epoch the training continues to the same
+    bits.  The short last batch of an epoch is kept.
 
-    Raises NonFiniteLoss after a step whose loss is no finite number.
+    Args:
+        step: as `make_train_step` returns it, compiled or not.
+        train_state: the state to start from.
+        batch: all training images (N, …) and labels (N,).
+        batch_size: examples per step.
+        epochs: the number of the last epoch, counted from the beginning of the training.
+        running: for a state in the middle of an epoch, the averages over the epoch so far; ignored
+            at the beginning of an epoch.
+
+    Raises NonFiniteLoss after a step whose loss isn't a finite number.
     """
-    # A step may be donated its state, so the key is kept apart.
+    # The key is read before the first step, to which the state may be donated.
     key, start = shuffle_key(train_state), int(train_state.step)
-    for place, part in stream(key, batch, batch_size=batch_size, epochs=epochs, start=start):
+    parts = shuffled_batches(key, batch, batch_size=batch_size, epochs=epochs, start=start)
+    for position, part in parts:
         train_state, measured = step(train_state, part)
-        if place.batch == 1 or running is None:
+        if position.batch == 1 or running is None:
             running = metrics.Running()
         running = running.add(measured["loss"], measured["correct"], len(part[1]))
         if not math.isfinite(running.loss_sum):
             raise NonFiniteLoss(
                 f"the loss is {float(measured['loss'])} at step {int(train_state.step)} (epoch "
-                f"{place.epoch + 1}, batch {place.batch}): try a smaller learning rate"
+                f"{position.epoch + 1}, batch {position.batch}): try a smaller learning rate"
             )
-        yield Progress(train_state, running, *place)
+        yield Progress(train_state, running, *position)
 
 
 def evaluate(
-    step: Callable[[Params, State, Batch], Measurements],
+    step: EvalStep,
     params: Params,
     state: State,
     batch: Batch,
     *,
     batch_size: int = 500,
 ) -> metrics.Running:
-    """Loss and accuracy over all of `batch`, images and labels, by an evaluation step."""
+    """Return mean loss and accuracy over all of `batch`, images (N, …) and labels (N,).
+
+    `step` is what `make_eval_step` returns; it is given `batch_size` examples at a time.
+
+    >>> import torch
+    >>> from funcnets import layers, random, train
+    >>> net, images = layers.linear(2), torch.zeros(10, 3)
+    >>> params, state = net.init(random.key(0), images)
+    >>> labels = torch.zeros(10, dtype=torch.int64)
+    >>> result = train.evaluate(train.make_eval_step(net), params, state, (images, labels))
+    >>> result.count, result.accuracy in (0.0, 1.0)  # all images are the same
+    (10, True)
+    """
     running = metrics.Running()
     everything = torch.arange(len(batch[1]), device=batch[1].device)
     for indices in data.batches(everything, batch_size):

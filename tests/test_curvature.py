@@ -163,7 +163,7 @@ def test_the_trace_is_the_mean_of_forms_with_the_dense_hessian_also_under_jit() 
 
     def estimate(params: Any, key: Tensor, loss: Any = quadratic) -> Any:
         along = partial(curvature.hessian_product, loss, params)
-        return curvature.trace(along, params, key, samples=3)
+        return curvature.hutchinson_trace(along, params, key, samples=3)
 
     for run in (partial(estimate, loss=loss), funcnets.jit(estimate, backend="graph")):
         value, error = run(PARAMS, KEY)
@@ -172,14 +172,16 @@ def test_the_trace_is_the_mean_of_forms_with_the_dense_hessian_also_under_jit() 
 
 
 def test_the_trace_lies_within_its_error() -> None:
-    value, error = curvature.trace(product, PARAMS, KEY, samples=32)
+    value, error = curvature.hutchinson_trace(product, PARAMS, KEY, samples=32)
     assert abs(float(value - HESSIAN.trace())) < 4 * float(error)
     assert float(error) < 0.5 * float(HESSIAN.trace().abs()) + 1
 
 
 def test_the_trace_of_a_diagonal_matrix_is_exact() -> None:
     scales = tree.map(torch.exp, PARAMS)
-    value, error = curvature.trace(lambda v: tree.map(torch.mul, scales, v), PARAMS, KEY, samples=3)
+    value, error = curvature.hutchinson_trace(
+        lambda v: tree.map(torch.mul, scales, v), PARAMS, KEY, samples=3
+    )
     assert float(value) == pytest.approx(float(flat(scales).sum()), rel=1e-12)
     assert float(error) < 1e-10
 
@@ -224,11 +226,11 @@ def test_a_vector_unlike_the_parameters_is_named_by_leaf(
     [
         (lambda: product({}), "missing in the vector"),
         (lambda: curvature.hessian_product(loss, {}, {}), "parameters is empty, expected one leaf"),
-        (lambda: curvature.trace(dict, {}, KEY), "parameters is empty"),
+        (lambda: curvature.hutchinson_trace(dict, {}, KEY), "parameters is empty"),
         (lambda: curvature.largest_eigenvalue(dict, {}, KEY), "parameters is empty"),
         (lambda: curvature.dot({}, {}), "parameters is empty"),
         (
-            lambda: curvature.trace(lambda vector: FEWER, PARAMS, KEY),
+            lambda: curvature.hutchinson_trace(lambda vector: FEWER, PARAMS, KEY),
             "`bn.bias` is missing in the second tree",
         ),
         (
@@ -246,7 +248,7 @@ def test_a_vector_unlike_the_parameters_is_named_by_leaf(
             r"the loss has shape \(4,\)",
         ),
         (lambda: product(VECTOR, mode="forward"), "no mode 'forward', expected forward_over"),
-        (lambda: curvature.trace(product, PARAMS, KEY, samples=1), "got 1 samples"),
+        (lambda: curvature.hutchinson_trace(product, PARAMS, KEY, samples=1), "got 1 samples"),
         (
             lambda: curvature.largest_eigenvalue(product, PARAMS, KEY, iterations=0),
             "got 0 iterations",

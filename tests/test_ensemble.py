@@ -105,7 +105,7 @@ def choice(net, members, images, shared=True, backend="graph"):
     state = ensemble.create(net, optimizer, keys, x.to("meta"))
     batch = batch if shared else ensemble.stack([batch] * members)
     step = train.make_train_step(net, optimizer)
-    return ensemble.faster(step, state, batch, shared_batch=shared, backend=backend)
+    return ensemble.choose_strategy(step, state, batch, shared_batch=shared, backend=backend)
 
 
 @pytest.mark.parametrize(("side", "counted"), [(5, 2 * 4 * 9 * 6 * 27), (1, 0)])
@@ -128,15 +128,15 @@ def test_large_grouped_convolutions_are_looped_over():
     assert choice("lenet_bn", 2, 96, shared=False) == "loop"  # the first layer is grouped as well
 
 
-def test_the_chosen_way_is_taken_for_each_shape(monkeypatch):
+def test_the_strategy_is_chosen_for_each_shape(monkeypatch):
     step, members = start()
     asked = []
 
-    def faster(step, members, batch, **options):
+    def choose(step, members, batch, **options):
         asked.append(len(batch[1]))
         return "loop" if len(batch[1]) == 7 else "vmap"
 
-    monkeypatch.setattr(ensemble, "faster", faster)
+    monkeypatch.setattr(ensemble, "choose_strategy", choose)
     seen = []
 
     def noted(train_state, batch):
@@ -304,7 +304,9 @@ def test_misuse_gets_the_cure():
     ):
         ensemble.jit_step(step, by="loop", donate_argnums=0, backend="graph")(expanded, BATCH)
     one = ensemble.unstack(members)[0]
-    with pytest.raises(ValueError, match=r"the leaves have other first axes: .* ensemble.stack"):
+    with pytest.raises(
+        ValueError, match=r"leaves have first axes of different lengths: .* ensemble.stack"
+    ):
         ensemble.member_logits(NET, one.params, one.state, IMAGES)
     with pytest.raises(
         ValueError, match=r"logits have shape \(23, 3\), expected \(members, N, K\)"

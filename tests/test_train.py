@@ -156,7 +156,9 @@ def test_images_can_be_prepared_inside_the_step():
 
 @pytest.mark.parametrize("gradient", [transforms.accumulate, transforms.per_example, None])
 def test_a_gradient_that_was_not_called_is_told_to_be(gradient):
-    with pytest.raises(TypeError, match=r"the gradient is .* call what makes it, as in gradient="):
+    with pytest.raises(
+        TypeError, match=r"the gradient is .* function that makes one, as in gradient="
+    ):
         train.make_train_step(layers.linear(2), optim.sgd(0.1), gradient=gradient)
 
 

@@ -1,4 +1,14 @@
-"""What can be done with a network as a pure function, batch norm and dropout included."""
+"""Transforms of networks and training steps, batch norm and dropout included.
+
+- `accumulate`, `per_example`, `per_example_gradients`: gradients by micro-batches, by examples
+- `ensemble`: several networks trained in one step
+- `curvature`, `laplace`: Hessian products, sharpness, Laplace approximation
+- `averaged`, `with_average`, `averages`: moving averages of parameters and statistics
+- `capture`: activations by path
+- `remat`: recompute activations in the backward pass
+- `frozen_statistics`: batch norms that keep their running statistics
+- `checked`: find the first layer with a value that isn't finite
+"""
 
 from funcnets.transforms import curvature, ensemble, laplace
 from funcnets.transforms.accumulate import accumulate

@@ -1,14 +1,27 @@
-"""Curvature of losses over parameter trees: products with Hessians, and what is read off them.
+"""Curvature of a loss with respect to its parameters: Hessian products, trace, sharpness.
 
-A loss is a function of parameters alone, so a batch, statistics and a key are closed over: the
-same key gives the same dropout masks in every product, and training-mode batch norm is part of
-the function.  A curvature matrix is never built: it is the function that multiplies by it,
-`functools.partial(hessian_product, loss, params)`, and estimators take any such function.
+A loss is a function of the parameters alone: let it close over the batch, the running statistics
+and the key, so that the same key gives the same dropout masks in every product.  A curvature
+matrix is never built.  It is represented by the function that multiplies a vector by it, such as
+`functools.partial(hessian_product, loss, params)`, and the estimators take any such function.
+
+>>> from functools import partial
+>>> import torch
+>>> from funcnets import random
+>>> from funcnets.transforms import curvature
+>>> def loss(params):  # with the Hessian diag(2, 6)
+...     return params["x"] ** 2 + 3 * params["y"] ** 2
+>>> params = {"x": torch.tensor(1.0), "y": torch.tensor(1.0)}
+>>> product = partial(curvature.hessian_product, loss, params)
+>>> round(float(curvature.largest_eigenvalue(product, params, random.key(0)).value), 3)
+6.0
+>>> float(curvature.hutchinson_trace(product, params, random.key(0)).value)
+8.0
 """
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +30,7 @@ from funcnets import random, tree
 from funcnets.core import Params
 
 Product = Callable[[Params], Params]
-"""A symmetric linear map from trees like the parameters to trees like the parameters."""
+"""Multiplication by a symmetric matrix, from trees like the parameters to trees like them."""
 
 Mode = Literal["forward_over_reverse", "reverse_over_reverse"]
 
@@ -29,21 +42,32 @@ def hessian_product(
     *,
     mode: Mode = "forward_over_reverse",
 ) -> Params:
-    """H v, of the second derivatives H of `loss` at `params`; a tree like them.
+    """Return H v, with the Hessian H of `loss` at `params`: a tree like `params`.
 
-    Both modes give the same numbers.  `forward_over_reverse`, the derivative of the gradient along
-    v, takes less memory; `reverse_over_reverse`, the gradient of gradient · v, is for functions
-    without a forward derivative.
+    Args:
+        loss: a function of the parameters with a 0-d result.
+        params: a tree of parameters.
+        vector: v, a tree like `params`.
+        mode: `forward_over_reverse`, the directional derivative of the gradient along v, takes
+            less memory; `reverse_over_reverse`, the gradient of gradient · v, is for functions
+            without forward-mode derivatives.  Both give the same numbers, up to rounding.
 
-    Raises ValueError for another mode, a loss that isn't 0-d, or a vector that isn't like params.
-    Pearlmutter, Fast exact multiplication by the Hessian, 1994.
+    Raises ValueError for another mode, a loss that isn't 0-d, or a vector that isn't like `params`.
+    Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
+
+    >>> import torch
+    >>> from funcnets.transforms import curvature
+    >>> params, vector = {"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([1.0, 0.0])}
+    >>> curvature.hessian_product(lambda params: params["x"].prod(), params, vector)
+    {'x': tensor([0., 1.])}
     """
     _check_alike(vector, params, "the vector")
     gradient = torch.func.grad(_scalar(loss))
     if mode == "forward_over_reverse":
-        return torch.func.jvp(gradient, (params,), (vector,))[1]
+        return cast(Params, torch.func.jvp(gradient, (params,), (vector,))[1])
     if mode == "reverse_over_reverse":
-        return torch.func.grad(lambda params: dot(gradient(params), vector))(params)
+        along = torch.func.grad(lambda params: dot(gradient(params), vector))
+        return cast(Params, along(params))
     raise ValueError(f"no mode {mode!r}, expected forward_over_reverse or reverse_over_reverse")
 
 
@@ -53,38 +77,60 @@ def gauss_newton_product(
     params: Params,
     vector: Params,
 ) -> Params:
-    """Jᵀ H J v, with J of `model` at `params` and H of `loss` at the model's output.
+    """Return Jᵀ H J v, with J of `model` at `params`, and H of `loss` at the model's output.
 
-    The generalised Gauss-Newton matrix of `loss(model(params))`: positive semi-definite where
-    `loss` is convex, as cross-entropy is.
+    Jᵀ H J is the generalised Gauss-Newton matrix of `loss(model(params))`; it is positive
+    semi-definite if `loss` is convex, as cross-entropy is.
 
-    Raises ValueError for a loss that isn't 0-d, or a vector that isn't like params.
-    Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, 2002.
+    Args:
+        model: a function from the parameters to an output, such as logits (N, K).
+        loss: a function from the output to a 0-d tensor.
+        params: a tree of parameters.
+        vector: v, a tree like `params`.
+
+    Raises ValueError for a loss that isn't 0-d, or a vector that isn't like `params`.
+    Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
+
+    >>> import torch
+    >>> from funcnets.transforms import curvature
+    >>> params, vector = {"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([1.0, 0.0])}
+    >>> curvature.gauss_newton_product(
+    ...     lambda params: params["x"].prod(), lambda y: y**2, params, vector
+    ... )
+    {'x': tensor([8., 4.])}
     """
     _check_alike(vector, params, "the vector")
     outputs, along, *_ = torch.func.jvp(model, (params,), (vector,))
     curved = torch.func.jvp(torch.func.grad(_scalar(loss)), (outputs,), (along,))[1]
-    return torch.func.vjp(model, params)[1](curved)[0]
+    return cast(Params, torch.func.vjp(model, params)[1](curved)[0])
 
 
 class Estimate(NamedTuple):
-    """A mean of random samples."""
+    """The mean of random samples."""
 
     value: Tensor  # 0-d
     error: Tensor  # 0-d: standard error of the mean
 
 
-def trace(product: Product, like: Params, key: Tensor, *, samples: int = 16) -> Estimate:
-    """The trace of a matrix, as the mean of vᵀ A v over random signs v.
+def hutchinson_trace(product: Product, like: Params, key: Tensor, *, samples: int = 16) -> Estimate:
+    """Estimate the trace of a matrix A: the mean of vᵀ A v over vectors v of random signs.
 
     Args:
-        product: multiplies by the matrix.
+        product: multiplies a vector by the matrix.
         like: a tree like the vectors, such as the parameters.
-        key: draws the signs; sample i takes `fold_in(key, i)`.
-        samples: at least 2, one product each.
+        key: (2,), draws the signs; sample i uses `fold_in(key, i)`.
+        samples: number of samples, at least 2; each takes one product.
 
     Raises ValueError for fewer samples, or a product that isn't like its vector.
-    Hutchinson, A stochastic estimator of the trace of the influence matrix, 1989.
+    Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1989.
+
+    >>> from funcnets import random
+    >>> from funcnets.transforms import curvature
+    >>> like = {"x": torch.zeros(10)}
+    >>> def double(vector):
+    ...     return {"x": 2 * vector["x"]}
+    >>> curvature.hutchinson_trace(double, like, random.key(0))
+    Estimate(value=tensor(20.), error=tensor(0.))
     """
     if samples < 2:
         raise ValueError(f"got {samples} samples, expected at least 2, to tell the error")
@@ -97,28 +143,30 @@ def trace(product: Product, like: Params, key: Tensor, *, samples: int = 16) -> 
 
 
 class Eigenpair(NamedTuple):
-    """An eigenvalue of a matrix, and its eigenvector of length 1."""
+    """An eigenvalue of a matrix, and an eigenvector."""
 
     value: Tensor  # 0-d
-    vector: Params
+    vector: Params  # of Euclidean norm 1
 
 
 def largest_eigenvalue(
     product: Product, like: Params, key: Tensor, *, iterations: int = 20
 ) -> Eigenpair:
-    """The algebraically largest eigenvalue of a symmetric matrix: of a loss's Hessian, sharpness.
+    """Estimate the algebraically largest eigenvalue of a symmetric matrix.
 
-    Lanczos iteration from a random vector, every new direction made orthogonal to all before it;
-    the value comes from below, and is exact when `iterations` reaches the number of parameters.
+    For the Hessian of a loss this is its sharpness.  Lanczos iteration from a random vector, with
+    full reorthogonalisation; the estimate never exceeds the eigenvalue, up to rounding, and is
+    exact once `iterations` reaches the number of parameters.
 
     Args:
-        product: multiplies by the matrix.
+        product: multiplies a vector by the matrix.
         like: a tree like the vectors, such as the parameters.
-        key: draws the first vector.
-        iterations: products to take, at least 1; as many vectors are held.
+        key: (2,), draws the first vector.
+        iterations: number of products, at least 1; twice as many vectors are kept in memory.
 
     Raises ValueError for fewer iterations, or a product that isn't like its vector.
-    Lanczos, An iteration method for the solution of the eigenvalue problem, 1950.
+    Lanczos, "An iteration method for the solution of the eigenvalue problem of linear differential
+    and integral operators", 1950.
     """
     if iterations < 1:
         raise ValueError(f"got {iterations} iterations, expected at least 1")
@@ -130,7 +178,7 @@ def largest_eigenvalue(
     images: list[Tensor] = []
     exhausted: list[Tensor] = []
     for _ in range(min(iterations, direction.numel())):
-        # What is left may be rounding alone: then all that the first vector can reach was seen.
+        # A remainder of rounding errors alone: the Krylov space of the first vector is exhausted.
         exhausted.append(direction.norm() <= rounding * scale)
         basis.append(torch.where(exhausted[-1], 0, direction / direction.norm()))
         image = product(unflatten(basis[-1]))
@@ -139,20 +187,21 @@ def largest_eigenvalue(
         scale = torch.maximum(scale, images[-1].norm())
         direction = _orthogonal(_orthogonal(images[-1], basis), basis)
     small = torch.stack(basis) @ torch.stack(images).T
-    # The zeros in place of exhausted vectors must not pass for an eigenvalue.
+    # Zeros in place of exhausted vectors must not count as an eigenvalue: move them below all.
     below = torch.stack(exhausted) * (1 + 2 * small.abs().sum())
     values, vectors = torch.linalg.eigh((small + small.T) / 2 - torch.diag(below))
     return Eigenpair(values[-1], unflatten(vectors[:, -1] @ torch.stack(basis)))
 
 
 def dot(first: Params, second: Params) -> Tensor:
-    """The sum of the products of corresponding elements of two trees, 0-d.
+    """Return the inner product of two trees, each taken as one vector: 0-d.
 
     Raises ValueError for trees that differ in names, shapes, dtypes or devices, or are empty.
     """
     _check_alike(second, first, "the second tree")
     products = tree.map(lambda a, b: (a * b).sum(), first, second)
-    return reduce(torch.add, tree.leaves(products))
+    total: Tensor = reduce(torch.add, tree.leaves(products))
+    return total
 
 
 def _check_alike(values: Any, like: Any, what: str) -> None:
@@ -182,20 +231,20 @@ def _scalar(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
 
 
 def rademacher_like(key: Tensor, like: Params) -> Params:
-    """A tree of 1 and -1, each as likely, of the shapes and dtypes of `like`.
+    """Return a tree of random signs, 1 or -1, of the shapes and dtypes of `like`.
 
-    Leaf i, in order, takes `fold_in(key, i)`.
+    Leaf i, in order, is drawn from `fold_in(key, i)`.
     """
     leaves, structure = tree.flatten(like)
     signs = [
         2 * random.bernoulli(random.fold_in(key, index), 0.5, leaf.shape).to(leaf.dtype) - 1
         for index, leaf in enumerate(leaves)
     ]
-    return tree.unflatten(signs, structure)
+    return cast(Params, tree.unflatten(signs, structure))
 
 
 def _flattening(like: Params) -> tuple[Callable[[Params], Tensor], Callable[[Tensor], Params]]:
-    """Functions from trees like `like` to vectors (P,), and back."""
+    """Return functions from trees like `like` to vectors (P,), and back."""
     leaves, structure = tree.flatten(like)
     sizes, shapes = [leaf.numel() for leaf in leaves], [leaf.shape for leaf in leaves]
 
@@ -203,16 +252,18 @@ def _flattening(like: Params) -> tuple[Callable[[Params], Tensor], Callable[[Ten
         return torch.cat([leaf.flatten() for leaf in tree.leaves(values)])
 
     def unflatten(vector: Tensor) -> Params:
-        parts = zip(vector.split(sizes), shapes, strict=True)
-        return tree.unflatten([part.reshape(shape) for part, shape in parts], structure)
+        parts = zip(torch.split(vector, sizes), shapes, strict=True)
+        reshaped = [part.reshape(shape) for part, shape in parts]
+        return cast(Params, tree.unflatten(reshaped, structure))
 
     return flatten, unflatten
 
 
 def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """`vector` without its part in the span of `basis`, whose vectors are orthonormal.
+    """Return `vector` without its projection onto the span of `basis`, which is orthonormal.
 
-    Once leaves rounding errors where little is left; twice is enough (Parlett, 1980).
+    Applied once, it leaves rounding errors if the remainder is small; twice is enough: Parlett,
+    "The symmetric eigenvalue problem", 1980, section 6.9.
     """
     rows = torch.stack(basis)
     return vector - rows.T @ (rows @ vector)

@@ -1,7 +1,24 @@
-"""Ensembles: the trainings of several members as one, by `vmap` over their stacked states.
+"""Ensembles: several networks trained in one step, by `vmap` over their stacked states.
 
-Members are of one network and see the same batches, or each its own.  All else is theirs alone:
-parameters, statistics, dropout, the optimizer's memory and, if it is `rated`, the learning rate.
+The members have the same architecture, and are trained on the same batches or on batches of their
+own.  Each has its own parameters, running statistics, dropout masks, optimizer state and, with a
+`rated` optimizer, learning rate.  In stacked trees each leaf has a first axis of length M, the
+number of members.
+
+>>> import torch
+>>> from funcnets import layers, optim, random, train
+>>> from funcnets.transforms import ensemble
+>>> net, optimizer = layers.linear(3), ensemble.rated(optim.sgd, 0.1)
+>>> keys, rates = random.split(random.key(0), 4), torch.tensor([0.01, 0.1, 0.5, 1.0])
+>>> images, labels = torch.ones(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
+>>> members = ensemble.create(net, optimizer, keys, images, rates)
+>>> step = ensemble.make_ensemble_step(train.make_train_step(net, optimizer))
+>>> members, measurements = step(members, (images, labels))  # ensemble.jit_step compiles it
+>>> measurements["loss"].shape, members.params["weight"].shape
+(torch.Size([4]), torch.Size([4, 3, 5]))
+>>> logits = ensemble.member_logits(net, members.params, members.state, images)
+>>> ensemble.combine_logits(logits).shape
+torch.Size([6, 3])
 """
 
 import math
@@ -16,30 +33,29 @@ from funcnets.compiler import Jitted, jit
 from funcnets.compiler.backends.select import Backend, usual_backend
 from funcnets.core import Layer, Params, State
 from funcnets.optim import Optimizer
-from funcnets.train import Batch, Measurements, NonFiniteLoss, TrainState
+from funcnets.train import Batch, Measurements, NonFiniteLoss, TrainState, TrainStep
 from funcnets.transforms import vmap_cost
-
-Step = Callable[[TrainState, Batch], tuple[TrainState, Measurements]]
 
 
 class RateState(NamedTuple):
-    """Memory of a `rated` optimizer."""
+    """State of a `rated` optimizer."""
 
-    rate: Tensor  # 0-d float64, or (M,) when stacked
-    inner: Any  # of the optimizer made with the rate
+    rate: Tensor  # float64, 0-d, or (M,) when stacked
+    inner: Any  # state of the optimizer made with the rate
 
 
 def rated(make: Callable[[Any], Optimizer], rate: float | Tensor) -> Optimizer:
-    """The optimizer `make(rate)`, whose rate is in its state: data, not a constant of the graph.
+    """Return the optimizer `make(rate)` with its learning rate in its state, not in the graph.
 
-    So members of an ensemble can have a rate each.  `rated(optim.sgd, 0.1)`, or with a schedule
-    `rated(lambda rate: optim.sgd(optim.linear(rate, 1000)), 0.1)`.
+    So each member of an ensemble can have a learning rate of its own.  `rated(optim.sgd, 0.1)`, or
+    with a schedule `rated(lambda rate: optim.sgd(optim.linear(rate, 1000)), 0.1)`.  As optax's
+    `inject_hyperparams`.
 
-    Raises TypeError for an optimizer that is made already.
+    Raises TypeError if `make` is an optimizer, not a function that makes one.
     """
     if isinstance(make, Optimizer):
         raise TypeError(
-            "rated: got an optimizer, expected what makes one of a rate: "
+            "rated: got an optimizer, expected a function from a rate to an optimizer: "
             "optim.sgd, or lambda rate: optim.sgd(rate, momentum=0.9)"
         )
 
@@ -63,14 +79,14 @@ def rated(make: Callable[[Any], Optimizer], rate: float | Tensor) -> Optimizer:
 def create(
     net: Layer, optimizer: Optimizer, keys: Tensor, x: Tensor, rates: Tensor | None = None
 ) -> TrainState:
-    """The stacked states of M members before the first step: each leaf has a first axis more.
+    """Return the stacked states of M members before the first step.
 
     Member i is `train.create(net, optimizer, keys[i], x)`, bit for bit.
 
     Args:
         net: the network of all members.
-        optimizer: the optimizer of all members; `rated`, if they have a rate each.
-        keys: (M, 2), a key for each member, as `random.split(key, M)` gives them.
+        optimizer: the optimizer of all members; `rated` if `rates` are given.
+        keys: (M, 2), a key for each member, as `random.split(key, M)` returns them.
         x: an example batch, as `net.init` takes it.
         rates: (M,) floating, a learning rate for each member.
 
@@ -106,10 +122,16 @@ def _with_rates(members: TrainState, rates: Tensor) -> TrainState:
 
 
 def stack(members: Sequence[Any]) -> Any:
-    """One tree of the members' trees, all of one structure: each leaf gets a first axis, (M, …).
+    """Return one tree of the members' trees, with leaves (M, …).
 
-    Raises ValueError, by the leaf's name, where a member differs from the first in its leaves,
+    Raises ValueError, with the name of the leaf, if a member differs from the first in its leaves,
     their shapes, dtypes or devices.
+
+    >>> import torch
+    >>> from funcnets.transforms import ensemble
+    >>> ensemble.stack([{"bias": torch.zeros(2)}, {"bias": torch.ones(2)}])
+    {'bias': tensor([[0., 0.],
+            [1., 1.]])}
     """
     if not members:
         raise ValueError("no members to stack: give at least one")
@@ -117,14 +139,17 @@ def stack(members: Sequence[Any]) -> Any:
         if found := tree.difference(member, members[0]):
             name, ours, theirs = found
             raise ValueError(
-                f"{name}: {ours} in member {index}, and {theirs} in member 0: "
-                "members of an ensemble are of one network, dtype and device"
+                f"{name}: {ours} in member {index}, and {theirs} in member 0: members of an "
+                "ensemble have the same network, dtypes and device"
             )
     return tree.transpose(members)
 
 
 def unstack(members: Any) -> list[Any]:
-    """The members' own trees, the inverse of `stack`; views, which a donated step writes into."""
+    """Return the members' own trees, the inverse of `stack`.
+
+    Their leaves are views of the stacked tree, which a donated step writes into.
+    """
     leaves, structure = tree.flatten(members)
     return [
         tree.unflatten(one, structure)
@@ -132,14 +157,15 @@ def unstack(members: Any) -> list[Any]:
     ]
 
 
-def make_ensemble_step(step: Step, *, shared_batch: bool = True) -> Step:
-    """A member's training step as the step of all: stacked states in and out, (M,) measurements.
+def make_ensemble_step(step: TrainStep, *, shared_batch: bool = True) -> TrainStep:
+    """Return the step of all members: stacked states in and out, measurements (M,).
 
     It gives what `step` gives for each member by itself, up to rounding.  `jit_step` compiles it.
 
     Args:
-        step: `step(train_state, batch)` of one member, as `train.make_train_step` makes it.
-        shared_batch: whether members see one batch; else its parts have a first axis more, (M, …).
+        step: the step of one member, as `train.make_train_step` makes it.
+        shared_batch: True if all members are given the same batch; otherwise images and labels
+            are stacked, (M, …).
 
     Raises ValueError, from a call, for a state that isn't stacked, or batches that aren't.
     """
@@ -159,7 +185,7 @@ def _check_stacked(members: TrainState, batch: Batch, shared_batch: bool) -> Non
             given = f"one whose step has shape {tuple(members.step.shape)}"
         raise ValueError(
             f"the state is {given}, expected a TrainState whose step has shape (members,): "
-            "make the state of all members by ensemble.create or ensemble.stack"
+            "make it by ensemble.create or ensemble.stack"
         )
     count, length = len(members.step), len(batch[1])
     if not shared_batch and length != count:
@@ -169,79 +195,81 @@ def _check_stacked(members: TrainState, batch: Batch, shared_batch: bool) -> Non
         )
 
 
-Way = Literal["vmap", "loop"]
+Strategy = Literal["vmap", "loop"]
 
-# Multiply-adds of a member in grouped convolutions, an operation of the step, above which `loop` is
-# faster.  Measured as the speed of vmap, in times the loop's, one thread, oneDNN with AVX2:
+# The most multiply-adds of a member in grouped convolutions, per operation of the step, up to which
+# `vmap` is chosen.  Measured speed of `vmap` relative to `loop`, one thread, oneDNN with AVX2:
 # - as a graph, 4 members: a LeNet with batch norm 1.35, 1.00, 0.81 and 0.72 at 2,300, 9,200, 18,400
-#   and 36,900 of them (batch 16, 64, 128 and 256), residual networks 1.27, 1.24 and 0.97 at 8,200,
-#   16,300 and 65,200;
+#   and 36,900 multiply-adds (batch 16, 64, 128 and 256), residual networks 1.27, 1.24 and 0.97 at
+#   8,200, 16,300 and 65,200;
 # - compiled, where larger tensors cost less: the LeNet 1.31, 1.13 and 1.06 at 18,400, 36,900 and
 #   73,700, residual networks of 2 members 1.15 and 0.90 at 8,200 and 65,200.
-# Native runs the same convolutions as a graph, and was not measured by itself.
-MOST_GROUPED_WORK: dict[Backend, int] = {
+# The native back end runs the same convolutions as a graph, and was not measured by itself.
+MOST_MULTIPLY_ADDS_PER_OPERATION: dict[Backend, int] = {
     "native": 17_000,
     "graph": 17_000,
     "inductor": 50_000,
 }
 
 
-def faster(
-    step: Step,
+def choose_strategy(
+    step: TrainStep,
     members: TrainState,
     batch: Batch,
     *,
     shared_batch: bool = True,
     backend: Backend | None = None,
-) -> Way:
-    """The way in which `jit_step` should be faster for these shapes, by a rule: no clock is read.
+) -> Strategy:
+    """Return the strategy of `jit_step` that should be faster for these shapes.
 
-    `vmap` does each operation once for all members, which wins while operations are small; it
-    makes grouped convolutions, which are slower than the members' own, and lose where those are
-    most of the work.  The arguments are those of `jit_step` and its result.
+    The choice follows a rule on shapes; nothing is timed.  `vmap` runs each operation once for all
+    members, which is faster while operations are small.  But it turns convolutions into grouped
+    ones, which are slower than one convolution for each member, so `loop` is faster where most of
+    the work is in convolutions.  The arguments are those of `jit_step` and of its result.
     """
     mapped = make_ensemble_step(step, shared_batch=shared_batch)
     operations, multiply_adds = vmap_cost.work(mapped, members, batch)
-    most = MOST_GROUPED_WORK[backend or usual_backend(members.step.device)]
+    most = MOST_MULTIPLY_ADDS_PER_OPERATION[backend or usual_backend(members.step.device)]
     return "loop" if multiply_adds > most * operations * len(members.step) else "vmap"
 
 
 def jit_step(
-    step: Step,
+    step: TrainStep,
     *,
-    by: Way | Literal["auto"] = "auto",
+    by: Strategy | Literal["auto"] = "auto",
     shared_batch: bool = True,
     donate_argnums: int | Sequence[int] = (),
     backend: Backend | None = None,
     saved_as: str | None = None,
     tf32: bool = False,
-) -> Step:
-    """`make_ensemble_step(step)` under `jit`, by the faster of two ways to the same numbers.
+) -> TrainStep:
+    """Return `make_ensemble_step(step)` compiled by `jit`, by the faster of two strategies.
 
-    - `vmap`: one graph of all members.  The convolutions of all are one, of a group for each.
-    - `loop`: the graph of one member, called for each.  Donated, it writes the new state into the
-      member's rows of the stacked one.
-    - `auto`: what `faster` says for the shapes of a call.
+    Both give the same numbers, up to rounding:
+
+    - `vmap`: one graph for all members, whose convolutions are grouped, a group for each member.
+    - `loop`: the graph of one member, called for each.  With a donated state it writes the new
+      state into the rows of the stacked tree.
 
     Args:
         step, shared_batch: as `make_ensemble_step` takes them.
-        by: the way.
-        donate_argnums: 0, if the new state may take the memory of the old, as in `jit`.
+        by: the strategy; `auto` is what `choose_strategy` returns for the shapes of a call.
+        donate_argnums: 0 if the new state may take the memory of the old, as in `jit`.
         backend, saved_as, tf32: as in `jit`.
 
-    Raises ValueError for another way or other arguments to donate, and, from a call, what `jit`
-    and `make_ensemble_step` raise.
+    Raises ValueError for another strategy or other arguments to donate, and, from a call, what
+    `jit` and `make_ensemble_step` raise.
     """
-    if by not in ("auto", *get_args(Way)):
-        raise ValueError(f"by is {by!r}; expected auto, {' or '.join(get_args(Way))}")
+    if by not in ("auto", *get_args(Strategy)):
+        raise ValueError(f"by is {by!r}; expected auto, {' or '.join(get_args(Strategy))}")
     if donate_argnums not in (0, (), (0,), [0], []):
         raise ValueError(
             f"donate_argnums is {donate_argnums!r}; expected 0, the members' state: a batch is "
-            "read by one member after another"
+            "read by all members in turn, so it can't be donated"
         )
 
-    def jitted(way: Way, function: Step) -> Jitted:
-        name = saved_as and f"{saved_as}, {way}, {shared_batch=}"
+    def jitted(strategy: Strategy, function: TrainStep) -> Jitted:
+        name = saved_as and f"{saved_as}, {strategy}, {shared_batch=}"
         return jit(
             function,
             donate_argnums=donate_argnums,
@@ -252,30 +280,30 @@ def jit_step(
 
     vmapped = jitted("vmap", make_ensemble_step(step, shared_batch=shared_batch))
     looped = _loop(jitted("loop", step), shared_batch)
-    ways: dict[str, Step] = {"vmap": vmapped, "loop": looped}
-    chosen: dict[Any, Way] = {}
+    strategies: dict[str, TrainStep] = {"vmap": vmapped, "loop": looped}
+    chosen: dict[Any, Strategy] = {}  # by the shapes of a call
 
     def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         if by != "auto":
-            return ways[by](members, batch)
+            return strategies[by](members, batch)
         _check_stacked(members, batch, shared_batch)
         shapes = (members.step.shape, *(part.shape for part in batch))
         if shapes not in chosen:
-            chosen[shapes] = faster(
+            chosen[shapes] = choose_strategy(
                 step, members, batch, shared_batch=shared_batch, backend=backend
             )
-        return ways[chosen[shapes]](members, batch)
+        return strategies[chosen[shapes]](members, batch)
 
     return ensemble_step
 
 
-def _loop(step: Jitted, shared_batch: bool) -> Step:
-    """The step of all members, by a jitted step of one."""
+def _loop(step: Jitted, shared_batch: bool) -> TrainStep:
+    """Return the step of all members that calls the jitted step of one for each."""
 
     def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         _check_stacked(members, batch, shared_batch)
         if step.donate_argnums:
-            _check_apart(members)
+            _check_not_expanded(members)
         each = unstack(members)
         batches = [batch] * len(each) if shared_batch else unstack(batch)
         results = [step(*arguments) for arguments in zip(each, batches, strict=True)]
@@ -287,19 +315,20 @@ def _loop(step: Jitted, shared_batch: bool) -> Step:
     return ensemble_step
 
 
-def _check_apart(members: TrainState) -> None:
+def _check_not_expanded(members: TrainState) -> None:
     if any(leaf.stride(0) == 0 and len(leaf) > 1 for leaf in tree.leaves(members)):
         shared = [n for n, leaf in tree.flatten_named(members).items() if leaf.stride(0) == 0]
         raise ValueError(
             f"the members share the memory of {tree.listed(shared)}, which is donated: "
-            "clone what was expanded, or don't donate"
+            "clone the expanded tensors, or don't donate"
         )
 
 
 def member_logits(net: Layer, params: Params, state: State, x: Tensor) -> Tensor:
-    """What each member says of the same batch, in evaluation: (N, …) -> (M, N, K).
+    """Return the logits of each member for the same batch, in evaluation: (N, …) -> (M, N, K).
 
-    Raises ValueError, by the leaf's name, where the leaves aren't stacked, a row for each member.
+    Raises ValueError, with the names of leaves, unless all leaves are stacked, with a row for each
+    member.
     """
     rows = {
         name: leaf.shape[0] if leaf.ndim else None
@@ -308,46 +337,46 @@ def member_logits(net: Layer, params: Params, state: State, x: Tensor) -> Tensor
     if len({*rows.values()}) > 1 or None in rows.values():
         given = tree.listed([f"{name[2:]} {count}" for name, count in rows.items()], 3)
         raise ValueError(
-            f"the leaves have other first axes: {given}; expected one of the same length, a row "
-            "for each member: stack members by ensemble.stack, or call net.apply for one"
+            f"the leaves have first axes of different lengths: {given}; expected a row for each "
+            "member: stack members by ensemble.stack, or call net.apply for one"
         )
     return torch.func.vmap(lambda params, state: net.apply(params, state, x)[0])(params, state)
 
 
 def combine_logits(logits: Tensor) -> Tensor:
-    """The ensemble's prediction, (M, N, K) -> (N, K): logs of the members' mean probabilities.
+    """Return the ensemble's logits, (M, N, K) -> (N, K): logs of the members' mean probabilities.
 
-    Its softmax is that mean, so that losses and metrics take it as they take any logits.
-    Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep
-    Ensembles, 2017, section 2.4.
+    Their softmax is that mean, so that losses and metrics take them as any other logits.
+    Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep
+    ensembles", 2017, section 2.4.
 
     Raises ValueError for another rank.
     """
     if logits.ndim != 3:
         raise ValueError(
-            f"logits have shape {tuple(logits.shape)}, expected (members, N, K): what "
-            "ensemble.member_logits gives"
+            f"logits have shape {tuple(logits.shape)}, expected (members, N, K), as "
+            "ensemble.member_logits returns them"
         )
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 class Progress(NamedTuple):
-    """Where the training of all members stands after a step."""
+    """The progress of the training of all members after a step."""
 
-    train_state: TrainState  # good until the next is asked for
-    running: tuple[metrics.Running, ...]  # averages over the epoch so far, a member each
+    train_state: TrainState  # stacked; valid until the next step, which may be donated its memory
+    running: tuple[metrics.Running, ...]  # of each member, averages over the epoch so far
     epoch: int  # counted from 0
     batch: int  # batches of this epoch that are done
-    batches: int  # batches an epoch
+    batches: int  # per epoch
 
     @property
     def examples(self) -> int:
-        """Examples of the epoch that are done, by each member."""
+        """Examples of this epoch that are done, by each member."""
         return self.running[0].count
 
 
 def fit(
-    step: Step,
+    step: TrainStep,
     members: TrainState,
     batch: Batch,
     *,
@@ -355,17 +384,18 @@ def fit(
     epochs: int,
     running: Sequence[metrics.Running] = (),
 ) -> Iterator[Progress]:
-    """As `train.fit`, for all members at once, on batches in the order of the first member's key.
+    """Train all members at once, as `train.fit`, in the order of the first member's key.
 
-    A member whose loss is no finite number goes on beside the others, whom it doesn't touch.
+    A member whose loss isn't a finite number goes on, and doesn't change the others.
 
     Raises NonFiniteLoss after a step that leaves no member with a finite loss.
     """
     first = unstack(members)[0]
-    # A step may be donated the state, so the key is kept apart.
+    # The key is read before the first step, to which the state may be donated.
     key, start = train.shuffle_key(first), int(first.step)
-    for place, part in train.stream(key, batch, batch_size=batch_size, epochs=epochs, start=start):
-        if place.batch == 1 or not running:
+    parts = train.shuffled_batches(key, batch, batch_size=batch_size, epochs=epochs, start=start)
+    for position, part in parts:
+        if position.batch == 1 or not running:
             running = (metrics.Running(),) * len(members.step)
         members, measured = step(members, part)
         columns = (measured["loss"].tolist(), measured["correct"].tolist())
@@ -375,7 +405,7 @@ def fit(
         )
         if not any(math.isfinite(member.loss_sum) for member in running):
             raise NonFiniteLoss(
-                f"no member has a finite loss after epoch {place.epoch + 1}, batch {place.batch}: "
-                "try smaller learning rates"
+                f"no member has a finite loss after epoch {position.epoch + 1}, batch "
+                f"{position.batch}: try smaller learning rates"
             )
-        yield Progress(members, tuple(running), *place)
+        yield Progress(members, tuple(running), *position)

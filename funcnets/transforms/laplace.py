@@ -1,11 +1,25 @@
-"""Laplace approximation: a trained network's parameters with a Gaussian's width around them.
+"""Laplace approximation: a Gaussian posterior over the parameters of a trained network.
 
-The posterior is N(mean, (G + precision)⁻¹), with G the generalised Gauss-Newton matrix of the
-cross-entropy of all training examples, whole or its diagonal alone, and an isotropic prior.  The
-parameters may be a part of a network's: with those of the last layer and the whole matrix, this is
-the last-layer approximation.  The model is taken in evaluation, one example independent of another.
-MacKay, A practical Bayesian framework for backpropagation networks, 1992; Daxberger et al.,
-Laplace redux, 2021.
+The posterior is N(mean, (G + precision · I)⁻¹).  G is the generalised Gauss-Newton matrix of the
+cross-entropy summed over all training examples, as a full matrix or its diagonal alone; the prior
+is isotropic.  The parameters may be a part of the network's: for the parameters of the last layer
+and the full matrix, this is the last-layer approximation.  The model must be in evaluation mode,
+so that examples are independent of each other.
+
+MacKay, "A practical Bayesian framework for backpropagation networks", 1992; Daxberger et al.,
+"Laplace redux: effortless Bayesian deep learning", 2021.
+
+>>> import torch
+>>> from funcnets.transforms import laplace
+>>> def model(params, x):
+...     return x @ params["weight"]
+>>> params, x, labels = {"weight": torch.eye(2)}, 3 * torch.eye(2), torch.tensor([0, 1])
+>>> posterior = laplace.fit(model, params, [(x, labels)], structure="full")
+>>> mean, covariance = laplace.logit_distribution(posterior, model, x, precision=1.0)
+>>> mean.shape, covariance.shape
+(torch.Size([2, 2]), torch.Size([2, 2, 2]))
+>>> bool((laplace.probit(mean, covariance).amax(1) < mean.softmax(1).amax(1)).all())  # less sure
+True
 """
 
 import math
@@ -19,17 +33,17 @@ from funcnets import losses, random, tree
 from funcnets.core import Params
 
 Model = Callable[[Params, Tensor], Tensor]
-"""`model(params, x)`: logits (N, K) for inputs x (N, …), each row from its own input alone."""
+"""`model(params, x)`: logits (N, K) of inputs x (N, …), each row from its own input alone."""
 
 Structure = Literal["diagonal", "full"]
 
 
 class Laplace(NamedTuple):
-    """What is known of P parameters from the training examples, before any prior."""
+    """The approximation for P parameters, which holds for any precision of the prior."""
 
     mean: Params  # the trained parameters
-    curvature: Tensor  # (P,), the diagonal of G, or (P, P)
-    log_likelihood: Tensor  # 0-d: of all training labels
+    curvature: Tensor  # G, (P, P), or its diagonal, (P,)
+    log_likelihood: Tensor  # 0-d: of all training labels, in nats
 
 
 def fit(
@@ -39,21 +53,34 @@ def fit(
     *,
     structure: Structure = "diagonal",
 ) -> Laplace:
-    """The approximation at `params`, which should be the trained ones, summed over `batches`.
+    """Fit the approximation at `params`, the trained parameters, to the examples of `batches`.
 
     Args:
-        model: its logits for the parameters that the approximation is about, others closed over.
-        params: a tree of P parameters; of a `full` matrix, P² numbers are held.
-        batches: inputs and labels (N,); N·K·P numbers are held at a time.
-        structure: `diagonal` or `full`.
+        model: the logits as a function of the parameters of the posterior; it closes over all
+            others.
+        params: a tree of P parameters.
+        batches: pairs of inputs (N, …) and labels (N,); N·K·P numbers are in memory at a time.
+        structure: `diagonal`, or `full` for a matrix of P² numbers.
 
-    Raises ValueError for another structure, no parameters, no batches, or what are none.
+    Raises ValueError for another structure, no parameters, no batches, or batches that aren't
+    pairs.
+
+    >>> import torch
+    >>> from funcnets.transforms import laplace
+    >>> x, labels = torch.ones(8, 3), torch.zeros(8, dtype=torch.int64)
+    >>> posterior = laplace.fit(
+    ...     lambda params, x: x @ params["weight"], {"weight": torch.zeros(3, 2)}, [(x, labels)]
+    ... )
+    >>> posterior.curvature.round(decimals=3).tolist()  # 8 examples · p (1 - p) · 1²
+    [2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     """
     if structure not in ("diagonal", "full"):
         raise ValueError(f"no structure {structure!r}, expected diagonal or full")
     if not tree.leaves(params):
         raise ValueError("laplace.fit: params has no leaves, expected at least one parameter")
-    parts = [observe(model, params, *_pair(batch), structure) for batch in batches]
+    parts = [
+        curvature_and_log_likelihood(model, params, *_pair(batch), structure) for batch in batches
+    ]
     if not parts:
         raise ValueError("laplace.fit: got no batches, expected the training examples")
     curvature, log_likelihood = (sum(column[1:], column[0]) for column in zip(*parts, strict=True))
@@ -69,10 +96,10 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     return batch[0], batch[1]
 
 
-def observe(
+def curvature_and_log_likelihood(
     model: Model, params: Params, x: Tensor, labels: Tensor, structure: Structure
 ) -> tuple[Tensor, Tensor]:
-    """The curvature and the log likelihood of one batch; pure, for `jit`."""
+    """Return G, or its diagonal, and the log-likelihood of one batch; a pure function."""
     logits, jacobian = _linearize(model, params, x)
     weights = logits.softmax(1)
     # The Hessian of cross-entropy, diag(p) - p pᵀ, is F Fᵀ with F = diag(√p) - p √pᵀ.
@@ -84,9 +111,11 @@ def observe(
 
 
 def log_evidence(laplace: Laplace, precision: float | Tensor) -> Tensor:
-    """The log marginal likelihood of the training labels under a prior N(0, 1/precision), 0-d.
+    """Return the log marginal likelihood of the training labels under a prior N(0, I / precision).
 
-    MacKay 1992, equation 10, of the linearised network; the prior's precision may be chosen by it.
+    It is 0-d, and may be maximised to choose the precision.  MacKay, 1992, equation 10, of the
+    linearised network.
+
     Raises ValueError for a precision that isn't positive.
     """
     eigenvalues = laplace.curvature
@@ -102,10 +131,16 @@ def log_evidence(laplace: Laplace, precision: float | Tensor) -> Tensor:
 def logit_distribution(
     laplace: Laplace, model: Model, x: Tensor, precision: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean (N, K) and covariance (N, K, K) of the logits, of the network linear in its parameters.
+    """Return mean (N, K) and covariance (N, K, K) of the logits of the linearised network.
 
-    Raises ValueError for a precision of the prior that isn't positive.
-    Immer et al., Improving predictions of Bayesian neural nets via local linearization, 2021.
+    Args:
+        laplace: as `fit` returns it.
+        model: the model that it was fitted to.
+        x: inputs (N, …).
+        precision: of the prior, a positive number.
+
+    Raises ValueError for a precision that isn't positive.
+    Immer et al., "Improving predictions of Bayesian neural nets via local linearization", 2021.
     """
     _check_precision(precision)
     logits, jacobian = _linearize(model, laplace.mean, x)
@@ -120,19 +155,19 @@ def logit_distribution(
 
 
 def probit(mean: Tensor, covariance: Tensor) -> Tensor:
-    """Class probabilities (N, K): the softmax of mean / √(1 + π/8 · variance).
+    """Return class probabilities (N, K): the softmax of mean / √(1 + π/8 · variance).
 
-    An approximation to the mean of the softmax: MacKay, The evidence framework applied to
-    classification networks, 1992, equation 10, for each class.
+    An approximation to the mean of the softmax: MacKay, "The evidence framework applied to
+    classification networks", 1992, equation 10, for each class.
     """
     variance = covariance.diagonal(dim1=1, dim2=2)
     return (mean / (1 + math.pi / 8 * variance).sqrt()).softmax(1)
 
 
 def monte_carlo(mean: Tensor, covariance: Tensor, key: Tensor, *, samples: int = 100) -> Tensor:
-    """Class probabilities (N, K): the mean softmax of `samples` draws from N(mean, covariance).
+    """Return class probabilities (N, K): the mean softmax of draws from N(mean, covariance).
 
-    Raises ValueError for less than one sample.
+    `key` (2,) draws `samples` logits for each input.  Raises ValueError for less than one sample.
     """
     if samples < 1:
         raise ValueError(f"got {samples} samples, expected at least 1")
@@ -143,7 +178,7 @@ def monte_carlo(mean: Tensor, covariance: Tensor, key: Tensor, *, samples: int =
 
 
 def _linearize(model: Model, params: Params, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and their Jacobian (N, K, P)."""
+    """Return logits (N, K) and their Jacobian (N, K, P)."""
 
     def one(x: Tensor) -> tuple[Tensor, Tensor]:
         def logits(params: Params) -> tuple[Tensor, Tensor]:
