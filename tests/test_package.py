@@ -1,12 +1,8 @@
 """What `import funcnets` costs, and what it gives."""
 
-import re
 import subprocess
 import sys
-from functools import partial
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -69,16 +65,3 @@ def test_names_that_are_not_imported_yet_are_listed_and_others_refused():
 def test_every_public_name_exists_and_is_documented():
     for name in funcnets.__all__:
         assert getattr(funcnets, name).__doc__, name
-
-
-def test_the_code_in_the_readme_runs(monkeypatch):
-    for module, name in ((funcnets, "jit"), (funcnets.transforms.ensemble, "jit_step")):
-        monkeypatch.setattr(module, name, partial(getattr(module, name), backend="graph"))
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 2
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(block.replace("256, 1, 28, 28", "8, 1, 28, 28").replace("(256,)", "(8,)"), names)
-    assert names["measured"]["loss"].shape == (4,)
-    assert names["measured"]["loss"].isfinite().all()
