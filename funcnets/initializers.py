@@ -1,6 +1,7 @@
-"""Initial values: each factory returns a pure function (key, shape, dtype) -> Tensor.
+"""Initial values of parameters, as pure functions of a key.
 
-Weights are laid out as in torch, (out, in, *kernel).  The values lie on the key's device.
+Each function here returns an initializer, `initializer(key, shape, dtype) -> Tensor`, whose values
+are on the key's device.  The shape of a weight is PyTorch's, (out, in, *kernel).
 """
 
 import math
@@ -36,19 +37,25 @@ Fan = Literal["fan_in", "fan_out"]
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
 Distribution = Literal["uniform", "normal", "truncated_normal"]
 
-# The standard deviation of a standard normal that is cut to [-2, 2].
+# Standard deviation of a standard normal distribution truncated to [-2, 2].
 _TRUNCATED_STD = 0.87962566103423978
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight of shape (out, in, *kernel): in, and out, times the kernel.
+    """Return (fan_in, fan_out) of a weight of shape (out, in, *kernel).
 
-    Raises ValueError for fewer than two dimensions, and for a shape without elements.
+    They are `in` and `out`, each times the number of elements of the kernel.
+
+    Raises ValueError for fewer than two dimensions and for a shape without elements.
+
+    >>> from funcnets import initializers
+    >>> initializers.fans((64, 3, 7, 7))
+    (147, 3136)
     """
     if len(shape) < 2:
         raise ValueError(
             "fan_in and fan_out need a weight of shape (out, in, *kernel), got shape "
-            f"{tuple(shape)}: for a bias take zeros() or uniform(bound)"
+            f"{tuple(shape)}: for a bias use zeros() or uniform(bound)"
         )
     if 0 in shape:
         raise ValueError(f"a weight of shape {tuple(shape)} has no elements to initialise")
@@ -57,17 +64,28 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def variance_scaling(scale: float, mode: Mode, distribution: Distribution) -> Initializer:
-    """Values with mean 0 and variance scale / n, n being the fan (or mean of the two) of `mode`.
+    """Return an initializer of values with mean 0 and variance scale / n.
 
-    The truncated normal is cut at two standard deviations of the normal that it is cut from,
-    and has the variance after that, as in `jax.nn.initializers.variance_scaling`.  Raises
-    ValueError for a mode or distribution that is none of these.
+    Args:
+        scale: variance times n.
+        mode: n is fan_in, fan_out, or with `fan_avg` their mean; see `fans`.
+        distribution: `uniform`, `normal` or `truncated_normal`.  The last is truncated at two
+            standard deviations of the normal distribution; its variance after that is scale / n.
+
+    Same as `jax.nn.initializers.variance_scaling`.  Raises ValueError for another mode or
+    distribution.
+
+    >>> import torch
+    >>> from funcnets import initializers, random
+    >>> initializer = initializers.variance_scaling(2.0, "fan_in", "normal")
+    >>> initializer(random.key(0), (100, 50), torch.float32).var() * 50
+    tensor(2.0743)
     """
     if mode not in ("fan_in", "fan_out", "fan_avg"):
-        raise ValueError(f"mode is fan_in, fan_out or fan_avg, got {mode!r}")
+        raise ValueError(f"mode is {mode!r}; expected fan_in, fan_out or fan_avg")
     if distribution not in ("uniform", "normal", "truncated_normal"):
         raise ValueError(
-            f"distribution is uniform, normal or truncated_normal, got {distribution!r}"
+            f"distribution is {distribution!r}; expected uniform, normal or truncated_normal"
         )
 
     def initialize(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -84,39 +102,39 @@ def variance_scaling(scale: float, mode: Mode, distribution: Distribution) -> In
 
 
 def xavier_uniform(gain: float = 1.0) -> Initializer:
-    """Uniform within gain * sqrt(6 / (fan_in + fan_out)) of 0 (Glorot and Bengio 2010)."""
+    """Return uniform values in ±gain · √(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
     return variance_scaling(gain**2, "fan_avg", "uniform")
 
 
 def xavier_normal(gain: float = 1.0) -> Initializer:
-    """Normal, std gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    """Return normal values of std gain · √(2 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
     return variance_scaling(gain**2, "fan_avg", "normal")
 
 
 def kaiming_uniform(mode: Fan = "fan_in", gain: float = math.sqrt(2.0)) -> Initializer:
-    """Uniform within gain * sqrt(3 / fan) of 0 (He et al. 2015); the default gain suits relu."""
+    """Return uniform values in ±gain · √(3 / fan) (He et al., 2015); the default suits ReLU."""
     return variance_scaling(gain**2, mode, "uniform")
 
 
 def kaiming_normal(mode: Fan = "fan_in", gain: float = math.sqrt(2.0)) -> Initializer:
-    """Normal, std gain / sqrt(fan) (He et al. 2015); the default gain suits relu."""
+    """Return normal values of std gain / √fan (He et al., 2015); the default suits ReLU."""
     return variance_scaling(gain**2, mode, "normal")
 
 
 def lecun_uniform() -> Initializer:
-    """Uniform within sqrt(3 / fan_in) of 0 (LeCun et al. 1998)."""
+    """Return uniform values in ±√(3 / fan_in) (LeCun et al., 1998)."""
     return variance_scaling(1.0, "fan_in", "uniform")
 
 
 def lecun_normal() -> Initializer:
-    """Truncated normal, std 1 / sqrt(fan_in) (LeCun et al. 1998), as `jax.nn.initializers`."""
+    """Return truncated normal values of std 1 / √fan_in (LeCun et al., 1998), as in JAX."""
     return variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def uniform(bound: float) -> Initializer:
-    """Uniform in [-bound, bound)."""
+    """Return uniform values in [-bound, bound); raises ValueError for a negative bound."""
     if bound < 0.0:
-        raise ValueError(f"uniform takes a bound of at least 0, got {bound}")
+        raise ValueError(f"bound is {bound}; expected 0 or more")
 
     def initialize(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return random.uniform(key, shape, dtype, -bound, bound)
@@ -125,7 +143,7 @@ def uniform(bound: float) -> Initializer:
 
 
 def normal(std: float = 1.0) -> Initializer:
-    """Normal with mean 0 and the given standard deviation."""
+    """Return normal values with mean 0 and standard deviation `std`."""
 
     def initialize(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return random.normal(key, shape, dtype) * std
@@ -134,7 +152,7 @@ def normal(std: float = 1.0) -> Initializer:
 
 
 def truncated_normal(std: float = 1.0) -> Initializer:
-    """Normal with mean 0 and standard deviation `std` before it is cut to [-2 std, 2 std]."""
+    """Return normal values with mean 0 and std `std`, truncated to [-2 std, 2 std]."""
 
     def initialize(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return random.truncated_normal(key, -2.0, 2.0, shape, dtype) * std
@@ -143,10 +161,10 @@ def truncated_normal(std: float = 1.0) -> Initializer:
 
 
 def orthogonal(gain: float = 1.0) -> Initializer:
-    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer.
+    """Return `gain` times a random matrix with orthonormal rows or columns, whichever are fewer.
 
-    The matrix is the weight with all axes but the first made one, drawn uniformly (Saxe et
-    al. 2014; Mezzadri 2007), in float32 at least.  Raises ValueError as `fans`.
+    The matrix (out, in · kernel) is the weight with all dimensions but the first flattened, drawn
+    uniformly in float32 or wider (Saxe et al., 2014; Mezzadri, 2007).  Raises ValueError as `fans`.
     """
 
     def initialize(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -155,16 +173,16 @@ def orthogonal(gain: float = 1.0) -> Initializer:
         work_dtype = torch.promote_types(dtype, torch.float32)
         tall = (max(rows, columns), min(rows, columns))
         basis, triangle = torch.linalg.qr(random.normal(key, tall, work_dtype))
-        # The signs make the decomposition unique, and so its basis uniform.
+        # With a positive diagonal the decomposition is unique, which makes the basis uniform.
         basis = basis * triangle.diagonal().sign()
-        matrix = basis if rows >= columns else basis.T
+        matrix: Tensor = basis if rows >= columns else basis.T
         return (gain * matrix).to(dtype).reshape(shape)
 
     return initialize
 
 
 def constant(value: float) -> Initializer:
-    """`value` everywhere; the key gives the device alone."""
+    """Return `value` everywhere; of the key only the device is used."""
 
     def initialize(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.full(tuple(shape), value, dtype=dtype, device=key.device)
@@ -173,10 +191,10 @@ def constant(value: float) -> Initializer:
 
 
 def zeros() -> Initializer:
-    """0 everywhere."""
+    """Return 0 everywhere."""
     return constant(0.0)
 
 
 def ones() -> Initializer:
-    """1 everywhere."""
+    """Return 1 everywhere."""
     return constant(1.0)

@@ -1,4 +1,4 @@
-"""What is measured while a network trains: counts on a batch, and running averages of them."""
+"""Metrics of classification: correct predictions of a batch, and their running averages."""
 
 import math
 from typing import NamedTuple
@@ -10,16 +10,21 @@ from funcnets.losses import check_logits_and_labels
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many rows of `logits` (N, K) have their maximum at the label (N,), as 0-d int64.
+    """Return the number of rows of `logits` (N, K) whose maximum is at the label (N,), 0-d int64.
 
     Raises ValueError for another rank, dtype or batch size.
+
+    >>> import torch
+    >>> from funcnets import metrics
+    >>> metrics.correct(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
+    tensor(1)
     """
     check_logits_and_labels(logits, labels)
     return (logits.argmax(dim=1) == labels).sum()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The fraction of rows of `logits` (N, K) with their maximum at the label (N,), 0-d float32.
+    """Return the fraction of rows of `logits` (N, K) whose maximum is at the label, 0-d float32.
 
     Raises ValueError for another rank, dtype or batch size.
     """
@@ -27,9 +32,14 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Running(NamedTuple):
-    """Averages over the examples seen so far, a batch at a time; starts empty as `Running()`.
+    """Running averages over the examples so far; `Running()` is the one before the first batch.
 
-    Plain numbers, so `running._asdict()` goes through JSON and back without loss.
+    Its fields are plain numbers, so `running._asdict()` goes through JSON and back without loss.
+
+    >>> from funcnets import metrics
+    >>> running = metrics.Running().add(loss=1.0, correct=3, count=4).add(2.0, 1, 4)
+    >>> running.loss, running.accuracy
+    (1.5, 0.5)
     """
 
     loss_sum: float = 0.0
@@ -37,9 +47,9 @@ class Running(NamedTuple):
     count: int = 0  # type: ignore[assignment]  # hides the method of tuples
 
     def add(self, loss: float | Tensor, correct: int | Tensor, count: int) -> "Running":
-        """With one more batch: its mean loss, its number of correct examples and its size.
+        """Return the averages with one more batch: its mean loss, correct examples and size.
 
-        0-d tensors are read, which waits for the device.
+        Reading a 0-d tensor waits for its device.
         """
         return Running(
             self.loss_sum + float(loss) * count, self.correct + int(correct), self.count + count
@@ -47,10 +57,10 @@ class Running(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """The mean loss an example; nan before the first batch."""
+        """Mean loss of an example; nan before the first batch."""
         return self.loss_sum / self.count if self.count else math.nan
 
     @property
     def accuracy(self) -> float:
-        """The fraction of correct examples; nan before the first batch."""
+        """Fraction of correct examples; nan before the first batch."""
         return self.correct / self.count if self.count else math.nan

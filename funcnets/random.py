@@ -1,10 +1,10 @@
 """Random numbers as pure functions of a key, bit for bit those of `jax.random`.
 
-Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) takes
-only adds, xors and rotates, which int32 tensors do with wrap-around: so a key gives the same
-numbers on every device, eager, compiled, traced or under a transform.  Of float64 the last digit
-may differ, of normal numbers and in a range whose width is no power of two.  (16-bit numbers under
-`vmap` need a torch newer than 2.11, which can't reinterpret bits there.)
+The generator is Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011).  It needs only additions, xors and rotations of 32-bit integers, so a key gives the same
+numbers on every device, eager, compiled, traced or under a transform.  Only in float64 may the last
+digit differ, in normal numbers and in a range whose width is not a power of two.  Under `vmap`,
+16-bit numbers need a torch newer than 2.11.
 """
 
 import math
@@ -31,26 +31,31 @@ __all__ = [
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
-# Random bits that JAX spends on a number of each type, and how many of them, the upper ones,
-# become its mantissa.
+# Random bits that JAX draws for a number of each type; the upper _MANTISSA_BITS of them become its
+# mantissa.
 _RANDOM_BITS = {torch.float64: 64, torch.float32: 32, torch.float16: 16, torch.bfloat16: 8}
 _MANTISSA_BITS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 
-# A hundred operations pass over the numbers one after the other: in pieces of this size they
-# stay in the processor's cache, and an operation takes longer than its call (2,000,000 numbers, in
-# milliseconds on two threads and on one: 33 and 60, by pieces of 2**15 92 and 98, of 2**20 84 and
-# 94).  Elsewhere the piece bounds the memory.
-_PIECE_ON_CPU = 2**18
-_PIECE_ELSEWHERE = 2**24
+# Numbers drawn at a time.  The generator makes about a hundred passes over them: on a CPU a chunk
+# stays in cache for all passes, and is long enough to hide the cost of calling an operation
+# (2,000,000 numbers on two threads: 33 ms, with chunks of 2**15 92 ms, of 2**20 84 ms).  On other
+# devices the chunk bounds the memory.
+_CHUNK_ON_CPU = 2**18
+_CHUNK_ELSEWHERE = 2**24
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
-    """The key of a seed: int32, shape (2,), the upper and the lower word of the seed.
+    """Return the key of a seed: int32, shape (2,), the upper and the lower 32 bits of the seed.
 
-    `seed` is a 64-bit integer, -2**63 to 2**63 - 1, in two's complement.  This is
-    `jax.random.key` with `jax_enable_x64`; without it JAX drops the upper word, so the two
-    agree for seeds from 0 to 2**32 - 1.  Raises TypeError for what is no integer, ValueError for a
-    seed out of range.
+    `seed` is an integer from -2**63 to 2**63 - 1.  The key is that of `jax.random.key` with
+    `jax_enable_x64`; without it JAX drops the upper 32 bits, so the two agree for seeds from 0 to
+    2**32 - 1.
+
+    Raises TypeError if the seed is not an integer, ValueError if it is out of range.
+
+    >>> from funcnets import random
+    >>> random.key(42)
+    tensor([ 0, 42], dtype=torch.int32)
     """
     try:
         seed = operator.index(seed)
@@ -65,19 +70,27 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def split(key: Tensor, count: int = 2) -> Tensor:
-    """`count` independent keys from one: int32, shape (count, 2), as `jax.random.split`.
+    """Return `count` independent keys from one: int32, shape (count, 2), as `jax.random.split`.
 
-    Raises ValueError for a negative count.
+    Don't use `key` itself again after this.  Raises ValueError for a negative count.
+
+    >>> from funcnets import random
+    >>> init_key, train_key = random.split(random.key(42))
+    >>> init_key
+    tensor([1832780943,  270669613], dtype=torch.int32)
     """
     _check_key(key)
     return torch.stack(_words(key, 0, count), dim=-1)
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """The key of the child number `data` of `key`: int32, shape (2,), as `jax.random.fold_in`.
+    """Return the key number `data` of those derived from `key`: int32, (2,).
 
-    `data` is an integer from 0 to 2**32 - 1, or an integer tensor of no dimensions, of which
-    the lower 32 bits count.  Raises TypeError or ValueError for any other.
+    It is that of `jax.random.fold_in`.  `data` is an integer from 0 to 2**32 - 1, or a 0-d integer
+    tensor, whose lower 32 bits are used.  Raises TypeError or ValueError for others.
+
+    >>> from funcnets import random
+    >>> step_keys = [random.fold_in(random.key(0), step) for step in range(3)]
     """
     _check_key(key)
     if isinstance(data, Tensor):
@@ -86,7 +99,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         if data.ndim:
             raise ValueError(
                 f"fold_in takes one integer, got a tensor of shape {tuple(data.shape)}: "
-                "use torch.func.vmap for many"
+                "use torch.func.vmap for several"
             )
         word: int | Tensor = data.to(device=key.device, dtype=torch.int32)
     else:
@@ -97,7 +110,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
 
 def bits(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
-    """32 random bits a position: int32, the two's complement of `jax.random.bits`."""
+    """Return 32 random bits for each element of `shape`: int32, the bits of `jax.random.bits`."""
     return _draw(key, shape, torch.int32, torch.bitwise_xor)
 
 
@@ -108,20 +121,33 @@ def uniform(
     minval: float = 0.0,
     maxval: float = 1.0,
 ) -> Tensor:
-    """Uniform in [minval, maxval), of the given shape and floating type, as `jax.random.uniform`.
+    """Return numbers uniform in [minval, maxval), of the given shape and floating dtype.
 
-    float32, float16 and bfloat16 are JAX's bits for every range, float64 for [0, 1) and else
-    up to its last rounding.  Rounding may give `maxval` itself.  Raises TypeError for another
-    dtype, ValueError for a range that is not finite or runs backwards, or a negative size.
+    They equal those of `jax.random.uniform` bit for bit, in float64 outside of [0, 1) up to the
+    last rounding.  Rounding may give `maxval` itself.
+
+    Raises TypeError for another dtype, ValueError for a range that is not finite or has
+    minval > maxval, or for a negative size.
+
+    >>> from funcnets import random
+    >>> random.uniform(random.key(42), (4,))
+    tensor([0.4887, 0.6798, 0.6163, 0.5610])
     """
     finish = _uniform_from_words(dtype, minval, maxval)
     return _draw(key, shape, dtype, lambda *words: finish(*words).to(dtype))
 
 
 def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal with mean 0 and variance 1, by JAX's rule and to 1e-6 its numbers.
+    """Return normal numbers with mean 0 and variance 1, of the given shape and floating dtype.
 
-    sqrt(2) * erfinv(u), with u uniform between -1, left out, and 1.
+    They are √2 · erfinv(u) with u uniform in (-1, 1), as in `jax.random.normal`, which computes
+    erfinv with other roundings.
+
+    Raises TypeError for another dtype, ValueError for a negative size.
+
+    >>> from funcnets import random
+    >>> random.normal(random.key(0), (3,))
+    tensor([ 1.6226,  2.0253, -0.4336])
     """
     _check_dtype(dtype)
     finish = _normal_from_words(dtype, _next_number(-1.0, dtype), 1.0)
@@ -135,10 +161,13 @@ def truncated_normal(
     shape: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Normal with mean 0 and variance 1 before it is cut to (lower, upper), by JAX's rule.
+    """Return standard normal numbers under the condition that they lie in (lower, upper).
 
-    sqrt(2) * erfinv(u), with u uniform between erf(lower / sqrt(2)) and erf(upper / sqrt(2)).
-    Raises TypeError for a dtype as `uniform`, ValueError unless lower < upper, both finite.
+    They are √2 · erfinv(u) with u uniform between erf(lower / √2) and erf(upper / √2), as in
+    `jax.random.truncated_normal`.
+
+    Raises TypeError for another dtype than those of `uniform`, ValueError unless lower < upper,
+    both finite.
     """
     _check_dtype(dtype)
     if not -math.inf < lower < upper < math.inf:
@@ -153,11 +182,12 @@ def truncated_normal(
 
 
 def bernoulli(key: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
-    """True with probability `p`: bool, of the given shape, as `jax.random.bernoulli`.
+    """Return bools of the given shape, True with probability `p`, as `jax.random.bernoulli`.
 
-    `p` is a number, or a floating tensor that broadcasts to `shape`, and a position is True
-    where a uniform number of p's type (float32 for a number) is less than p.  Raises
-    ValueError for a number outside [0, 1].
+    `p` is a number, or a floating tensor that broadcasts to `shape`.  An element is True where a
+    uniform number of p's dtype (float32 for a number) is less than p.
+
+    Raises ValueError for a number outside [0, 1].
     """
     if isinstance(p, Tensor):
         return uniform(key, shape, p.dtype) < p
@@ -167,11 +197,15 @@ def bernoulli(key: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def permutation(key: Tensor, n: int) -> Tensor:
-    """The numbers 0 to n - 1 in random order: int64, shape (n,).
+    """Return the numbers 0 to n - 1 in random order: int64, shape (n,).
 
-    A stable sort by 64 random bits a position: every order is equally likely, but for the
-    chance of n**2 / 2**65 that two positions draw the same bits and keep their order.  The
-    rule is this library's own; `jax.random.permutation` gives other orders.
+    It is a stable sort by 64 random bits for each number.  Every order is equally likely, except
+    that two numbers with equal bits (probability about n² / 2⁶⁵) keep their order.  Orders differ
+    from those of `jax.random.permutation`.
+
+    >>> from funcnets import random
+    >>> sorted(random.permutation(random.key(0), 4).tolist())
+    [0, 1, 2, 3]
     """
     _check_key(key)
     upper, lower = _words(key, 0, n)
@@ -179,13 +213,14 @@ def permutation(key: Tensor, n: int) -> Tensor:
 
 
 def threefry2x32(key: Tensor, upper: Tensor | int, lower: Tensor | int) -> tuple[Tensor, Tensor]:
-    """The two words that the 20 rounds of Threefry-2x32 make of a counter's two words.
+    """Return the 20 rounds of Threefry-2x32 on a counter: two words of 32 bits.
 
-    `key` is int32 of shape (2,); counters and results are int32 and broadcast together.
+    `key` is int32 of shape (2,); `upper` and `lower`, the two words of the counter, and the results
+    are int32, and broadcast together.
     """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
     first, second = schedule[0] + upper, schedule[1] + lower
-    if key.is_meta:  # shapes alone are asked for: the rounds would be 150 operations for nothing
+    if key.is_meta:  # only the shape is needed: skip the 150 operations of the rounds
         shape_only = first + second
         return shape_only, shape_only
     for group in range(5):
@@ -198,25 +233,25 @@ def threefry2x32(key: Tensor, upper: Tensor | int, lower: Tensor | int) -> tuple
 
 
 def _rotate_left(word: Tensor, distance: int) -> Tensor:
-    # `>>` repeats the sign: the mask keeps only the bits that went round.
+    # `>>` repeats the sign bit; the mask keeps only the rotated bits.
     return (word << distance) | ((word >> (32 - distance)) & ((1 << distance) - 1))
 
 
 def _signed(word: int) -> int:
-    """The int32 with the lower 32 bits of `word`."""
+    """Return the lower 32 bits of `word` as an int32 in two's complement."""
     return ((word + 2**31) & 0xFFFFFFFF) - 2**31
 
 
 def _words(key: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Two random words for each of `count` positions from `start`, a multiple of the piece.
+    """Return two random words for each of the elements `start` to `start + count - 1`.
 
-    A position is the counter, so that any piece can be drawn alone.
+    The index of an element is its counter, so any chunk can be drawn alone.
     """
     _check_sizes(count)
     if count > 2**31:
         raise ValueError(
-            f"{count} numbers in one piece are too many, 2**31 is the limit: draw them outside "
-            "of transforms, torch.compile and jit, or under one key for each part"
+            f"{count} numbers at once are too many, 2**31 is the limit: draw them outside of "
+            "transforms, torch.compile and jit, or in parts with a key each"
         )
     lower = torch.arange(count, dtype=torch.int32, device=key.device) + _signed(start)
     return threefry2x32(key, _signed(start >> 32), lower)
@@ -228,24 +263,24 @@ def _draw(
     dtype: torch.dtype,
     finish: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """`finish` of the random words of every position of `shape`, in row-major order."""
+    """Return `finish(first, second)` of the random words of every element, in row-major order."""
     _check_key(key)
     _check_sizes(*shape)
     size = math.prod(shape)
-    if not _is_plain(key):
+    if not _is_eager(key):
         return finish(*_words(key, 0, size)).reshape(shape)
-    piece = _PIECE_ON_CPU if key.device.type == "cpu" else _PIECE_ELSEWHERE
+    chunk = _CHUNK_ON_CPU if key.device.type == "cpu" else _CHUNK_ELSEWHERE
     drawn = torch.empty(size, dtype=dtype, device=key.device)
-    for start in range(0, size, piece):
-        stop = min(start + piece, size)
+    for start in range(0, size, chunk):
+        stop = min(start + chunk, size)
         drawn[start:stop] = finish(*_words(key, start, stop - start))
     return drawn.reshape(shape)
 
 
-def _is_plain(key: Tensor) -> bool:
-    """Whether nothing traces or transforms what is done with `key`.
+def _is_eager(key: Tensor) -> bool:
+    """Return True if no tracer and no transform sees operations on `key`.
 
-    Tracers and transforms have to see one pure operation on the whole, no loop that writes.
+    These must see one pure computation of all numbers instead of a loop that writes chunks.
     """
     return (
         not torch.compiler.is_compiling()
@@ -256,29 +291,29 @@ def _is_plain(key: Tensor) -> bool:
 
 
 def _mantissa(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mantissa of a number of `dtype` from its random words, as an integer tensor."""
+    """Return the mantissa of a number of `dtype` from its random words, as an integer tensor."""
     if dtype == torch.float64:
         return ((first.long() << 20) & (2**52 - 1)) | ((second >> 12) & (2**20 - 1))
     unused = _RANDOM_BITS[dtype] - _MANTISSA_BITS[dtype]
-    return ((first ^ second) >> unused) & (2 ** _MANTISSA_BITS[dtype] - 1)
+    return ((first ^ second) >> unused) & ((1 << _MANTISSA_BITS[dtype]) - 1)
 
 
 def _uniform_from_words(
     dtype: torch.dtype, minval: float, maxval: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function from random words to uniform numbers.
+    """Return the function from random words to uniform numbers.
 
-    Its result holds numbers of `dtype`, the 16-bit ones as float32.
+    Its results are numbers of `dtype`, stored as float32 if this has 16 bits.
     """
     _check_dtype(dtype)
     if not -math.inf < minval <= maxval < math.inf:
         raise ValueError(f"uniform takes minval <= maxval, both finite, got {minval} and {maxval}")
     minval, maxval = _rounded_number(minval, dtype), _rounded_number(maxval, dtype)
     step = _rounded_number(maxval - minval, dtype) * 2.0 ** -_MANTISSA_BITS[dtype]
-    # XLA fuses multiplication and addition in float32: in float64 the product of two float32
-    # numbers is exact, so that the sum alone is rounded, whether or not a compiler here fuses them
-    # too.  Numbers of float64 have no wider type: unless the step is a power of two, their product
-    # is rounded too, but where a compiler fuses.
+    # XLA computes scaled * step + minval in float32 by a fused multiply-add, which rounds once.  In
+    # float64 the product of two float32 numbers is exact, so only the sum is rounded here as well,
+    # fused or not.  For float64 there is no wider type: unless the step is a power of two, the
+    # product is rounded where no compiler fuses, and the last digit may differ.
     fused = dtype == torch.float32 and minval != 0.0
     work_dtype = torch.float64 if fused or dtype == torch.float64 else torch.float32
 
@@ -296,13 +331,13 @@ def _uniform_from_words(
 def _normal_from_words(
     dtype: torch.dtype, first: float, last: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function from random words to sqrt(2) * erfinv(u), u uniform from first to last."""
+    """Return the function from random words to √2 · erfinv(u), u uniform in (first, last)."""
     uniform_from_words = _uniform_from_words(dtype, first, last)
     root = _rounded_number(math.sqrt(2.0), dtype)
 
     def finish(upper: Tensor, lower: Tensor) -> Tensor:
-        # In float32 the implementations of erfinv differ in their last digits; float64 has
-        # digits to spare, and the rounded results agree.
+        # In float32 erfinv differs between devices in its last digits.  In float64 it differs in
+        # digits that rounding to `dtype` drops.
         quantile = torch.erfinv(uniform_from_words(upper, lower).double())
         return _rounded(_rounded(quantile, dtype) * root, dtype)
 
@@ -310,33 +345,33 @@ def _normal_from_words(
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """`value` rounded to the nearest number of `dtype`, the 16-bit ones kept in float32.
+    """Return `value` rounded to the nearest number of `dtype`, as float32 if this has 16 bits.
 
-    To 16 bits on the integers of the float32: compilers drop a cast there and back, and with
-    it the rounding.
+    For 16 bits it rounds the bits of the float32 as an integer, because compilers remove a cast to
+    16 bits and back.
     """
     if dtype.itemsize > 2:
         return value.to(dtype)
     dropped = 23 - _MANTISSA_BITS[dtype]
     word = value.float().view(torch.int32)
     to_even = (word >> dropped) & 1
-    word = (word + (2 ** (dropped - 1) - 1) + to_even) >> dropped
+    word = (word + ((1 << (dropped - 1)) - 1) + to_even) >> dropped
     return (word << dropped).view(torch.float32)
 
 
 def _rounded_number(value: float, dtype: torch.dtype) -> float:
-    """`value` rounded to the digits of `dtype`."""
+    """Return `value` rounded to the digits of `dtype`."""
     mantissa, exponent = math.frexp(value)
     digits = _MANTISSA_BITS[dtype] + 1
     return math.ldexp(round(math.ldexp(mantissa, digits)), exponent - digits)
 
 
 def _next_number(value: float, dtype: torch.dtype) -> float:
-    """The number of `dtype` that follows `value`, one of them."""
+    """Return the next larger number of `dtype` after `value`, itself a number of `dtype`."""
     if value == 0.0:
         return torch.finfo(dtype).tiny
     mantissa, exponent = math.frexp(value)
-    # From a power of two towards zero, numbers lie twice as close.
+    # Numbers between a negative power of two and zero are half as far apart.
     exponent -= mantissa == -0.5
     return value + math.ldexp(1.0, exponent - _MANTISSA_BITS[dtype] - 1)
 
@@ -351,7 +386,7 @@ def _check_key(key: Tensor) -> None:
     if key.shape != (2,):
         raise ValueError(
             f"a key is an int32 tensor of shape (2,), got shape {tuple(key.shape)}: make one with "
-            "funcnets.random.key(seed), and use torch.func.vmap over many"
+            "funcnets.random.key(seed), and use torch.func.vmap over several"
         )
 
 
@@ -363,4 +398,4 @@ def _check_sizes(*sizes: int) -> None:
 def _check_dtype(dtype: torch.dtype) -> None:
     if dtype not in _MANTISSA_BITS:
         names = ", ".join(str(name) for name in _MANTISSA_BITS)
-        raise TypeError(f"random numbers of {dtype} are not available: take one of {names}")
+        raise TypeError(f"random numbers of {dtype} are not available: use one of {names}")

@@ -1,4 +1,4 @@
-"""What each part of a network gives, holds and costs, read off one run on meta tensors."""
+"""Summary of a network: output shape, parameters and multiply-adds of each part."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,26 +15,38 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One part of a network."""
+    """Summary of one part of a network."""
 
-    name: str  # dotted, as in the parameter tree; empty for the network itself
+    name: str  # dotted path, as in the parameter tree; empty for the network itself
     kind: str
-    shape: tuple[int, ...]  # of its output
+    shape: tuple[int, ...]  # shape of its output
     parameters: int
-    multiply_adds: int  # of its convolutions and matrix products, for the whole batch
+    multiply_adds: int  # in convolutions and matrix products, for the whole batch
 
 
 def summarize(net: Layer, input_shape: Sequence[int], depth: int | None = None) -> list[Row]:
-    """A row for each named part, nested `depth` levels deep (None: all), and the whole net last.
+    """Return a row for each named part in order of execution, and one for the whole network last.
 
-    The net runs once, in evaluation, on a meta tensor of `input_shape`, (N, C, H, W): nothing is
-    computed and no memory taken.  Parts stand in the order in which they run, a part before its
-    own parts.  Raises LayerError where the net can't take such an input.
+    A part comes before its own parts.  The network runs in evaluation on a meta tensor, so nothing
+    is computed and no memory is used.
+
+    Args:
+        net: network.
+        input_shape: shape of the input batch, (N, C, H, W).
+        depth: number of levels of nested parts; None for all.
+
+    Raises LayerError if the network can't take such an input.
+
+    >>> from funcnets import models, summary
+    >>> for row in summary.summarize(models.lenet_bn(), (1, 1, 28, 28))[-2:]:
+    ...     print(row.name, row.kind, row.shape, row.parameters)
+    fc3 linear(10) (1, 10) 850
+     sequential (1, 10) 44878
     """
     rows: dict[str, Row | None] = {}
     x = torch.empty(tuple(input_shape), device="meta")
     params, state = net.init(random.key(0, device="meta"), x)
-    rewrite(net, partial(_noted, rows)).apply(params, state, x)
+    rewrite(net, partial(_with_row, rows)).apply(params, state, x)
     total = rows.pop("")
     found = [row for row in (*rows.values(), total) if row is not None]
     return [row for row in found if depth is None or _level(row) <= depth]
@@ -44,8 +56,8 @@ def _level(row: Row) -> int:
     return len(row.name.split(".")) if row.name else 0
 
 
-def _noted(rows: dict[str, Row | None], name: str | None, layer: Layer) -> Layer:
-    """The same layer, that writes its row, unless it has no name, while it runs."""
+def _with_row(rows: dict[str, Row | None], name: str | None, layer: Layer) -> Layer:
+    """Return the layer that writes its row to `rows` when it runs, if it has a name."""
     from torch.utils.flop_counter import FlopCounterMode
 
     if name is None:
@@ -60,7 +72,7 @@ def _noted(rows: dict[str, Row | None], name: str | None, layer: Layer) -> Layer
             train: bool = False,
             key: Tensor | None = None,
         ) -> tuple[Tensor, State]:
-            rows[name] = None  # its place, before its parts take theirs
+            rows[name] = None  # keeps the place before those of its parts
             with FlopCounterMode(display=False) as counter:
                 y, state = inner(params, state, x, train=train, key=key)
             multiply_adds = counter.get_total_flops() // 2
@@ -73,7 +85,7 @@ def _noted(rows: dict[str, Row | None], name: str | None, layer: Layer) -> Layer
 
 
 def render(rows: Sequence[Row]) -> "Table":
-    """The rows of `summarize` as a table for `rich`, indented by level."""
+    """Return the rows of `summarize` as a table of `rich`, indented by level."""
     from rich.table import Table
 
     table = Table("part", "kind", "output", show_footer=False)

@@ -1,4 +1,4 @@
-"""How long things take, measured in turns: a machine whose speed drifts treats them alike."""
+"""Interleaved timing: functions are called in turns, so that a drifting machine is fair to all."""
 
 import random
 import statistics
@@ -19,20 +19,32 @@ def interleave(
     seconds: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[Name, list[float]]:
-    """Seconds that each of `functions` took, by name: one call of each a round.
+    """Return the seconds of each call of each function, by name.
 
-    Each round has another order, the same in each process, as what runs before leaves its traces
-    in the caches.  With `seconds`, no round begins that late after the first; there is one at
-    least.  What is slow the first time has to have been called before.  Raises ValueError for
-    `rounds` below 1.
+    In each round every function is called once, in a random order that is the same in every
+    process, as a function runs faster or slower after another.  Call functions that are slow at
+    first, such as compiled ones, before.
+
+    Args:
+        functions: functions without arguments, by name.
+        rounds: number of rounds.
+        seconds: time after which no further round begins; None for no limit.
+        clock: function that returns the time in seconds.
+
+    Raises ValueError for `rounds` below 1.
+
+    >>> from funcnets import timing
+    >>> taken = timing.interleave({"sum": lambda: sum(range(9)), "max": lambda: max(range(9))}, 3)
+    >>> {name: len(seconds) for name, seconds in taken.items()}
+    {'sum': 3, 'max': 3}
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; expected 1 or more")
     taken: dict[Name, list[float]] = {name: [] for name in functions}
     turns, draw = list(functions.items()), random.Random(0)
-    first = clock()
+    start = clock()
     for done in range(rounds):
-        if done and seconds is not None and clock() - first >= seconds:
+        if done and seconds is not None and clock() - start >= seconds:
             break
         for name, function in turns:
             started = clock()
@@ -43,20 +55,20 @@ def interleave(
 
 
 def medians(taken: Mapping[Name, list[float]]) -> dict[Name, float]:
-    """The median of each list of seconds."""
+    """Return the median of each list of seconds."""
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def repeat(step: Callable[..., Any], train_state: Any, batch: Any) -> Callable[[], float]:
-    """A function that trains one more step on `batch` at each call, and gives its loss.
+    """Return a function that does one more training step on `batch` and returns its loss.
 
-    It begins at a copy of `train_state`, so `step` may be donated it.
+    It begins with a copy of `train_state`, so `step` may donate its argument.
     """
     train_state = tree.map(lambda leaf: leaf.clone(), train_state)
 
-    def run() -> float:
+    def next_step() -> float:
         nonlocal train_state
         train_state, measured = step(train_state, batch)
         return float(measured["loss"])
 
-    return run
+    return next_step

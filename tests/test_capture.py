@@ -17,7 +17,7 @@ from funcnets import models, random, tree
 from funcnets.core import LayerError, residual, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, relu, tanh
 from funcnets.transforms import capture, remat
-from funcnets.transforms.paths import match, paths
+from funcnets.transforms.paths import match_parts, part_paths
 
 KEY = random.key(5)
 X = torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_output_and_state_are_those_of_apply(
     assert tree.map(torch.equal, captured.state, new_state) == tree.map(
         lambda leaf: True, new_state
     )
-    assert list(captured.activations) == paths(net)
+    assert list(captured.activations) == part_paths(net)
     assert torch.equal(captured.activations[f"part{len(parts) - 1}"], y)
 
 
@@ -140,10 +140,10 @@ def test_gradients_of_each_example_by_vmap_are_those_of_the_batch() -> None:
 def test_patterns_match_in_the_order_of_the_network() -> None:
     net = models.resnet18()
     stages = [f"stage{i}.block{j}" for i in (1, 2, 3, 4) for j in (1, 2)]
-    assert match(net, ["stage*.block?"])[:1] == ["stage1.block1"]
-    assert set(stages) <= set(match(net, ["stage*.block?"]))
-    assert match(net, ["fc", "stem"]) == ["stem", "fc"]
-    assert match(net, ["*.shortcut"]) == [f"stage{i}.block1.shortcut" for i in (2, 3, 4)]
+    assert match_parts(net, ["stage*.block?"])[:1] == ["stage1.block1"]
+    assert set(stages) <= set(match_parts(net, ["stage*.block?"]))
+    assert match_parts(net, ["fc", "stem"]) == ["stem", "fc"]
+    assert match_parts(net, ["*.shortcut"]) == [f"stage{i}.block1.shortcut" for i in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("asked", [{"paths": ["body.cnv"]}, {"shifts": {"body.cnv": X}}])

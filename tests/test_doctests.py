@@ -26,9 +26,20 @@ WITH_EXAMPLE = {
     "core": {"Layer", "combine", "eval_shape", "residual", "rewrite", "sequential", "wrap"},
     "data": {"batches", "load", "prepare"},
     "interop": {"from_state_dict", "to_module", "to_state_dict", "transplant"},
+    "initializers": {"fans", "variance_scaling"},
     "layers": {"batch_norm", "conv2d", "dropout", "flatten", "linear", "max_pool"},
+    "losses": {"cross_entropy"},
+    "metrics": {"Running", "correct"},
+    "models": {"get"},
     "optim": {"adam", "chain", "masked", "partition", "private", "sgd"},
     "precision": {"cast"},
+    "random": {"fold_in", "key", "normal", "permutation", "split", "uniform"},
+    "summary": {"summarize"},
+    "testing.twins": {"get"},
+    "timing": {"interleave"},
+    "transforms": {"accumulate", "averaged", "capture", "check_finite", "frozen_statistics"},
+    "transforms.per_example": {"per_example_gradients"},
+    "transforms.remat": {"remat"},
 }
 
 

@@ -113,8 +113,8 @@ def test_grouped_work_is_what_no_lowering_takes_apart(side, counted):
     """Members, images, pixels, channels out, and channels in times taps; tiny maps are split."""
     x, weight = torch.zeros(2, 4, 3, side, side), torch.zeros(2, 6, 3, 3, 3)
     convolve = partial(torch.nn.functional.conv2d, padding=1 if side == 1 else 0)
-    found = vmap_cost.work(torch.func.vmap(convolve), x, weight)
-    alone = vmap_cost.work(convolve, x[0], weight[0])
+    found = vmap_cost.count_cost(torch.func.vmap(convolve), x, weight)
+    alone = vmap_cost.count_cost(convolve, x[0], weight[0])
     assert found.multiply_adds == counted
     assert alone == (1, 0)
     assert found.operations > 1

@@ -38,7 +38,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "truncated_normal": lambda key: random.truncated_normal(key, -2.0, 2.0, (257,)),
     "bernoulli": lambda key: random.bernoulli(key, 0.3, (3, 5)),
     "permutation": lambda key: random.permutation(key, 50),
-    "several_pieces": lambda key: random.uniform(key, (random._PIECE_ON_CPU + 3,)),
+    "several_pieces": lambda key: random.uniform(key, (random._CHUNK_ON_CPU + 3,)),
 }
 each_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
 
@@ -116,8 +116,8 @@ def test_uniform_is_jax(record):
 def test_draws_of_several_pieces_are_jax(monkeypatch):
     record = RECORDINGS["large"]
     key, shape = random.key(record["seed"]), record["shape"]
-    monkeypatch.setattr(random, "_PIECE_ON_CPU", 2**15)
-    assert math.prod(shape) > 4 * random._PIECE_ON_CPU
+    monkeypatch.setattr(random, "_CHUNK_ON_CPU", 2**15)
+    assert math.prod(shape) > 4 * random._CHUNK_ON_CPU
     assert digest(random.bits(key, shape)) == record["bits"]
     assert digest(random.uniform(key, shape)) == record["uniform"]
     symmetric = random.uniform(key, shape, minval=-0.0123, maxval=0.0123)
@@ -162,7 +162,7 @@ def test_bernoulli_takes_a_probability_for_each_position():
 @given(seed=SEEDS, start=st.integers(0, 2**63), count=st.integers(0, 20))
 @settings(deadline=None, max_examples=30)
 def test_positions_beyond_32_bits_count_in_the_upper_word(seed, start, count):
-    start -= start % random._PIECE_ON_CPU
+    start -= start % random._CHUNK_ON_CPU
     key = random.key(seed)
     first, second = random._words(key, start, count)
     for index in range(count):
@@ -177,7 +177,7 @@ def test_the_pieces_of_a_draw_do_not_show(seed, size, piece):
     key = random.key(seed)
     whole = random.bits(key, (size,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random, "_PIECE_ON_CPU", piece)
+        patch.setattr(random, "_CHUNK_ON_CPU", piece)
         assert_same(random.bits(key, (size,)), whole)
 
 

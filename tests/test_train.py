@@ -177,7 +177,7 @@ def test_networks_and_optimizers_that_were_not_called_are_told_to_be():
     with pytest.raises(TypeError, match=r"the network: got <function linear"):
         train.create(layers.linear, optim.sgd(0.1), random.key(0), x)
     with pytest.raises(TypeError, match=r"the network: got <function linear"):
-        transforms.checked(layers.linear)
+        transforms.check_finite(layers.linear)
     for make in (partial(train.make_train_step, layers.linear(2)), create_of(x)):
         with pytest.raises(TypeError, match=r"the optimizer is <function sgd.*optim.sgd\(0.1\)"):
             make(optim.sgd)

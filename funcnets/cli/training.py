@@ -18,7 +18,7 @@ from funcnets.metrics import Running
 from funcnets.precision import POLICIES
 from funcnets.runs.config import Row
 from funcnets.train import NonFiniteLoss, Progress, TrainState
-from funcnets.transforms import NonFiniteError, checked
+from funcnets.transforms import NonFiniteError, check_finite
 
 
 class TrainingError(RuntimeError):
@@ -149,7 +149,7 @@ def _train_step(
 ) -> Step:
     config = session.config
     function = train.make_train_step(
-        checked(session.net) if check else session.net,
+        check_finite(session.net) if check else session.net,
         session.optimizer,
         prepare=partial(data.prepare, side=config.side),
         policy=POLICIES[config.precision],

@@ -1,4 +1,4 @@
-"""The networks, and an index from a network's name to how it is built and trained."""
+"""Classic convolutional networks, their blocks, and a recipe of training for each network."""
 
 import difflib
 from collections.abc import Callable
@@ -45,13 +45,13 @@ Schedule = Literal["constant", "linear"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: plain SGD on cross-entropy, and these numbers.
+    """Hyper-parameters of a training by plain SGD on cross-entropy.
 
     Attributes:
-        learning_rate: the first step's rate.
-        batch_size: examples a step; the last step of an epoch takes what is left.
-        side: pixels a side, to which images are resized.
-        schedule: how the rate goes on: `constant`, or `linear` down to zero at the last step.
+        learning_rate: learning rate of the first step.
+        batch_size: examples in a step; the last step of an epoch may have fewer.
+        side: height and width to which images are resized, in pixels.
+        schedule: `constant` learning rate, or `linear` to zero at the last step.
         epochs: passes over the training images.
     """
 
@@ -66,8 +66,8 @@ def _recipes(reference: Recipe, **tuned: Any) -> dict[str, Recipe]:
     return {"tuned": replace(reference, schedule="linear", **tuned), "reference": reference}
 
 
-# Rates, batches and sides are those that the published results were measured with.  With smaller
-# batches LeNet also gets steps enough out of the 10,000 images that come with the package.
+# Reference rates, batch sizes and sides are those of the published results.  The tuned batch of
+# LeNet is smaller, so that the 10,000 images in the package give enough steps.
 INDEX: dict[str, tuple[Callable[..., Layer], dict[str, Recipe]]] = {
     "alexnet": (alexnet, _recipes(Recipe(0.01, 128, 224))),
     "vgg11": (vgg11, _recipes(Recipe(0.01, 128, 224))),
@@ -91,9 +91,19 @@ def _choose(kind: str, name: Any, known: dict[str, Any]) -> Any:
 
 
 def get(name: str, recipe: str = "tuned", **options: Any) -> tuple[Layer, Recipe]:
-    """The network called `name`, built with `options`, and its recipe, `tuned` or `reference`.
+    """Return the network called `name` and its recipe.
 
-    Raises ValueError for an unknown network or recipe, and names the nearest one.
+    Args:
+        name: key of `INDEX`, such as `resnet18`.
+        recipe: `tuned`, or `reference` for the published one.
+        options: arguments of the network's function, such as `num_classes=100`.
+
+    Raises ValueError for an unknown network or recipe, with the nearest known name.
+
+    >>> from funcnets import models
+    >>> net, recipe = models.get("lenet_bn", num_classes=3)
+    >>> recipe.batch_size, recipe.learning_rate
+    (128, 1.0)
     """
     build, recipes = _choose("network", name, INDEX)
     return build(**options), _choose("recipe", recipe, recipes)

@@ -13,7 +13,11 @@ def alexnet(
     hidden: int = 4096,
     rate: float = 0.5,
 ) -> Layer:
-    """AlexNet, (N, C, 224, 224) -> (N, num_classes)."""
+    """Return AlexNet, (N, C, 224, 224) -> (N, num_classes).
+
+    `channels` are those of the five convolutions, `hidden` the features of the two hidden linear
+    layers, `rate` the probability of their dropout.
+    """
     return sequential(
         conv1=conv2d(channels[0], 11, stride=4, padding=1),
         relu1=relu(),

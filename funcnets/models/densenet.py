@@ -33,10 +33,11 @@ def _dense_layer(growth: int, bottleneck: int | None, bias: bool) -> Layer:
 def dense_block(
     layers: int, growth: int, *, bottleneck: int | None = None, bias: bool = True
 ) -> Layer:
-    """`layers` times batch norm, ReLU and a 3×3 convolution that adds `growth` channels.
+    """Return `layers` times batch norm, ReLU and a 3×3 convolution that adds `growth` channels.
 
-    With `bottleneck`, a 1×1 convolution to `bottleneck * growth` channels stands before that
-    (the paper's DenseNet-B has 4), with a batch norm and a ReLU of its own.
+    With `bottleneck`, each is preceded by batch norm, ReLU and a 1×1 convolution to
+    `bottleneck * growth` channels, as in the paper's DenseNet-B, where it is 4.  `bias` is that of
+    the convolutions.
     """
     return dense(
         **{f"layer{i}": _dense_layer(growth, bottleneck, bias) for i in range(1, layers + 1)}
@@ -44,7 +45,7 @@ def dense_block(
 
 
 def transition_block(channels: int, *, bias: bool = True) -> Layer:
-    """Batch norm, ReLU, a 1×1 convolution to `channels`, and a pool that halves the sides."""
+    """Return batch norm, ReLU, a 1×1 convolution to `channels` and a pool that halves H and W."""
     conv = conv2d(channels, 1, bias=bias)
     return sequential(bn=batch_norm(), relu=relu(), conv=conv, pool=avg_pool(2))
 
@@ -58,9 +59,15 @@ def densenet(
     bottleneck: int | None = None,
     bias: bool = True,
 ) -> Layer:
-    """DenseNet whose transitions halve the channels, (N, C, 96, 96) -> (N, num_classes).
+    """Return DenseNet, (N, C, 96, 96) -> (N, num_classes).
 
-    `bias` is that of the convolutions; `bottleneck` as in `dense_block`.
+    Args:
+        num_classes: number of logits.
+        layers: number of layers in each dense block; transitions between blocks halve the channels.
+        growth: channels that each layer adds.
+        stem_channels: channels before the first block.
+        bottleneck: as in `dense_block`.
+        bias: True if convolutions have a bias.
     """
     blocks: dict[str, Layer] = {}
     channels = stem_channels

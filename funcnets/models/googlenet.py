@@ -1,4 +1,4 @@
-"""GoogLeNet: Szegedy et al., Going deeper with convolutions, 2014; table 1 is `STAGES`."""
+"""GoogLeNet: Szegedy et al., Going deeper with convolutions, 2014; `STAGES` is its table 1."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -38,10 +38,18 @@ def inception(
     *,
     convolution: Callable[..., Layer] = conv2d,
 ) -> Layer:
-    """Four branches joined on channels: 1×1; reduced, then a kernel, twice; pool, then 1×1.
+    """Return an Inception block: four branches joined on channels.
 
-    The kernels of the second and third branch are 1 and 3 (`reference`), 3 and 5 (`paper`), or
-    the two given.  `convolution(channels, kernel, padding=)` stands before each ReLU.
+    Args:
+        c1: channels of branch 1, a 1×1 convolution.
+        c2: channels of the 1×1 convolution and of the wide convolution of branch 2.
+        c3: the same of branch 3.
+        c4: channels of branch 4, a max pool and a 1×1 convolution.
+        variant: sizes of the two wide kernels: `reference` for (1, 3), `paper` for (3, 5), or two
+            numbers.
+        convolution: `convolution(channels, kernel, padding=...)` makes the layer before each ReLU.
+
+    Raises ValueError for an unknown variant.
     """
     if not isinstance(variant, tuple) and variant not in KERNELS:
         raise ValueError(f"inception: got variant {variant!r}, expected one of {[*KERNELS]}")
@@ -73,7 +81,14 @@ def googlenet(
     stem: tuple[int, int, int] = (64, 64, 192),
     stages: Mapping[str, Mapping[str, Branches]] = STAGES,
 ) -> Layer:
-    """GoogLeNet without auxiliary classifiers, (N, C, 96, 96) -> (N, num_classes)."""
+    """Return GoogLeNet without auxiliary classifiers, (N, C, 96, 96) -> (N, num_classes).
+
+    Args:
+        num_classes: number of logits.
+        variant: kernels of the Inception blocks, as in `inception`.
+        stem: channels of the three convolutions before the first stage.
+        stages: channels of the Inception blocks, by the names of stage and block.
+    """
     blocks = {
         stage: sequential(**{name: inception(*row, variant) for name, row in rows.items()})
         for stage, rows in stages.items()

@@ -1,4 +1,8 @@
-"""LeNet with batch norm: LeCun et al., Gradient-based learning, 1998, normalised as in 2015."""
+"""LeNet with batch norm.
+
+LeCun et al., Gradient-based learning applied to document recognition, 1998; Ioffe and Szegedy,
+Batch Normalization, 2015.
+"""
 
 from functools import partial
 
@@ -13,9 +17,10 @@ def lenet_bn(
     hidden: tuple[int, int] = (120, 84),
     unbiased: bool = True,
 ) -> Layer:
-    """LeNet with batch norm after each layer, (N, C, 28, 28) -> (N, num_classes).
+    """Return LeNet with batch norm after each layer, (N, C, 28, 28) -> (N, num_classes).
 
-    `unbiased` says which variance the running statistics keep; see `layers.batch_norm`.
+    `channels` are those of the two convolutions, `hidden` the features of the two hidden linear
+    layers; `unbiased` is that of `layers.batch_norm`.
     """
     norm = partial(batch_norm, unbiased=unbiased)
     return sequential(

@@ -7,7 +7,7 @@ from funcnets.layers import conv2d, dropout, flatten, global_avg_pool, max_pool,
 
 
 def nin_block(channels: int, kernel: int, stride: int = 1, padding: int = 0) -> Layer:
-    """A convolution and two of 1×1, which are a small network at each pixel; ReLU after each."""
+    """Return a convolution and two 1×1 convolutions to `channels`, each followed by ReLU."""
     return sequential(
         conv1=conv2d(channels, kernel, stride, padding),
         relu1=relu(),
@@ -21,7 +21,10 @@ def nin_block(channels: int, kernel: int, stride: int = 1, padding: int = 0) -> 
 def nin(
     num_classes: int = 10, *, channels: Sequence[int] = (96, 256, 384), rate: float = 0.5
 ) -> Layer:
-    """Network in network, (N, C, 224, 224) -> (N, num_classes), without a linear layer."""
+    """Return network in network, (N, C, 224, 224) -> (N, num_classes), without a linear layer.
+
+    `channels` are those of the first three blocks, `rate` is the probability of the dropout.
+    """
     return sequential(
         block1=nin_block(channels[0], 11, stride=4),
         pool1=max_pool(3, 2),

@@ -20,10 +20,17 @@ def residual_block(
     bias: bool = True,
     norm_shortcut: bool = False,
 ) -> Layer:
-    """Two 3×3 convolutions with batch norm, added to their input.
+    """Return two 3×3 convolutions with batch norm, added to a shortcut.
 
-    The shortcut is the identity, or a 1×1 convolution where `project` says so (None: where the
-    stride isn't 1).  `bias=False, norm_shortcut=True` is torchvision's form.
+    `bias=False, norm_shortcut=True` is torchvision's form.
+
+    Args:
+        channels: number of output channels.
+        stride: stride of the first convolution.
+        project: True for a 1×1 convolution as the shortcut, False for the identity, None for a
+            convolution if the stride isn't 1.
+        bias: True if convolutions have a bias.
+        norm_shortcut: True for a batch norm after the convolution of the shortcut.
     """
     main = sequential(
         conv1=conv2d(channels, 3, stride, padding=1, bias=bias),
@@ -46,9 +53,11 @@ def bottleneck_block(
     norm_shortcut: bool = False,
     expansion: int = 4,
 ) -> Layer:
-    """1×1, 3×3 and 1×1 convolutions with batch norm, added to their input; `expansion` times wider.
+    """Return 1×1, 3×3 and 1×1 convolutions with batch norm, added to a shortcut.
 
-    The stride is the 3×3 convolution's, as in torchvision ("ResNet 1.5").
+    The first two have `channels` output channels, the last `channels * expansion`.  The stride is
+    that of the 3×3 convolution, as in torchvision ("ResNet 1.5").  Other arguments are as in
+    `residual_block`.
     """
     main = sequential(
         conv1=conv2d(channels, 1, bias=bias),
@@ -74,10 +83,16 @@ def resnet(
     stem_bias: bool = True,
     project_first: bool = False,
 ) -> Layer:
-    """ResNet with `depths[i]` blocks of `channels[i]` in stage i, (N, C, H, W) -> (N, num_classes).
+    """Return ResNet, (N, C, H, W) -> (N, num_classes).
 
-    The first block of each stage after the first halves the sides; that of the first stage
-    has a projection as well if `project_first` says so (bottlenecks need it: they widen).
+    Args:
+        depths: number of blocks in each stage; the first block of a later stage halves H and W.
+        num_classes: number of logits.
+        channels: channels of each stage, as the block's argument.
+        block: `residual_block`, `bottleneck_block` or a function with the same arguments.
+        stem_bias: True if the first convolution has a bias.
+        project_first: True for a projection in the first block of the first stage, which
+            bottlenecks need as their output is wider.
     """
 
     def stage(index: int, depth: int, width: int) -> Layer:

@@ -10,7 +10,10 @@ Architecture = Sequence[tuple[int, int]]  # (convolutions, channels) of each blo
 
 
 def vgg_block(convolutions: int, channels: int, *, norm: bool = False) -> Layer:
-    """3×3 convolutions with ReLU (and batch norm before it, if `norm`), then a pool that halves."""
+    """Return 3×3 convolutions to `channels`, each with ReLU, and a max pool that halves H and W.
+
+    `norm` puts a batch norm before each ReLU.
+    """
     named: dict[str, Layer] = {}
     for i in range(1, convolutions + 1):
         named[f"conv{i}"] = conv2d(channels, 3, padding=1)
@@ -23,7 +26,14 @@ def vgg_block(convolutions: int, channels: int, *, norm: bool = False) -> Layer:
 def vgg(
     arch: Architecture, num_classes: int = 10, *, hidden: int = 4096, rate: float = 0.5
 ) -> Layer:
-    """VGG with the given blocks, (N, C, 224, 224) -> (N, num_classes)."""
+    """Return VGG, (N, C, 224, 224) -> (N, num_classes).
+
+    Args:
+        arch: number of convolutions and of channels of each block.
+        num_classes: number of logits.
+        hidden: features of the two hidden linear layers.
+        rate: probability of their dropout.
+    """
     blocks = {f"block{i}": vgg_block(*block) for i, block in enumerate(arch, 1)}
     return sequential(
         **blocks,

@@ -7,14 +7,14 @@
 - `capture`: activations by path
 - `remat`: recompute activations in the backward pass
 - `frozen_statistics`: batch norms that keep their running statistics
-- `checked`: find the first layer with a value that isn't finite
+- `check_finite`: find the first layer with a value that isn't finite
 """
 
 from funcnets.transforms import curvature, ensemble, laplace
 from funcnets.transforms.accumulate import accumulate
 from funcnets.transforms.averaging import averaged, averages, with_average
 from funcnets.transforms.capture import Captured, capture
-from funcnets.transforms.nan_check import NonFiniteError, checked
+from funcnets.transforms.nan_check import NonFiniteError, check_finite
 from funcnets.transforms.per_example import PerExample, per_example, per_example_gradients
 from funcnets.transforms.remat import remat
 from funcnets.transforms.statistics import frozen_statistics
@@ -27,7 +27,7 @@ __all__ = [
     "averaged",
     "averages",
     "capture",
-    "checked",
+    "check_finite",
     "curvature",
     "ensemble",
     "frozen_statistics",

@@ -228,7 +228,7 @@ def choose_strategy(
     the work is in convolutions.  The arguments are those of `jit_step` and of its result.
     """
     mapped = make_ensemble_step(step, shared_batch=shared_batch)
-    operations, multiply_adds = vmap_cost.work(mapped, members, batch)
+    operations, multiply_adds = vmap_cost.count_cost(mapped, members, batch)
     most = MOST_MULTIPLY_ADDS_PER_OPERATION[backend or usual_backend(members.step.device)]
     return "loop" if multiply_adds > most * operations * len(members.step) else "vmap"
 

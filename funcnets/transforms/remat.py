@@ -1,4 +1,4 @@
-"""Rematerialisation: memory traded for compute, by computing a layer's inside a second time."""
+"""Rematerialisation (gradient checkpointing): recompute activations instead of storing them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,27 @@ class Rematerialized:
 
 
 def remat(layer: Layer) -> Layer:
-    """The same layer, which keeps only its arguments for the backward pass, and not its inside.
+    """Return the layer that stores only its arguments for the backward pass.
 
-    What derivatives need of the inside is computed again when they are taken: the same numbers,
-    for less memory and at most one more forward pass.  Statistics are those of the first pass.
-    It works under `torch.func` transforms, plain autograd and `jit` alike, and saves where the
-    layer's inside is larger than its input and output: a block, not a whole network (whose inside
-    is all there again at once) nor a single convolution.  Under `torch.func.grad` without `jit` it
-    saves nothing, as all that the backward pass computes is kept there for a second derivative.
-    `rewrite` takes it to parts by name:
+    The activations inside are computed again when derivatives are taken: the same numbers, in less
+    memory, for at most one more forward pass.  Running statistics are those of the first pass.  It
+    works under `torch.func` transforms, plain autograd and `jit`.
 
-        rewrite(net, lambda name, layer: remat(layer) if name in {"stage1", "stage2"} else layer)
+    It saves memory for a block, whose activations are larger than its input and output; not for a
+    whole network, which is recomputed at once, nor for a single convolution.  Under
+    `torch.func.grad` without `jit` it saves nothing, because the backward pass is stored for a
+    second derivative.  Use `core.rewrite` to apply it to parts by name.
 
-    A block with a batch norm inside is refused by `accumulate` and `per_example_gradients` where
-    they pass it the statistics of the whole batch (`batch` and `batch_constant`, in this order).
+    `accumulate(..., statistics="batch")` and `per_example_gradients(...,
+    statistics="batch_constant")` refuse a batch norm inside such a block.
 
-    Raises TypeError for what is no layer.
+    Raises TypeError if `layer` is not a Layer.
     Chen et al., Training deep nets with sublinear memory cost, 2016.
+
+    >>> from funcnets import core, models, transforms
+    >>> def rematerialize(name, layer):
+    ...     return transforms.remat(layer) if name in {"stage1", "stage2"} else layer
+    >>> net = core.rewrite(models.resnet18(), rematerialize)
     """
     check_layer(layer, "remat")
     return wrap(layer, _rematerialized, tags=[Rematerialized()])
@@ -54,19 +58,19 @@ def _rematerialized(inner: Apply) -> Apply:
             structures.append(of_results)
             return tuple(results)
 
-        results = _Recomputed.apply(flat, *leaves)
+        results = _Rematerialize.apply(flat, *leaves)
         y, state = tree.unflatten(results, structures[0])
         return y, state
 
     return apply
 
 
-class _Recomputed(torch.autograd.Function):
-    """`flat(x, key, *others)`, whose derivatives call it again."""
+class _Rematerialize(torch.autograd.Function):
+    """`flat(x, key, *others)`, called again to compute its derivatives."""
 
     @staticmethod
     def forward(flat: Flat, *leaves: Tensor | None) -> tuple[Tensor, ...]:
-        # A result that is an argument, as the statistics in evaluation are, couldn't be saved.
+        # A result that is an argument, such as running statistics in evaluation, can't be saved.
         return tuple(result.view_as(result) for result in flat(*leaves))
 
     @staticmethod
@@ -80,16 +84,16 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         given = [(i, cotangent) for i, cotangent in enumerate(cotangents) if cotangent is not None]
         x, key, *others = ctx.saved_tensors
-        signal = given[0][1]
-        leaves = [_after(x, signal), key if key is None else _after(key, signal), *others]
+        earliest = given[0][1]
+        leaves = [_after(x, earliest), key if key is None else _after(key, earliest), *others]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        function, values = _of_some(ctx.flat, leaves, wanted)
+        function, values = _restrict(ctx.flat, leaves, wanted)
 
         def product(*values: Tensor) -> Tensor:
             results = function(*values)
             return torch.stack([(results[i] * cotangent).sum() for i, cotangent in given]).sum()
 
-        # Not `vjp`, whose pullback runs outside of its level, where another remat's can't.
+        # Not `vjp`: its backward pass runs after the transform ended, where a nested remat fails.
         found = torch.func.grad(product, tuple(range(len(wanted))))(*values)
         gradients = dict(zip(wanted, found, strict=True))
         return None, *(gradients.get(i) for i in range(len(leaves)))
@@ -97,34 +101,37 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         moved = {i: tangent for i, tangent in enumerate(tangents) if tangent is not None}
-        function, values = _of_some(ctx.flat, ctx.saved_tensors, list(moved))
-        return torch.func.jvp(function, tuple(values), tuple(moved.values()))[1]
+        function, values = _restrict(ctx.flat, ctx.saved_tensors, list(moved))
+        result: Any = torch.func.jvp(function, tuple(values), tuple(moved.values()))
+        tangent: tuple[Tensor, ...] = result[1]
+        return tangent
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], flat: Flat, *leaves: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         mapped = torch.func.vmap(flat, in_dims[1:], randomness=info.randomness)
-        results = _Recomputed.apply(mapped, *leaves)
+        results = _Rematerialize.apply(mapped, *leaves)
         return results, (0,) * len(results)
 
 
-def _of_some(
-    flat: Flat, leaves: Sequence[Tensor | None], places: Sequence[int]
+def _restrict(
+    flat: Flat, leaves: Sequence[Tensor | None], indices: Sequence[int]
 ) -> tuple[Flat, list[Any]]:
-    """`flat` as a function of the leaves at `places`, and these."""
+    """Return `flat` as a function of the leaves at `indices` alone, and these leaves."""
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(places, values, strict=True))
+        given = dict(zip(indices, values, strict=True))
         return flat(*(given.get(i, leaf) for i, leaf in enumerate(leaves)))
 
-    return function, [leaves[i] for i in places]
+    return function, [leaves[i] for i in indices]
 
 
 class _After(torch.autograd.Function):
-    """`value`, in a form that can't be computed before `signal` is.
+    """`value`, as an operation that depends on `signal` and so can't run before it.
 
-    Else a compiler would see the same computation twice, and keep the first one's results.
+    Otherwise common subexpression elimination in a compiler would find the same computation twice
+    and keep the results of the first.
     """
 
     @staticmethod
@@ -147,7 +154,7 @@ class _After(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, int | None], value: Tensor, signal: Tensor
     ) -> tuple[Tensor, int | None]:
-        # The value stays one for all, if it was: a Jacobian's rows recompute once, not a time each.
+        # An unmapped value stays unmapped, so that all rows of a Jacobian share one recomputation.
         if in_dims[1] is not None:
             signal = signal.select(in_dims[1], 0)
         return _after(value, signal), in_dims[0]

@@ -1,4 +1,4 @@
-"""How much of a function's work is in convolutions of several groups, read off its shapes."""
+"""Cost of a function under `vmap`: its operations, and multiply-adds in grouped convolutions."""
 
 import math
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from funcnets.compiler.lowerings.grouped import is_faster_split
 from funcnets.compiler.trace import explained
 
 
-class Work(NamedTuple):
-    """What a function does in one run."""
+class Cost(NamedTuple):
+    """Cost of one call of a function."""
 
     operations: int
-    multiply_adds: int  # of its convolutions of several groups, forward
+    multiply_adds: int  # in grouped convolutions, forward
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the operations that run inside it."""
+    """Mode that counts the operations that run inside it."""
 
     operations = multiply_adds = 0
 
@@ -32,17 +32,19 @@ class _Counter(TorchDispatchMode):
         result = operation(*args, **(kwargs or {}))
         self.operations += 1
         if operation is torch.ops.aten.convolution.default:
-            x, weight, _, *how = args
-            if how[-1] > 1 and not is_faster_split(x, weight, *how):
+            x, weight, _, *options = args
+            if options[-1] > 1 and not is_faster_split(x, weight, *options):
                 self.multiply_adds += result.numel() * math.prod(weight.shape[1:])
         return result
 
 
-def work(function: Callable[..., Any], *arguments: Any) -> Work:
-    """What `function` does for arguments of these shapes; nothing is computed.
+def count_cost(function: Callable[..., Any], *arguments: Any) -> Cost:
+    """Return the cost of `function` for arguments of these shapes, without computing it.
 
-    Convolutions that a lowering takes apart, group by group, don't count as grouped.
-    Raises TraceError where the function branches on a tensor's value.
+    Grouped convolutions that a lowering of `jit` splits into one convolution for each group are
+    left out of `multiply_adds`.
+
+    Raises TraceError if the function branches on the value of a tensor.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     shapes = tree.map(
@@ -51,4 +53,4 @@ def work(function: Callable[..., Any], *arguments: Any) -> Work:
     counter = _Counter()
     with explained(), mode, counter:
         function(*shapes)
-    return Work(counter.operations, counter.multiply_adds)
+    return Cost(counter.operations, counter.multiply_adds)
