@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from funcnets import tree
-from funcnets.core import Apply, Layer, Params, State, wrap
+from funcnets.core import Apply, Layer, LayerError, Params, State, wrap
 
 
 class Policy(NamedTuple):
@@ -45,6 +45,15 @@ def available(device: str) -> tuple[str, ...]:
     return tuple(name for name, policy in POLICIES.items() if is_gpu or not policy.tf32)
 
 
+def check_images(x: Tensor) -> None:
+    """Raise LayerError for inputs of integers, such as images in bytes, 0 to 255."""
+    if not x.is_floating_point():
+        raise LayerError(
+            f"the input is {x.dtype}; expected a floating type: convert images of bytes inside "
+            "the step, as in train.make_train_step(..., prepare=partial(data.prepare, side=28))"
+        )
+
+
 def cast(net: Layer, policy: Policy) -> Layer:
     """Return the same network in the dtypes of `policy`, with the same names of parameters.
 
@@ -75,6 +84,7 @@ def cast(net: Layer, policy: Policy) -> Layer:
             train: bool = False,
             key: Tensor | None = None,
         ) -> tuple[Tensor, State]:
+            check_images(x)
             params = tree.map(lambda leaf: leaf.to(policy.compute), params)
             y, state = inner(params, state, x.to(policy.compute), train=train, key=key)
             return y.to(policy.output), state

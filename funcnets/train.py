@@ -19,6 +19,7 @@ The loop has no hidden state: everything that it knows is in the `Progress` that
 
 import inspect
 import math
+import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from funcnets import data, losses, metrics, optim, precision, random
 from funcnets.core import Layer, Params, State, check_layer
 from funcnets.optim import Optimizer
+from funcnets.optim.transformations import check_optimizer
 from funcnets.precision import Policy
 
 Batch = tuple[Tensor, Tensor]  # images, labels
@@ -85,7 +87,7 @@ def create(net: Layer, optimizer: Optimizer, key: Tensor, x: Tensor) -> TrainSta
     Raises TypeError for another type of network or optimizer.
     """
     check_layer(net, "the network")
-    _check_optimizer(optimizer)
+    check_optimizer("the optimizer", optimizer)
     init_key, train_key = random.split(key)
     params, state = net.init(init_key, x)
     step = torch.zeros((), dtype=torch.int64, device=key.device)
@@ -98,7 +100,13 @@ def shuffle_key(train_state: TrainState) -> Tensor:
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ValueError unless the batch has images, and a label for each."""
+    """Raise TypeError or ValueError unless the batch has images, and a label for each."""
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
+    if not is_pair or not all(isinstance(part, Tensor) for part in batch):
+        raise TypeError(
+            f"the batch is {reprlib.repr(batch)}; expected two tensors, (images, labels): from a "
+            'dict pass (batch["image"], batch["label"])'
+        )
     images, labels = batch
     if labels.ndim != 1 or len(images) != len(labels) or not len(labels):
         raise ValueError(
@@ -107,12 +115,11 @@ def check_batch(batch: Batch) -> None:
         )
 
 
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"the optimizer is {optimizer!r}, expected an Optimizer: call the function that makes "
-            "one, as in optim.sgd(0.1)"
-        )
+def _prepared(images: Tensor, prepare: Prepare | None) -> Tensor:
+    """Return the inputs of the network, which must be floating: bytes aren't taken for pixels."""
+    x = images if prepare is None else prepare(images)
+    precision.check_images(x)
+    return x
 
 
 def _check_loss(loss: Any) -> None:
@@ -184,7 +191,7 @@ def make_train_step(
     (1, ['correct', 'loss'])
     """
     check_layer(net, "the network")
-    _check_optimizer(optimizer)
+    check_optimizer("the optimizer", optimizer)
     _check_loss(loss)
     _check_gradient(gradient)
     net = net if policy is None else precision.cast(net, policy)
@@ -192,7 +199,7 @@ def make_train_step(
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         check_batch(batch)
         images, labels = batch
-        x = images if prepare is None else prepare(images)
+        x = _prepared(images, prepare)
         key = None
         if net.stochastic:
             key = random.fold_in(random.split(train_state.key)[1], train_state.step)
@@ -225,7 +232,7 @@ def make_eval_step(
     def step(params: Params, state: State, batch: Batch) -> Measurements:
         check_batch(batch)
         images, labels = batch
-        logits, _ = net.apply(params, state, images if prepare is None else prepare(images))
+        logits, _ = net.apply(params, state, _prepared(images, prepare))
         return {"loss": loss(logits, labels), "correct": metrics.correct(logits, labels)}
 
     return step

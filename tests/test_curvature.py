@@ -258,3 +258,32 @@ def test_a_vector_unlike_the_parameters_is_named_by_leaf(
 def test_misuse(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None])
+def test_eigenvalues_of_parameters_of_half_and_of_several_precisions(dtype):
+    dtypes = (dtype or torch.bfloat16, dtype or torch.float64)
+    like = {"a": torch.zeros(2, dtype=dtypes[0]), "b": torch.zeros(1, dtype=dtypes[1])}
+
+    def product(vector):
+        return {"a": vector["a"] * 2, "b": vector["b"] * 5}
+
+    value, vector = curvature.largest_eigenvalue(product, like, random.key(0), iterations=3)
+    assert float(value) == pytest.approx(5, rel=2e-2)
+    assert tree.difference(vector, like) is None
+
+
+def test_products_do_not_depend_on_the_order_of_names():
+    def loss(params):
+        return (params["a"] ** 2).sum() * params["b"].sum() ** 3
+
+    params = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    vector = {"a": torch.tensor([0.5, -1.0]), "b": torch.tensor([2.0])}
+    turned = dict(reversed(vector.items()))
+    for mode in ("forward_over_reverse", "reverse_over_reverse"):
+        expected = curvature.hessian_product(loss, params, vector, mode=mode)
+        actual = curvature.hessian_product(loss, params, turned, mode=mode)
+        assert all(torch.equal(actual[name], expected[name]) for name in params)
+    expected = curvature.gauss_newton_product(loss, lambda y: y**2, params, vector)
+    actual = curvature.gauss_newton_product(loss, lambda y: y**2, params, turned)
+    assert all(torch.equal(actual[name], expected[name]) for name in params)

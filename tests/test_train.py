@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnets
-from funcnets import data, layers, losses, metrics, optim, random, train, transforms, tree
+from funcnets import (
+    data,
+    layers,
+    losses,
+    metrics,
+    optim,
+    precision,
+    random,
+    train,
+    transforms,
+    tree,
+)
 
 NET = funcnets.sequential(
     conv=layers.conv2d(2, 3),
@@ -229,3 +240,27 @@ def test_lenet_learns_from_real_images():
     ]
     assert epochs[-1].loss < 0.6 * epochs[0].loss
     assert epochs[-1].accuracy > 0.6
+
+
+@pytest.mark.parametrize("policy", [None, *precision.POLICIES.values()])
+def test_bytes_are_not_taken_for_pixels(policy):
+    net = funcnets.sequential(flatten=layers.flatten(), fc=layers.linear(5))
+    images, labels = torch.full((8, 1, 4, 4), 9, dtype=torch.uint8), torch.zeros(8).long()
+    optimizer = optim.sgd(0.1)
+    state = train.create(net, optimizer, random.key(0), images.float())
+    for step in (
+        partial(train.make_train_step(net, optimizer, policy=policy), state),
+        partial(train.make_eval_step(net, policy=policy), state.params, state.state),
+    ):
+        with pytest.raises(ValueError, match=r"input is torch\.uint8; .*prepare=partial\("):
+            step((images, labels))
+    prepared = train.make_train_step(net, optimizer, policy=policy, prepare=lambda x: x / 255)
+    assert prepared(state, (images, labels))[1]["loss"].isfinite()
+
+
+@pytest.mark.parametrize("batch", [{"image": 1, "label": 2}, (1, 2), [torch.zeros(2, 3)]])
+def test_a_batch_that_is_no_pair_of_tensors_is_refused(batch):
+    net, optimizer = layers.linear(5), optim.sgd(0.1)
+    state = train.create(net, optimizer, random.key(0), torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"expected two tensors, \(images, labels\)"):
+        train.make_train_step(net, optimizer)(state, batch)

@@ -61,7 +61,7 @@ def hessian_product(
     >>> curvature.hessian_product(lambda params: params["x"].prod(), params, vector)
     {'x': tensor([0., 1.])}
     """
-    _check_alike(vector, params, "the vector")
+    vector = _ordered_as(params, vector)
     gradient = torch.func.grad(_scalar(loss))
     if mode == "forward_over_reverse":
         return cast(Params, torch.func.jvp(gradient, (params,), (vector,))[1])
@@ -99,7 +99,7 @@ def gauss_newton_product(
     ... )
     {'x': tensor([8., 4.])}
     """
-    _check_alike(vector, params, "the vector")
+    vector = _ordered_as(params, vector)
     outputs, along, *_ = torch.func.jvp(model, (params,), (vector,))
     curved = torch.func.jvp(torch.func.grad(_scalar(loss)), (outputs,), (along,))[1]
     return cast(Params, torch.func.vjp(model, params)[1](curved)[0])
@@ -204,6 +204,13 @@ def dot(first: Params, second: Params) -> Tensor:
     return total
 
 
+def _ordered_as(params: Params, vector: Params) -> Params:
+    """Return `vector` with its names in the order of `params`, as torch.func compares them."""
+    _check_alike(vector, params, "the vector")
+    named = tree.flatten_named(vector)
+    return cast(Params, tree.map_named(lambda name, leaf: named[name], params))
+
+
 def _check_alike(values: Any, like: Any, what: str) -> None:
     if not tree.leaves(like):
         raise ValueError(
@@ -244,16 +251,21 @@ def rademacher_like(key: Tensor, like: Params) -> Params:
 
 
 def _flattening(like: Params) -> tuple[Callable[[Params], Tensor], Callable[[Tensor], Params]]:
-    """Return functions from trees like `like` to vectors (P,), and back."""
+    """Return functions from trees like `like` to vectors (P,), and back.
+
+    A vector is in the widest dtype of the leaves, float32 at least, in which eigenvalues can be
+    computed; back from it each leaf has its own dtype.
+    """
     leaves, structure = tree.flatten(like)
-    sizes, shapes = [leaf.numel() for leaf in leaves], [leaf.shape for leaf in leaves]
+    sizes = [leaf.numel() for leaf in leaves]
+    dtype = reduce(torch.promote_types, [leaf.dtype for leaf in leaves], torch.float32)
 
     def flatten(values: Params) -> Tensor:
-        return torch.cat([leaf.flatten() for leaf in tree.leaves(values)])
+        return torch.cat([leaf.flatten().to(dtype) for leaf in tree.leaves(values)])
 
     def unflatten(vector: Tensor) -> Params:
-        parts = zip(torch.split(vector, sizes), shapes, strict=True)
-        reshaped = [part.reshape(shape) for part, shape in parts]
+        parts = zip(torch.split(vector, sizes), leaves, strict=True)
+        reshaped = [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in parts]
         return cast(Params, tree.unflatten(reshaped, structure))
 
     return flatten, unflatten
