@@ -1,10 +1,10 @@
-"""What the command `funcnets` runs, and `python -m funcnets`."""
+"""Entry point of the command `funcnets` and of `python -m funcnets`."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line, which Ctrl-C stops without a traceback while it is imported too."""
+    """Run the command line; Ctrl-C during its imports ends it without a traceback, too."""
     try:
         from funcnets.cli import commands
     except KeyboardInterrupt:

@@ -21,14 +21,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def own_directory(tmp_path, tmp_path_factory, monkeypatch):
-    """The working directory of this test alone, with the bundled images in the place of others.
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory):
+    """Compiled steps of earlier tests: the same step is traced once in a process of tests."""
+    return tmp_path_factory.mktemp("cache")
 
-    Nothing is saved by a test for another one.
-    """
+
+@pytest.fixture
+def own_directory(tmp_path, shared_cache, monkeypatch):
+    """The working directory of this test alone, with the bundled images in the place of others."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
     monkeypatch.setenv("FUNCNETS_DATA", "bundled")
 
 

@@ -41,7 +41,7 @@ class Network(NamedTuple):
 
     def layer(self) -> Layer:
         special = {"vgg11": models.vgg, "resnet18": models.resnet, "googlenet": _googlenet}
-        build = models.INDEX[self.name][0]
+        build = models.INDEX[self.name].build
         return special.get(self.name, build)(**self.options) if self.options else build()
 
 

@@ -17,7 +17,7 @@ from funcnets.bench.cases import Case
 from funcnets.bench.contenders import COLUMNS, MODULES
 from funcnets.cli import commands
 from funcnets.compiler.lowerings import bfloat16
-from funcnets.models import Recipe
+from funcnets.models import Entry, Recipe
 from funcnets.testing import twins
 
 LENET = Case("lenet_bn", 4, 28)
@@ -59,7 +59,7 @@ def tiny_twin(name):
 @pytest.fixture
 def tiny(monkeypatch):
     """A network and a twin that start quickly; its convolutions are lowered."""
-    monkeypatch.setitem(models.INDEX, "tiny", (tiny_net, RECIPES))
+    monkeypatch.setitem(models.INDEX, "tiny", Entry(tiny_net, RECIPES))
     monkeypatch.setattr(twins, "get", tiny_twin)
     return Case("tiny", 4, 2)
 
@@ -293,7 +293,7 @@ def test_each_way_to_rewrite_has_its_row(run, tiny, monkeypatch):
         flatten=layers.flatten(),
         fc=layers.linear(10),
     )
-    monkeypatch.setitem(models.INDEX, "tiny", (lambda: net, RECIPES))
+    monkeypatch.setitem(models.INDEX, "tiny", Entry(lambda: net, RECIPES))
     looped, fuse_loops = [], rule_timings.fuse_loops
     monkeypatch.setattr(rule_timings, "fuse_loops", lambda graph: looped.append(fuse_loops(graph)))
     arguments = ("--lowerings", "--only", "jit,graph", "--rounds", 1, "--side", 6, "--json")
@@ -355,7 +355,7 @@ def test_layouts_are_those_of_the_step():
 def test_equal_calls_are_timed_once_and_counted(monkeypatch, tiny):
     conv = layers.conv2d(1, 3, padding=1)
     net = funcnets.sequential(a=conv, b=conv, flatten=layers.flatten(), fc=layers.linear(10))
-    monkeypatch.setitem(models.INDEX, "tiny", (lambda: net, RECIPES))
+    monkeypatch.setitem(models.INDEX, "tiny", Entry(lambda: net, RECIPES))
     rewrite, calls = rewrites.rewrites(tiny, "float32")[0]
     assert (rewrite.name, calls) == ("layout.forward", 2)
 

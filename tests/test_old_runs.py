@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from funcnets.runs.directory import Run
+from funcnets import data, metrics, runs
 
 FIXTURE = Path(__file__).with_name("fixtures") / "run_format_1"
 # What the version that wrote it measured when it went on, with two threads.
@@ -28,7 +28,26 @@ def test_it_is_evaluated(run, old_run):
 def test_a_back_end_that_was_removed_is_read_as_graph(old_run):
     path = old_run / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"backend": "aot_eager"}))
-    assert Run(old_run).read_config().backend == "graph"
+    assert runs.RunDirectory(old_run).read_config().backend == "graph"
+
+
+def test_it_is_loaded(old_run):
+    loaded = runs.load(old_run)
+    assert (loaded.step, loaded.checkpoint) == (98, old_run / "checkpoints/step-00000098")
+    assert loaded.config == runs.Config.from_recipe(
+        "lenet_bn",
+        "reference",
+        batch_size=64,
+        epochs=3,
+        limit_train=4096,
+        device="cpu",
+        backend="graph",
+    )
+    dataset = data.load("bundled")
+    images = data.prepare(dataset.test_images, loaded.config.side)
+    logits, _ = loaded.net.apply(loaded.params, loaded.state, images)
+    accuracy = float(metrics.accuracy(logits, dataset.test_labels))
+    assert accuracy == pytest.approx(TESTED_AT_STEP_98, abs=1e-6)
 
 
 def test_it_is_resumed(run, old_run):

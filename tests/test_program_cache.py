@@ -13,13 +13,13 @@ from torch import Tensor
 
 import funcnets
 from funcnets import data, random
+from funcnets.cli import preparation
 from funcnets.cli.configuration import configure
-from funcnets.cli.preparation import Session, load
 from funcnets.compiler import TraceError
 from funcnets.compiler.backends import program_cache
 from funcnets.compiler.kernels import build
 from funcnets.compiler.lowerings import DEFAULT
-from funcnets.runs.directory import Run
+from funcnets.runs import RunDirectory
 
 BACKENDS = ["graph", "native"]
 
@@ -212,7 +212,8 @@ def test_a_new_process_needs_no_tracer():
 
 @pytest.mark.parametrize("command", [["train"], ["sweep", "--seeds", "2"]])
 def test_a_second_training_traces_nothing(run, monkeypatch, command):
-    arguments = [command[0], "lenet_bn", *command[1:], "--epochs", 2, "--limit-train", 300]
+    arguments = [command[0], "lenet_bn", *command[1:], "--epochs", 1, "--limit-train", 300]
+    arguments += ["--backend", "graph", "--data", "bundled"]
     assert run(*arguments, "--run", "first")[0] == 0
 
     def untraced(*arguments):
@@ -245,8 +246,8 @@ def test_steps_are_named_by_all_that_they_are_made_of():
     configs = [config, *(replace(config, **{name: value}) for name, value in changes.items())]
 
     def name(config):
-        _, net, make = load(config)
-        return Session(config, Run(Path()), dataset, net, make(0.1), None).step_name
+        _, net, optimizer = preparation.build(config)
+        return preparation.Setup(config, RunDirectory("."), dataset, net, optimizer, None).step_name
 
     assert len(set(map(name, configs))) == len(configs)
     assert name(replace(config, seed=7, device="meta")) == name(config)

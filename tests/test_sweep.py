@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from run_files import rows
 
 from funcnets import checkpoint, tree
 from funcnets.cli import sweep
@@ -19,13 +20,10 @@ SMALLEST = ["lenet_bn", *SMALL, "--epochs", "1", "--run", "sweep"]
 pytestmark = pytest.mark.usefixtures("own_directory")
 
 
-def rows(directory):
-    return [json.loads(line) for line in Path(directory, "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_sweep_leaves_a_record_and_a_table(run):
     code, out, err = run("sweep", *SMALLEST, "--seeds", 2, "--lr", "0.1,1e39", "--epochs", 2)
     assert (code, err) == (0, "")
+    assert out.isascii()
     found = rows("sweep")
     assert [row["epoch"] for row in found] == [1] * 7 + [2] * 7
     last = found[7:]
@@ -55,7 +53,7 @@ def test_a_sweep_leaves_a_record_and_a_table(run):
 
 @pytest.mark.parametrize("way", ["vmap", "loop"])
 def test_the_first_member_is_what_train_trains(run, monkeypatch, way):
-    monkeypatch.setattr(ensemble, "faster", lambda *arguments, **options: way)
+    monkeypatch.setattr(ensemble, "choose_strategy", lambda *arguments, **options: way)
     run("sweep", *SMALLEST, "--seeds", 2, "--recipe", "reference", "--lr", 0.5)
     alone = ("--recipe", "reference", "--lr", 0.5, "--run", "alone")
     run("train", *SMALLEST, *alone)
@@ -96,7 +94,7 @@ def test_a_sweep_is_not_resumed_or_evaluated(run):
         (["lenet_bn", "--seeds", "0"], "--seeds is 0"),
         (["lenet_bn", "--lr", "fast"], "--lr is 'fast'"),
         (["lenet_bn", "--lr", "0.1,-1"], "--lr is -1"),
-        (["lenet_bn", "--lr", "0.1,0.1"], "expected different rates"),
+        (["lenet_bn", "--lr", "0.1,0.1"], "expected different learning rates"),
         (["lenet_bn", "--lr", ""], "--lr is ''"),
         (["alexnet", "--side", "30"], "the smallest --side that works is 65"),
         (["lenet_bn", "--backend", "fast"], "--backend is 'fast'"),

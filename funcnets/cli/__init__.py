@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: an application on top of the library, which imports nothing of it."""

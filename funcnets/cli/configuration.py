@@ -1,37 +1,49 @@
-"""The configuration that the command line's values make."""
+"""The configuration made of what was given on the command line."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from funcnets import models
-from funcnets.compiler.backends.select import usual_backend
 from funcnets.precision import available
-from funcnets.runs.config import FLAGS, Config, UsageError, _check_values, check_device
+from funcnets.runs import Config, ConfigError, SweepConfig
+
+# Fields of a configuration, as they are called on the command line.
+FLAGS = {
+    "network": "NET",
+    "recipe": "--recipe",
+    "schedule": "--schedule",
+    "learning_rate": "--lr",
+    "batch_size": "--batch-size",
+    "side": "--side",
+    "epochs": "--epochs",
+    "seed": "--seed",
+    "data": "--data",
+    "limit_train": "--limit-train",
+    "device": "--device",
+    "backend": "--backend",
+    "precision": "--precision",
+    "seeds": "--seeds",
+    "rates": "--lr",
+}
+
+
+class UsageError(ValueError):
+    """A command can't do what was asked for; one line that names the flag and what can be done."""
 
 
 def configure(given: Mapping[str, Any]) -> Config:
-    """The configuration for the values `given` by field, the recipe's where there is none.
+    """Return the configuration for the values `given` by field, else the recipe's.
 
-    Raises UsageError for a name that isn't known or a value out of range.
+    It is a sweep's if `seeds` is given.  Raises ValueError, mostly UsageError, for an unknown name
+    or a value out of range.
     """
-    name, recipe_name = given.get("network", "lenet_bn"), given.get("recipe", "tuned")
-    try:
-        recipe = models.get(name, recipe_name)[1]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    device = given.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    defaults = asdict(recipe) | {
-        "seed": 0,
-        "data": "bundled",
-        "limit_train": None,
-        "device": device,
-        "backend": usual_backend(device),
-    }
-    config = Config(**(defaults | dict(given) | {"network": name, "recipe": recipe_name}))
-    check(config)
+    kind = SweepConfig if "seeds" in given else Config
+    with _fields_as_flags():
+        config = kind.from_recipe(**given)
+    check_device(config.device)
     usable = (*available(config.device), "auto")
     if config.precision not in usable:
         raise UsageError(
@@ -41,21 +53,41 @@ def configure(given: Mapping[str, Any]) -> Config:
     return config
 
 
-def check(config: Config) -> None:
-    """Raise UsageError for a value out of range, or a device that can't be used."""
-    _check_values(config, FLAGS)
+@contextmanager
+def _fields_as_flags() -> Iterator[None]:
+    """Around code that makes a Config: a ConfigError becomes a UsageError that names the flag."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(f"{FLAGS[error.field]} {error.problem}") from None
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError for a device that can't be used; `meta` is one, as it keeps no values."""
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device is {device!r}, which can't be used here: {reason}") from None
+
+
+def updated(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a run's configuration with other values for some fields, checked like any other."""
+    with _fields_as_flags():
+        config = replace(config, **changes)
     check_device(config.device)
+    return config
 
 
 def resumed(config: Config, given: Mapping[str, Any]) -> Config:
-    """The configuration with which a run goes on, when the values `given` by field are repeated.
+    """Return the configuration with which a run is resumed, if these values are `given` again.
 
     Only the place of the data, the device and, at a constant rate, the number of epochs may be
     others.  Raises UsageError that names the first flag that contradicts the run.
     """
     changes = {field: value for field, value in given.items() if value != getattr(config, field)}
     if changes.get("precision") == "auto":
-        del changes["precision"]  # as it chose when the run was started
+        del changes["precision"]  # what it chose when the run was started
     for field, value in changes.items():
         problem = (
             f"{FLAGS[field]} is {value}, but the run was started with {getattr(config, field)}"
@@ -65,12 +97,10 @@ def resumed(config: Config, given: Mapping[str, Any]) -> Config:
         if field == "epochs" and config.schedule != "constant":
             raise UsageError(
                 f"{problem}, and its {config.schedule} schedule ends with its last epoch: start a "
-                f"new run with --epochs {value}, or train by a constant rate"
+                f"new run with --epochs {value}, or train with a constant rate"
             )
         if field not in ("device", "epochs"):
             raise UsageError(
                 f"{problem}: leave it out to resume, or start a new run with --run DIR"
             )
-    config = replace(config, **changes)
-    check(config)
-    return config
+    return updated(config, changes)

@@ -1,39 +1,59 @@
-"""What the command line shows while it trains: a progress bar, plain lines, or JSON lines."""
+"""Reporters show how a training goes: a progress bar, plain lines, JSON lines, or warnings only."""
 
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from funcnets.cli import terminal
-from funcnets.cli.messages import Words
-from funcnets.cli.preparation import Session
-from funcnets.cli.training import Outcome
 
 
-class Warnings:
-    """Warnings alone, on stderr."""
+class Messages(Protocol):
+    """Texts about a training, a line each.
+
+    Attributes:
+        epochs: epochs of the whole training.
+    """
+
+    epochs: int
+
+    def opening(self) -> Iterator[str]:
+        """Yield what is trained, on what, and where the run is kept."""
+
+    def averages(self, progress: Any) -> str:
+        """Return the averages of the epoch so far."""
+
+    def epoch(self, rows: Sequence[Any]) -> str:
+        """Return the measurements of an epoch."""
+
+    def closing(self, outcome: Any) -> Iterator[str]:
+        """Yield how it ended, and how to go on."""
+
+    def result(self, outcome: Any) -> dict[str, Any]:
+        """Return how it ended, for JSON."""
+
+
+class Reporter:
+    """Shows warnings alone, on standard error; its subclasses show more.
+
+    Attributes:
+        unheard: True once nobody reads what is printed any more.
+    """
 
     unheard = False
 
     def warn(self, text: str) -> None:
-        """Print a warning on stderr."""
+        """Print a warning on standard error."""
         self.print(f"funcnets: warning: {' '.join(text.split())}", sys.stderr)
 
     def print(self, text: str, stream: TextIO) -> None:
-        """Print a line; where nobody reads the stream any more, that is only noted."""
+        """Print a line; a broken pipe is only noted."""
         try:
             print(text, file=stream, flush=True)
         except BrokenPipeError:
@@ -41,28 +61,28 @@ class Warnings:
             self.unheard = True
 
     def line(self, text: str) -> None:
-        """Nothing is said of what is only good to know."""
+        """Do nothing with a line that is good to know."""
 
     @contextmanager
-    def compiling(self, what: str) -> Iterator[None]:
-        """Nothing is said of what is compiled."""
+    def compiling(self, name: str) -> Iterator[None]:
+        """Do nothing around the compilation of what is called `name`."""
         yield
 
     def advance(self, progress: Any, examples_per_second: float | None) -> None:
-        """Nothing is said of a step."""
+        """Do nothing after a step."""
 
     def epoch(self, rows: Sequence[Any]) -> None:
-        """Nothing is said of an epoch."""
+        """Do nothing after an epoch with these measurements."""
 
 
-class PlainLines(Warnings):
-    """A line for each thing that happened, for logs and pipes."""
+class PlainLines(Reporter):
+    """Prints a line for each event, for logs and pipes."""
 
-    def __init__(self, session: Session, words: Words) -> None:
-        self.session, self.words = session, words
+    def __init__(self, messages: Messages) -> None:
+        self.messages = messages
 
-    def __enter__(self) -> "PlainLines":
-        for line in self.words.opening(self.session):
+    def __enter__(self) -> Self:
+        for line in self.messages.opening():
             self.line(line)
         return self
 
@@ -74,40 +94,39 @@ class PlainLines(Warnings):
         self.print(text, sys.stdout)
 
     @contextmanager
-    def compiling(self, what: str) -> Iterator[None]:
-        """Say how long `what` took to compile, its first run included."""
+    def compiling(self, name: str) -> Iterator[None]:
+        """Print how long a compilation took, with the first run."""
         started = time.perf_counter()
         yield
-        self.line(f"compiled {what} in {time.perf_counter() - started:.1f} s")
+        self.line(f"compiled {name} in {time.perf_counter() - started:.1f} s")
 
     def epoch(self, rows: Sequence[Any]) -> None:
         """Print the measurements of an epoch."""
-        self.line(self.words.epoch(self.session, rows))
+        self.line(self.messages.epoch(rows))
 
-    def finish(self, outcome: Outcome) -> None:
-        """Print how it ended, and how to go on."""
-        for line in self.words.closing(outcome):
+    def finish(self, outcome: Any) -> None:
+        """Print how the training ended, and how to go on."""
+        for line in self.messages.closing(outcome):
             self.line(line)
 
 
 class ProgressBar(PlainLines):
-    """A bar that fills with the steps of all epochs, and above it a line for each epoch."""
+    """Shows a bar that the steps of all epochs fill, below a line for each epoch."""
 
-    def __init__(self, session: Session, words: Words) -> None:
-        super().__init__(session, words)
+    def __init__(self, messages: Messages) -> None:
+        super().__init__(messages)
         self.bar = Bar(
-            SpinnerColumn(),
+            SpinnerColumn("line"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[measured]}"),
+            BarColumn(bar_width=14),
+            TextColumn("{task.fields[averages]}"),
             TimeRemainingColumn(),
             console=Console(highlight=False),
             transient=True,
         )
-        self.task = self.bar.add_task("starting", total=None, start=False, measured="")
+        self.task = self.bar.add_task("starting", total=None, start=False, averages="")
 
-    def __enter__(self) -> "ProgressBar":
+    def __enter__(self) -> Self:
         super().__enter__()
         self.bar.start()
         return self
@@ -120,35 +139,37 @@ class ProgressBar(PlainLines):
         self.bar.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def compiling(self, what: str) -> Iterator[None]:
-        """Say what is compiled while it is."""
-        self.bar.update(self.task, description=f"compiling {what} …")
-        with super().compiling(what):
+    def compiling(self, name: str) -> Iterator[None]:
+        """Show what is compiled while it is."""
+        self.bar.update(self.task, description=f"compiling {name}")
+        with super().compiling(name):
             yield
 
     def advance(self, progress: Any, examples_per_second: float | None) -> None:
         """Move the bar by a step."""
-        speed = examples_per_second
         done = progress.epoch * progress.batches + progress.batch
-        total = self.session.config.epochs * progress.batches
         if self.bar.tasks[0].total is None:
-            # From here, and not from the compilation, the time that is left is reckoned.
+            # The remaining time is estimated from here on, without the compilation.
+            total = self.messages.epochs * progress.batches
             self.bar.update(self.task, total=total, completed=done)
             self.bar.start_task(self.task)
+        speed = f"  {examples_per_second:,.0f}/s" if examples_per_second else ""
         self.bar.update(
             self.task,
             completed=done,
-            description=f"epoch {progress.epoch + 1}/{self.session.config.epochs}",
-            measured=self.words.measured(progress)
-            + (f"  {speed:,.0f} examples/s" if speed else ""),
+            description=f"epoch {progress.epoch + 1}/{self.messages.epochs}",
+            averages=self.messages.averages(progress) + speed,
         )
 
 
 class JsonLines(PlainLines):
-    """An object a line on stdout for each epoch, and one at the end; all else goes to stderr."""
+    """Prints JSON on standard output, an object for each row and one at the end.
+
+    Lines for people go to standard error.
+    """
 
     def line(self, text: str) -> None:
-        """Print a line for people, on stderr."""
+        """Print a line on standard error."""
         self.print(text, sys.stderr)
 
     def epoch(self, rows: Sequence[Any]) -> None:
@@ -156,15 +177,6 @@ class JsonLines(PlainLines):
         for row in rows:
             self.print(json.dumps({"event": "epoch", **row._asdict()}), sys.stdout)
 
-    def finish(self, outcome: Outcome) -> None:
-        """Print how it ended."""
-        summary = {
-            "event": "interrupted" if outcome.interrupted else "finished",
-            "run": str(outcome.session.directory.path),
-            "network": outcome.session.config.network,
-            "precision": outcome.session.config.precision,
-            **self.words.result(outcome),
-            "compile_seconds": round(outcome.compile_seconds, 3),
-            "seconds": round(outcome.seconds, 3),
-        }
-        self.print(json.dumps(summary), sys.stdout)
+    def finish(self, outcome: Any) -> None:
+        """Print how the training ended."""
+        self.print(json.dumps(self.messages.result(outcome)), sys.stdout)

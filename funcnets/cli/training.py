@@ -1,34 +1,35 @@
 """The training loop of the command line: measured, saved after each epoch and on a signal."""
 
-import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from funcnets import checkpoint, data, precision, timing, train, tree
-from funcnets.cli.compiled_step import Evaluation, Interrupt, Reporter, Speed, Step
+from funcnets.cli.compiled_step import CompiledStep, Speed
+from funcnets.cli.evaluation import Evaluation, finite
 from funcnets.cli.fastest_precision import fastest_precision
-from funcnets.cli.preparation import Session, open_run
+from funcnets.cli.interrupt import Interrupt
+from funcnets.cli.preparation import Setup
+from funcnets.cli.reporters import Reporter
 from funcnets.compiler import CompileError, jit
 from funcnets.metrics import Running
 from funcnets.precision import POLICIES
-from funcnets.runs.config import Row
-from funcnets.train import NonFiniteLoss, Progress, TrainState
+from funcnets.runs import EpochRow, steps_done
+from funcnets.train import NonFiniteLoss, TrainState
 from funcnets.transforms import NonFiniteError, check_finite
 
 
 class TrainingError(RuntimeError):
-    """A training that stopped because of itself or of the machine, not of what was asked for."""
+    """A training failed by itself or by the machine, not by what was asked for."""
 
 
 class Outcome(NamedTuple):
-    """How a training ended."""
+    """Result of a training: its last state, and what ended it."""
 
-    session: Session
+    setup: Setup
     train_state: TrainState
     rows: tuple[Any, ...]
     interrupted: signal.Signals | None
@@ -36,220 +37,205 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Work(NamedTuple):
-    """What the loop does: it trains one network, or (see `sweep`) all members of an ensemble.
+class Training:
+    """The training of one network, from its setup to the last epoch or the first signal.
 
-    Attributes:
-        jit: how a network's training step is compiled: as `jit` does it, or for all members.
-        evaluation: what measures a train state after an epoch.
-        fit: `fit(step, train_state, batch, batch_size=..., epochs=..., **more)`, yields progress.
-        rows: `rows(session, progress, tested, examples a second, seconds)`, those of an epoch.
-        save: `save(session, train_state, running)` writes a checkpoint.
+    A subclass trains something else by other methods: `jit`, `evaluation`, `fit`, `epoch_rows` and
+    `checkpoint_metadata` (see `sweep.Sweep`).
+
+    Args:
+        setup: what is trained; its train state is used up, as the steps take its memory.
+        reporter: told how it goes.
+        check: run uncompiled, and stop at the first layer with a value that isn't finite.
     """
 
-    jit: Callable[..., Any]
-    evaluation: type[Evaluation]
-    fit: Callable[..., Iterator[Any]]
-    rows: Callable[[Session, Any, Any, float | None, float], Sequence[Any]]
-    save: Callable[[Session, TrainState, Any], None]
+    def __init__(self, setup: Setup, reporter: Reporter, *, check: bool = False) -> None:
+        self.setup, self.reporter, self.check = setup, reporter, check
+        self.interrupt = Interrupt()
+        self.train_state: TrainState = setup.train_state
+        self.running: Any = setup.running
+        self.rows: list[Any] = list(setup.rows)
 
+    # Methods that a subclass replaces.
 
-def go(
-    session: Session, reporter: Reporter, work: Work | None = None, *, check: bool = False
-) -> Outcome:
-    """Train to the last epoch, or to the first signal; save after each epoch and on a signal.
+    def jit(self, step: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """Compile the training step of a network."""
+        return jit(step, **options)
 
-    Uses up `session.train_state`, whose memory the steps take.  With `check` the steps run
-    uncompiled, and stop at the first layer with a value that isn't finite.  Raises TrainingError
-    where the training diverges or can't be saved; earlier checkpoints stay.
-    """
-    for text in session.warnings:
-        reporter.warn(text)
-    with Interrupt() as interrupt:
+    def evaluation(self) -> Evaluation:
+        """Return what measures a train state after an epoch."""
+        return Evaluation(self.setup.config, self.setup.net, self.setup.dataset)
+
+    def fit(self, step: Callable[..., Any], **options: Any) -> Iterator[Any]:
+        """Yield the progress after each step, as `train.fit` does."""
+        return train.fit(step, self.train_state, running=self.running, **options)
+
+    def epoch_rows(
+        self, progress: Any, tested: Any, rate: float | None, seconds: float
+    ) -> Sequence[Any]:
+        """Return the rows of an epoch, from its evaluation, examples a second and duration."""
+        row = EpochRow(
+            epoch=progress.epoch + 1,
+            step=steps_done(progress.train_state),
+            train_loss=progress.running.loss,
+            train_accuracy=progress.running.accuracy,
+            test_loss=finite(tested.loss),
+            test_accuracy=tested.accuracy,
+            examples_per_second=rate and round(rate, 1),
+            seconds=round(seconds, 3),
+        )
+        return [row]
+
+    def checkpoint_metadata(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the train state.
+
+        Raises NonFiniteLoss if the last update left a value that isn't finite.
+        """
+        for name, leaf in tree.flatten_named(self.train_state).items():
+            if leaf.is_floating_point() and not leaf.isfinite().all():
+                raise NonFiniteLoss(
+                    f"{name} isn't finite after step {step}: try a smaller learning rate"
+                )
+        epoch, batch = divmod(step, self.setup.batches)
+        running = self.running if batch else Running()
+        return {"epoch": epoch, "batch": batch, "running": running._asdict()}
+
+    # The loop.
+
+    def run(self) -> Outcome:
+        """Train, and save after each epoch and on a signal; return how it ended.
+
+        Raises TrainingError if the training diverges or can't be saved; earlier checkpoints stay.
+        """
+        started = time.perf_counter()
+        for text in self.setup.warnings:
+            self.reporter.warn(text)
+        with self.interrupt:
+            try:
+                compile_seconds = self._compile_and_train()
+            except (NonFiniteLoss, NonFiniteError) as error:
+                raise TrainingError(f"{error}; {self._kept()}") from error
+        seconds = time.perf_counter() - started
+        rows, stopped = tuple(self.rows), self.interrupt.signal
+        return Outcome(self.setup, self.train_state, rows, stopped, compile_seconds, seconds)
+
+    def _compile_and_train(self) -> float:
+        """Train, and return the seconds of it that were compilation."""
         try:
-            return _go(session, work or TRAINING, reporter, interrupt, check)
-        except (NonFiniteLoss, NonFiniteError) as error:
-            raise TrainingError(f"{error}; {_kept(session.directory.checkpoints)}") from error
+            step = self._step()
+            self._train(step)
+        except CompileError:
+            if not self.interrupt.signal:
+                raise
+            self.save()  # the signal stopped the compiler before it could stop the training
+            return 0.0
+        return step.compile_seconds
 
-
-def _kept(checkpoints: Path) -> str:
-    if checkpoint.latest(checkpoints) is None:
-        return "nothing is saved"
-    return f"what was saved before is kept in {checkpoints}"
-
-
-def _go(
-    session: Session, work: Work, reporter: Reporter, interrupt: Interrupt, check: bool
-) -> Outcome:
-    make_step = partial(_train_step, work=work, reporter=reporter, interrupt=interrupt, check=check)
-    compiled: list[Step] = []
-    started = epoch_started = time.perf_counter()
-    rows, speed, train_state = list(session.rows), Speed(), session.train_state
-    try:
-        session, step = _choose_precision(session, reporter, make_step)
-        compiled.append(step)
-        evaluation = work.evaluation(session.config, session.net, session.dataset)
-        for progress in _timed(_fit(session, work, step), step, speed):
-            train_state = progress.train_state
-            reporter.advance(progress, speed.rate)
-            if ended := progress.batch == progress.batches:
+    def _train(self, step: CompiledStep) -> None:
+        evaluate, speed = self.evaluation(), Speed()
+        epoch_started = time.perf_counter()
+        for progress in _timed(self._fit(step), step, speed):
+            self.train_state, self.running = progress.train_state, progress.running
+            self.reporter.advance(progress, speed.rate)
+            is_epoch_done = progress.batch == progress.batches
+            if is_epoch_done:
                 seconds = time.perf_counter() - epoch_started
-                tested = evaluation(train_state)
-                measured = work.rows(session, progress, tested, speed.rate, seconds)
-                rows.extend(measured)
-                session.directory.write_rows(rows)
-                reporter.epoch(measured)
+                self._report(
+                    self.epoch_rows(progress, evaluate(self.train_state), speed.rate, seconds)
+                )
                 speed.reset()
                 epoch_started = time.perf_counter()
-            _stop_unheard(reporter, interrupt)
-            if ended or interrupt.signal:
-                work.save(session, train_state, progress.running)
-            if interrupt.signal:
-                break
-    except CompileError:
-        if not interrupt.signal:
-            raise
-        # The signal stopped the compiler, before any step: saved is where the session began.
-        work.save(session, train_state, session.running)
-    compile_seconds = sum(step.compile_seconds for step in compiled)
-    seconds = time.perf_counter() - started
-    return Outcome(session, train_state, tuple(rows), interrupt.signal, compile_seconds, seconds)
+            self._stop_if_unheard()
+            if is_epoch_done or self.interrupt.signal:
+                self.save()
+            if self.interrupt.signal:
+                return
+
+    def _fit(self, step: CompiledStep) -> Iterator[Any]:
+        config, dataset = self.setup.config, self.setup.dataset
+        return self.fit(
+            step,
+            batch=(dataset.train_images, dataset.train_labels),
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+        )
+
+    def _report(self, rows: Sequence[Any]) -> None:
+        self.rows.extend(rows)
+        self.setup.directory.write_rows(self.rows)
+        self.reporter.epoch(rows)
+
+    def _stop_if_unheard(self) -> None:
+        """Take a broken pipe, as that of `| head`, for a signal to stop."""
+        if self.reporter.unheard and not self.interrupt.signal:
+            self.reporter.warn("nobody reads what is printed any more: this stops, after saving")
+            self.interrupt.signal = signal.SIGPIPE
+
+    def save(self) -> None:
+        """Write a checkpoint.  Raises TrainingError if it can't be written."""
+        step = steps_done(self.train_state)
+        metadata = self.checkpoint_metadata(step)
+        try:
+            self.setup.directory.save(step, self.train_state, metadata)
+        except checkpoint.CheckpointError as error:
+            raise TrainingError(str(error)) from error
+
+    def _kept(self) -> str:
+        checkpoints = self.setup.directory.checkpoints
+        if checkpoint.latest(checkpoints) is None:
+            return "nothing is saved"
+        return f"what was saved before is kept in {checkpoints}"
+
+    # The step.
+
+    def _step(self) -> CompiledStep:
+        """Return the training step; `auto` tries every precision, and writes which is fastest."""
+        config = self.setup.config
+        if config.precision != "auto":
+            return self._compiled_step(self.setup)
+        setups = {
+            name: replace(self.setup, config=replace(config, precision=name))
+            for name in precision.available(config.device)
+        }
+        steps = {name: self._compiled_step(setup) for name, setup in setups.items()}
+        dataset, size = self.setup.dataset, steps["float32"].size
+        batch = (dataset.train_images[:size], dataset.train_labels[:size])
+        chosen, why = fastest_precision(
+            {name: timing.repeat(step, self.train_state, batch) for name, step in steps.items()}
+        )
+        self.reporter.line(why)
+        self.setup = setups[chosen]
+        self.setup.directory.write_config(self.setup.config)
+        return steps[chosen]
+
+    def _compiled_step(self, setup: Setup) -> CompiledStep:
+        config, policy = setup.config, POLICIES[setup.config.precision]
+        function = train.make_train_step(
+            check_finite(setup.net) if self.check else setup.net,
+            setup.optimizer,
+            prepare=partial(data.prepare, side=config.side),
+            policy=policy,
+        )
+        return CompiledStep(
+            f"the {config.precision} training step",
+            function,
+            partial(self.jit, donate_argnums=(0,), saved_as=setup.step_name, tf32=policy.tf32),
+            min(config.batch_size, len(setup.dataset.train_labels)),
+            None if self.check else config.backend,
+            self.reporter,
+            self.interrupt,
+        )
 
 
-def _stop_unheard(reporter: Reporter, interrupt: Interrupt) -> None:
-    """Take it for a signal to stop that nobody reads what is told any more, as in `| head`."""
-    if reporter.unheard and not interrupt.signal:
-        reporter.warn("nobody reads what is printed any more: this stops, after saving")
-        interrupt.signal = signal.SIGPIPE
-
-
-def _choose_precision(
-    session: Session, reporter: Reporter, make_step: Callable[[Session], Step]
-) -> tuple[Session, Step]:
-    """The training at a precision of its own, and its step; `auto` tries all, and is recorded."""
-    if session.config.precision != "auto":
-        return session, make_step(session)
-    sessions = {
-        name: replace(session, config=replace(session.config, precision=name))
-        for name in precision.available(session.config.device)
-    }
-    steps = {name: make_step(each) for name, each in sessions.items()}
-    dataset, size = session.dataset, steps["float32"].size
-    batch = (dataset.train_images[:size], dataset.train_labels[:size])
-    chosen, why = fastest_precision(
-        {name: timing.repeat(step, session.train_state, batch) for name, step in steps.items()}
-    )
-    reporter.line(why)
-    session.directory.write_config(sessions[chosen].config)
-    return sessions[chosen], steps[chosen]
-
-
-def _train_step(
-    session: Session, work: Work, reporter: Reporter, interrupt: Interrupt, check: bool
-) -> Step:
-    config = session.config
-    function = train.make_train_step(
-        check_finite(session.net) if check else session.net,
-        session.optimizer,
-        prepare=partial(data.prepare, side=config.side),
-        policy=POLICIES[config.precision],
-    )
-    return Step(
-        f"the {config.precision} training step",
-        function,
-        min(config.batch_size, len(session.dataset.train_labels)),
-        None if check else config.backend,
-        reporter,
-        interrupt,
-        donate_argnums=(0,),
-        jit=work.jit,
-        saved_as=session.step_name,
-        tf32=POLICIES[config.precision].tf32,
-    )
-
-
-def _fit(session: Session, work: Work, step: Step) -> Iterator[Any]:
-    return work.fit(
-        step,
-        session.train_state,
-        (session.dataset.train_images, session.dataset.train_labels),
-        batch_size=session.config.batch_size,
-        epochs=session.config.epochs,
-        running=session.running,
-    )
-
-
-def _timed(steps: Iterator[Any], step: Step, speed: Speed) -> Iterator[Any]:
-    """The same steps, whose time is added to `speed`, but for the first of each batch size."""
+def _timed(steps: Iterator[Any], step: CompiledStep, speed: Speed) -> Iterator[Any]:
+    """Yield the same steps, with their time added to `speed`, but the first of each batch size."""
     before: Any = None
     started = time.perf_counter()
     for progress in steps:
         seconds = time.perf_counter() - started
-        same_epoch = before is not None and before.epoch == progress.epoch
         if not step.is_first:
+            same_epoch = before is not None and before.epoch == progress.epoch
             seen = before.examples if same_epoch else 0
             speed.add(progress.examples - seen, seconds)
         yield progress
         before, started = progress, time.perf_counter()
-
-
-def _rows(
-    session: Session, progress: Progress, tested: Running, rate: float | None, seconds: float
-) -> list[Row]:
-    row = Row(
-        epoch=progress.epoch + 1,
-        step=int(progress.train_state.step),
-        train_loss=progress.running.loss,
-        train_accuracy=progress.running.accuracy,
-        test_loss=tested.loss if math.isfinite(tested.loss) else None,
-        test_accuracy=tested.accuracy,
-        examples_per_second=rate and round(rate, 1),
-        seconds=round(seconds, 3),
-    )
-    return [row]
-
-
-def _save(session: Session, train_state: TrainState, running: Running) -> None:
-    """Write a checkpoint; NonFiniteLoss where the last update left something that isn't finite."""
-    step = int(train_state.step)
-    for name, leaf in tree.flatten_named(train_state).items():
-        if leaf.is_floating_point() and not leaf.isfinite().all():
-            raise NonFiniteLoss(
-                f"{name} isn't finite after step {step}: try a smaller learning rate"
-            )
-    epoch, batch = divmod(step, session.batches)
-    running = running if batch else Running()
-    metadata = {"epoch": epoch, "batch": batch, "running": running._asdict()}
-    save(session, step, train_state, metadata)
-
-
-def save(session: Session, step: int, train_state: TrainState, metadata: dict[str, Any]) -> None:
-    """Write the checkpoint of a step; TrainingError where that can't be done."""
-    try:
-        session.directory.save(step, train_state, metadata)
-    except checkpoint.CheckpointError as error:
-        raise TrainingError(str(error)) from error
-
-
-TRAINING = Work(jit, Evaluation, train.fit, _rows, _save)
-
-
-def evaluate(path: Path, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Loss and accuracy of the newest checkpoint of the run in `path`, over all test images.
-
-    `given` may name other `data` and another `device` than the run's.  Raises UsageError, DataError
-    or CheckpointError where one of them, the run or its checkpoint can't be used.
-    """
-    opened = open_run(path, given)
-    for text in opened.warnings:
-        reporter.warn(text)
-    config = opened.config
-    tested = Evaluation(config, opened.net, opened.dataset)(opened.train_state)
-    return {
-        "run": str(path),
-        "network": config.network,
-        "step": int(opened.train_state.step),
-        "test_images": tested.count,
-        "test_loss": tested.loss if math.isfinite(tested.loss) else None,
-        "test_accuracy": tested.accuracy,
-    }

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from funcnets.core import Layer
 from funcnets.models.alexnet import alexnet
@@ -16,6 +16,7 @@ from funcnets.models.vgg import vgg, vgg11, vgg13, vgg16, vgg19, vgg_block
 
 __all__ = [
     "INDEX",
+    "Entry",
     "Recipe",
     "alexnet",
     "bottleneck_block",
@@ -62,21 +63,36 @@ class Recipe:
     epochs: int = 10
 
 
+class Entry(NamedTuple):
+    """A network in the index: how it is built and trained.
+
+    `shown` names the parameters whose trained values `funcnets train` prints at the end.
+    """
+
+    build: Callable[..., Layer]
+    recipes: dict[str, Recipe]
+    shown: tuple[str, ...] = ()
+
+
 def _recipes(reference: Recipe, **tuned: Any) -> dict[str, Recipe]:
     return {"tuned": replace(reference, schedule="linear", **tuned), "reference": reference}
 
 
 # Reference rates, batch sizes and sides are those of the published results.  The tuned batch of
 # LeNet is smaller, so that the 10,000 images in the package give enough steps.
-INDEX: dict[str, tuple[Callable[..., Layer], dict[str, Recipe]]] = {
-    "alexnet": (alexnet, _recipes(Recipe(0.01, 128, 224))),
-    "vgg11": (vgg11, _recipes(Recipe(0.01, 128, 224))),
-    "nin": (nin, _recipes(Recipe(0.1, 128, 224))),
-    "googlenet": (googlenet, _recipes(Recipe(0.1, 128, 96))),
-    "lenet_bn": (lenet_bn, _recipes(Recipe(1.0, 256, 28), batch_size=128)),
-    "lenet_bn_scratch": (lenet_bn_scratch, _recipes(Recipe(1.0, 256, 28), batch_size=128)),
-    "resnet18": (resnet18, _recipes(Recipe(0.05, 256, 28))),
-    "densenet": (densenet, _recipes(Recipe(0.1, 256, 96))),
+INDEX: dict[str, Entry] = {
+    "alexnet": Entry(alexnet, _recipes(Recipe(0.01, 128, 224))),
+    "vgg11": Entry(vgg11, _recipes(Recipe(0.01, 128, 224))),
+    "nin": Entry(nin, _recipes(Recipe(0.1, 128, 224))),
+    "googlenet": Entry(googlenet, _recipes(Recipe(0.1, 128, 96))),
+    "lenet_bn": Entry(lenet_bn, _recipes(Recipe(1.0, 256, 28), batch_size=128)),
+    "lenet_bn_scratch": Entry(
+        lenet_bn_scratch,
+        _recipes(Recipe(1.0, 256, 28), batch_size=128),
+        shown=("bn1.weight", "bn1.bias"),
+    ),
+    "resnet18": Entry(resnet18, _recipes(Recipe(0.05, 256, 28))),
+    "densenet": Entry(densenet, _recipes(Recipe(0.1, 256, 96))),
 }
 
 
@@ -105,5 +121,6 @@ def get(name: str, recipe: str = "tuned", **options: Any) -> tuple[Layer, Recipe
     >>> recipe.batch_size, recipe.learning_rate
     (128, 1.0)
     """
-    build, recipes = _choose("network", name, INDEX)
-    return build(**options), _choose("recipe", recipe, recipes)
+    entry: Entry = _choose("network", name, INDEX)
+    chosen: Recipe = _choose("recipe", recipe, entry.recipes)
+    return entry.build(**options), chosen

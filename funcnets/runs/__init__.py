@@ -1,1 +1,40 @@
-"""Run directories."""
+"""Run directories: configurations, metrics and checkpoints, as `funcnets train` leaves them.
+
+`load(path)` gives the trained network of a run:
+
+    trained = funcnets.runs.load("runs/lenet_bn-tuned-seed0")
+    logits, _ = trained.net.apply(trained.params, trained.state, images)
+
+`RunDirectory(path)` reads and writes the files of a run: its `Config` (a sweep's `SweepConfig`),
+the rows of its metrics (`EpochRow`, `MemberRow`) and its checkpoints.  `build`,
+`create_train_state` and `read_train_state` make what a configuration describes.
+"""
+
+from funcnets.runs.config import SCHEDULES, Config, ConfigError, SweepConfig
+from funcnets.runs.directory import RunDirectory, RunError
+from funcnets.runs.restore import (
+    LoadedRun,
+    build,
+    create_train_state,
+    load,
+    read_train_state,
+    steps_done,
+)
+from funcnets.runs.rows import EpochRow, MemberRow
+
+__all__ = [
+    "SCHEDULES",
+    "Config",
+    "ConfigError",
+    "EpochRow",
+    "LoadedRun",
+    "MemberRow",
+    "RunDirectory",
+    "RunError",
+    "SweepConfig",
+    "build",
+    "create_train_state",
+    "load",
+    "read_train_state",
+    "steps_done",
+]

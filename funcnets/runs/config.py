@@ -1,17 +1,20 @@
-"""The configuration of a training: all that decides what it computes."""
+"""Configurations: everything that decides what a training, or a sweep, computes."""
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any, Self
 
 import torch
 
 from funcnets import models, optim
-from funcnets.compiler.backends.select import BACKENDS, Backend
+from funcnets._validate import is_whole
+from funcnets.compiler.backends.select import BACKENDS, Backend, usual_backend
 from funcnets.precision import PRECISIONS
 
-SCHEDULES = {
+# A schedule by name: (learning rate, number of steps) -> what `optim.sgd` takes as its rate.
+SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
     "constant": lambda rate, steps: rate,
     "linear": optim.linear,
     "cosine": optim.cosine,
@@ -24,34 +27,43 @@ KNOWN_VALUES: dict[str, Collection[str]] = {
     "precision": PRECISIONS,
 }
 
-# What each field of Config is called on the command line.
-FLAGS = {
-    "network": "NET",
-    "recipe": "--recipe",
-    "schedule": "--schedule",
-    "learning_rate": "--lr",
-    "batch_size": "--batch-size",
-    "side": "--side",
-    "epochs": "--epochs",
-    "seed": "--seed",
-    "data": "--data",
-    "limit_train": "--limit-train",
-    "device": "--device",
-    "backend": "--backend",
-    "precision": "--precision",
-}
 
+class ConfigError(ValueError):
+    """A field of a configuration is out of range.
 
-class UsageError(ValueError):
-    """What was asked for can't be done; the message is one line that says what can."""
+    Attributes:
+        field: the name of the field.
+        problem: its value and what was expected, such as `is 0; expected a whole number above 0`.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field, self.problem = field, problem
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.problem}"
 
 
 @dataclass(frozen=True)
 class Config:
-    """All that decides what a training computes.
+    """Everything that decides what a training computes.  Raises ConfigError for a bad value.
 
-    `data` is the directory of the data files, or `bundled`; `limit_train` the number of training
-    images, None for all of them; `precision` is `auto` until the first step chooses one.
+    A field that is added later has a default, so that a config.json from before goes on to load.
+
+    Attributes:
+        network: the name of the network in `models.INDEX`.
+        recipe: the name of the recipe that gave the values which nobody chose.
+        schedule: the course of the learning rate, a key of `SCHEDULES`.
+        learning_rate: the highest learning rate.
+        batch_size: examples a step; the last step of an epoch takes what is left.
+        side: pixels a side, to which images are resized.
+        epochs: passes over the training images.
+        seed: of initial values, the order of the examples and dropout.
+        data: the directory of the data files, or `bundled`.
+        limit_train: the number of training images that are used, the first ones; None for all.
+        device: such as `cpu` or `cuda:0`.
+        backend: that of `funcnets.jit`.
+        precision: the name of a policy in `precision.POLICIES`, or `auto` until one was chosen.
     """
 
     network: str
@@ -68,46 +80,96 @@ class Config:
     backend: Backend
     precision: str = "float32"
 
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch_size", "side", "limit_train"):
+            value = getattr(self, field)
+            if not is_whole(value, 1) and (field, value) != ("limit_train", None):
+                raise ConfigError(field, f"is {value!r}; expected a whole number above 0")
+        check_rate("learning_rate", self.learning_rate)
+        if not is_whole(self.seed, -(2**63)) or self.seed >= 2**63:
+            raise ConfigError("seed", f"is {self.seed!r}; expected an integer of 64 bits")
+        for field, known in KNOWN_VALUES.items():
+            if (value := getattr(self, field)) not in known:
+                raise ConfigError(field, f"is {value!r}; expected one of {', '.join(known)}")
+
     @property
     def label(self) -> str:
-        """What tells runs of one network and recipe apart, in the names of their directories."""
+        """The last part of a run directory's usual name, after the network and the recipe."""
         return f"seed{self.seed}"
 
+    @classmethod
+    def from_recipe(cls, network: str = "lenet_bn", recipe: str = "tuned", **values: Any) -> Self:
+        """Return the configuration of a recipe, with other `values` for some of its fields.
 
-class Row(NamedTuple):
-    """What is measured in an epoch: averages over it in training, and over all test images."""
+        The seed is 0, the data are the bundled images, and the device is a GPU if there is one.
 
-    epoch: int  # counted from 1
-    step: int  # steps done at its end
-    train_loss: float
-    train_accuracy: float
-    test_loss: float | None  # None where it is no finite number
-    test_accuracy: float
-    examples_per_second: float | None  # None where every step was the first of its shape
-    seconds: float  # since the epoch began, or went on, with compilation and evaluation
+        Raises ValueError for an unknown network or recipe, ConfigError for a bad value, and
+        TypeError for an unknown field.
 
-
-def _check_values(config: Config, names: Mapping[str, str]) -> None:
-    """Raise UsageError, which calls a field by its name in `names`, for a value out of range."""
-    for field in ("epochs", "batch_size", "side", "limit_train"):
-        value = getattr(config, field)
-        if value is not None and value < 1:
-            raise UsageError(f"{names[field]} is {value}; expected 1 or more")
-    if not 0 < config.learning_rate < math.inf:
-        name = names["learning_rate"]
-        raise UsageError(f"{name} is {config.learning_rate}; expected a finite number above 0")
-    if not -(2**63) <= config.seed < 2**63:
-        raise UsageError(f"{names['seed']} is {config.seed}; expected an integer of 64 bits")
-    for field, known in KNOWN_VALUES.items():
-        if getattr(config, field) not in known:
-            value = getattr(config, field)
-            raise UsageError(f"{names[field]} is {value!r}; expected one of {', '.join(known)}")
+        >>> Config.from_recipe("resnet18", epochs=3).learning_rate
+        0.05
+        """
+        usual_device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = values.get("device", usual_device)
+        defaults = asdict(models.get(network, recipe)[1]) | {
+            "seed": 0,
+            "data": "bundled",
+            "limit_train": None,
+            "device": device,
+            "backend": usual_backend(device),
+        }
+        return cls(network=network, recipe=recipe, **defaults | values)
 
 
-def check_device(device: str) -> None:
-    """Raise UsageError for a device that can't be used: `meta` too, which keeps no values."""
-    try:
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device is {device!r}, which can't be used here: {reason}") from None
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Config):
+    """Everything that decides what a sweep computes: a training for each seed and learning rate.
+
+    `seed` and `learning_rate` are the first member's.
+
+    Attributes:
+        seeds: the number of seeds, 0, 1, ..., each trained with every rate.
+        rates: the learning rates.
+    """
+
+    seeds: int
+    rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_whole(self.seeds, 1):
+            raise ConfigError("seeds", f"is {self.seeds!r}; expected a whole number above 0")
+        for rate in self.rates:
+            check_rate("rates", rate)
+        if not self.rates or len({*self.rates}) < len(self.rates):
+            shown = ", ".join(map(str, self.rates))
+            raise ConfigError("rates", f"is {shown}; expected different learning rates")
+
+    @property
+    def label(self) -> str:
+        """The last part of a run directory's usual name, after the network and the recipe."""
+        return "sweep"
+
+    @property
+    def members(self) -> list[tuple[float, int]]:
+        """Learning rate and seed of each member, in order."""
+        return [(rate, seed) for rate in self.rates for seed in range(self.seeds)]
+
+    @classmethod
+    def from_recipe(
+        cls,
+        network: str = "lenet_bn",
+        recipe: str = "tuned",
+        *,
+        rates: Sequence[float] = (),
+        **values: Any,
+    ) -> Self:
+        """Return the configuration as `Config.from_recipe`; no `rates` means the recipe's one."""
+        rates = tuple(rates) or (models.get(network, recipe)[1].learning_rate,)
+        return super().from_recipe(network, recipe, learning_rate=rates[0], rates=rates, **values)
+
+
+def check_rate(field: str, rate: Any) -> None:
+    """Raise ConfigError unless a learning rate is a finite number above 0."""
+    if not isinstance(rate, Real) or not 0 < float(rate) < math.inf:
+        raise ConfigError(field, f"is {rate!r}; expected a finite number above 0")

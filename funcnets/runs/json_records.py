@@ -1,4 +1,4 @@
-"""Records read back from JSON files that may have been edited: each field is of its type."""
+"""Records from JSON files, which may have been edited: each field is checked to be of its type."""
 
 import inspect
 import json
@@ -11,19 +11,19 @@ NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or f
 
 
 class RecordError(ValueError):
-    """A record that isn't what it should be; the message says which field, and what it should."""
+    """A record isn't what it should be; the message names the field and what was expected."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
-    Raises OSError where the file can't be read, RecordError where it holds something else.
+    Raises OSError if the file can't be read, RecordError if it holds something else.
     """
     return parse(_text(path))
 
 
 def read_lines(kind: type, path: Path) -> list[dict[str, Any]]:
-    """The fields of `kind` in each line of a file of JSON lines; raises as `read` does."""
+    """Return the fields of `kind` in each line of a file of JSON lines.  Raises as `read` does."""
     rows = []
     for number, line in enumerate(_text(path).splitlines(), 1):
         try:
@@ -41,7 +41,7 @@ def _text(path: Path) -> str:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The object of JSON that a text is; RecordError where it is something else."""
+    """Return the object in a JSON text.  Raises RecordError if it holds something else."""
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -52,19 +52,25 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def check(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are fields of `kind`, a dataclass or named tuple.
+    """Return the entries of `values` that are fields of `kind`, a dataclass or named tuple.
 
-    Raises RecordError where a field without a default is missing, or one is of another type.
+    A list becomes the tuple that the field expects.  Raises RecordError if a field without a
+    default is missing, or one is of another type.
     """
     hints, required = get_type_hints(kind), _required(kind)
     for name in required:
         if name not in values:
             raise RecordError(f"{name} is missing; expected {_expected(hints[name])}")
-    known = {name: values[name] for name in hints if name in values}
+    known = {name: _as_tuple(values[name], hints[name]) for name in hints if name in values}
     for name, value in known.items():
         if not _fits(value, hints[name]):
             raise RecordError(f"{name} is {_shown(value)}; expected {_expected(hints[name])}")
     return known
+
+
+def _as_tuple(value: Any, hint: Any) -> Any:
+    """Return a list as the tuple that is expected in its place: JSON has no tuples."""
+    return tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
 
 
 def _required(kind: type) -> list[str]:
@@ -73,13 +79,15 @@ def _required(kind: type) -> list[str]:
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, the values of a literal; else the type alone."""
+    """Return the types of a union, the values of a literal, or else the type alone."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType, Literal) else (hint,)
 
 
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     # true and false are no numbers here, though Python counts with them; 1 is a float too.
     kinds = _choices(hint)
     return type(value) in kinds or (type(value) is int and float in kinds)
@@ -88,9 +96,11 @@ def _fits(value: Any, hint: Any) -> bool:
 def _expected(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple:
+        return f"a list, each {_expected(get_args(hint)[0])}"
     return " or ".join(NAMES.get(kind, "null") for kind in _choices(hint))
 
 
 def _shown(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,114 @@
+"""The command `funcnets bench`."""
+
+import itertools
+import json as json_format
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import typer
+
+from funcnets.cli import options, terminal
+
+
+def bench_command(
+    networks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NET|all",
+            help="Names of networks: see `funcnets list`.",
+            show_default="lenet_bn",
+        ),
+    ] = None,
+    batch_size: options.BatchSize = None,
+    side: options.Side = None,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Turns of each step.")] = 10,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Begin no more rounds of a network after that long."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN,...",
+            help="Of jit, graph and inductor, which are funcnets; eager, eager-last, "
+            "compiled and compiled-last, which are modules, plain and in channels_last; and "
+            "flax, which needs the extra bench-jax.",
+            show_default="all that can be had",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Of float32, bfloat16 and, on GPUs, tf32.",
+            show_default="all that the device has",
+        ),
+    ] = None,
+    first_step: Annotated[
+        bool,
+        typer.Option(
+            "--first-step", metavar="", help="Time the first step instead, cold and warm."
+        ),
+    ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", metavar="", help="Measure peak memory instead.")
+    ] = False,
+    lowerings: Annotated[
+        bool,
+        typer.Option(
+            "--lowerings",
+            metavar="",
+            help="Time each lowering, fusion and loop against what it replaces instead.",
+        ),
+    ] = False,
+    epoch: Annotated[
+        bool,
+        typer.Option("--epoch", metavar="", help="Time a whole epoch against the usual loop."),
+    ] = False,
+    data: options.Data = None,
+    limit_train: options.LimitTrain = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Workers of the usual DataLoader, for --epoch.")
+    ] = 2,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Compare training steps with those of modules, in turns, in one process.
+
+    A ratio says how many times as fast a step is as the fastest module's at its precision.
+    GFLOP/s are counted as those of direct convolutions, and stand beside those of a matrix
+    product.  --data, --limit-train and --workers are for --epoch.
+    """
+    import torch
+
+    from funcnets import bench
+    from funcnets.cli.configuration import check_device
+    from funcnets.precision import available
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    plan = bench.Plan(
+        bench.cases(networks or ["lenet_bn"], batch_size, side, device),
+        bench.columns(only),
+        bench.names("--precision", precision, available(device)),
+        rounds,
+        seconds,
+        data,
+        limit_train,
+        workers,
+    )
+    chosen = {"first_step": first_step, "memory": memory, "lowerings": lowerings, "epoch": epoch}
+    kinds = [kind for kind, wanted in chosen.items() if wanted] or ["steps"]
+    found = (rows for kind in kinds for rows in bench.BENCHMARKS[kind](plan, _note))
+    head: Sequence[NamedTuple] = [bench.machine(device)]
+    for rows in itertools.chain([head], found):
+        if json:
+            for row in rows:
+                print(json_format.dumps({"kind": type(row).__name__, **row._asdict()}), flush=True)
+        else:
+            terminal.show(bench.render(rows))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,72 @@
+"""Evaluation over all test images: after each epoch, and of a run's newest checkpoint."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from funcnets import data, precision, runs, train
+from funcnets.cli.preparation import open_run
+from funcnets.cli.reporters import Reporter
+from funcnets.compiler import jit
+from funcnets.core import Layer
+from funcnets.data import Dataset
+from funcnets.precision import POLICIES
+from funcnets.runs import Config
+from funcnets.train import Prepare, TrainState
+
+
+class Evaluation:
+    """Loss and accuracy over all test images, by a step of one shape.
+
+    Its graph runs as it is: evaluation is a small part of an epoch, and compiling it costs more
+    than that could save.
+    """
+
+    def __init__(self, config: Config, net: Layer, dataset: Dataset) -> None:
+        self.batch = (dataset.test_images, dataset.test_labels)
+        self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
+        policy = POLICIES[config.precision]
+        net = precision.cast(net, policy)
+        function = self.function(net, partial(data.prepare, side=config.side))
+        name = f"{type(self).__name__} {(config.network, config.side, config.precision)}"
+        self.step = jit(function, backend="graph", saved_as=name, tf32=policy.tf32)
+
+    def function(self, net: Layer, prepare: Prepare) -> Callable[..., Any]:
+        """Return the step: of parameters, statistics and a batch."""
+        return train.make_eval_step(net, prepare=prepare)
+
+    def __call__(self, train_state: TrainState) -> Any:
+        """Return the averages over all test images, a `metrics.Running`."""
+        params, state = train_state.params, train_state.state
+        return train.evaluate(self.step, params, state, self.batch, batch_size=self.size)
+
+
+def evaluation_batch_size(count: int, limit: int) -> int:
+    """Return the largest batch size up to `limit` that divides `count`: all batches are alike."""
+    return next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None if it isn't finite, for which JSON has no word."""
+    return value if math.isfinite(value) else None
+
+
+def evaluate(path: Path, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Return loss and accuracy of the newest checkpoint of the run in `path`, over all test images.
+
+    `given` may name other `data` and another `device` than the run's.  Raises as `open_run` does.
+    """
+    setup = open_run(path, given)
+    for text in setup.warnings:
+        reporter.warn(text)
+    tested = Evaluation(setup.config, setup.net, setup.dataset)(setup.train_state)
+    return {
+        "run": str(path),
+        "network": setup.config.network,
+        "step": runs.steps_done(setup.train_state),
+        "test_images": tested.count,
+        "test_loss": finite(tested.loss),
+        "test_accuracy": tested.accuracy,
+    }

@@ -1,0 +1,227 @@
+"""Commands that train and evaluate: `funcnets train`, `sweep` and `eval`.
+
+Modules that a command needs are imported inside it: `--help` and a mistyped flag answer at once.
+"""
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from funcnets.cli import options
+
+if TYPE_CHECKING:
+    from funcnets.cli.messages import TrainingMessages
+    from funcnets.cli.training import Training
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Return the values of the flags that were given."""
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def train_command(
+    network: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NET",
+            help="Name of a network: see `funcnets list`.",
+            show_default="lenet_bn",
+        ),
+    ] = None,
+    recipe: options.Recipe = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Course of the learning rate: constant, linear, cosine or one-cycle.",
+        ),
+    ] = None,
+    epochs: options.Epochs = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Learning rate, the highest of the schedule.",
+        ),
+    ] = None,
+    batch_size: options.BatchSize = None,
+    side: options.Side = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Seed of the initial values, the order of images, and dropout.",
+            show_default="0",
+        ),
+    ] = None,
+    data: options.Data = None,
+    download: Annotated[
+        bool,
+        typer.Option(
+            "--download", metavar="", help="Download the full data set if it isn't found."
+        ),
+    ] = False,
+    limit_train: options.LimitTrain = None,
+    device: options.Device = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=options.directory,
+            help="Run directory, with the checkpoints and measurements.",
+            show_default="runs/NET-RECIPE-seedSEED",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", metavar="", help="Go on with the run from its last checkpoint."),
+    ] = False,
+    backend: options.Backend = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="float32; bfloat16, with parameters, statistics and loss in float32; tf32, "
+            "for GPUs; or auto, the fastest of them, measured.",
+            show_default="float32",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            metavar="",
+            help="Run uncompiled, stop at the first value that isn't finite, and name its layer.",
+        ),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Train a network, and keep checkpoints and measurements in a run directory.
+
+    Without arguments this is lenet_bn, on the images that are found.  A run that is resumed ends
+    with the same bits as one that was never stopped, on the same machine and versions.  The speed
+    that is shown leaves out the first step of each shape, which compiles.
+    """
+    from funcnets.cli import preparation
+    from funcnets.cli.messages import TrainingMessages
+    from funcnets.cli.training import Training
+
+    given = _given(
+        network=network,
+        recipe=recipe,
+        schedule=schedule,
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        side=side,
+        seed=seed,
+        data=data,
+        limit_train=limit_train,
+        device=device,
+        backend=backend,
+        precision=precision,
+    )
+    start = preparation.resume if resume else preparation.begin
+    setup = start(given, run, download=download)
+    _run(Training, TrainingMessages(setup), json, check=check)
+
+
+def _run(
+    kind: "type[Training]", messages: "TrainingMessages", json: bool, *, check: bool = False
+) -> None:
+    """Train, show how it goes, and exit as the signal says that stopped it, if one did."""
+    from funcnets.cli import reporters
+
+    lines = reporters.ProgressBar if sys.stdout.isatty() else reporters.PlainLines
+    with (reporters.JsonLines if json else lines)(messages) as reporter:
+        outcome = kind(messages.setup, reporter, check=check).run()
+    reporter.finish(outcome)
+    if outcome.interrupted:
+        raise typer.Exit(128 + outcome.interrupted)
+
+
+def sweep_command(
+    network: options.Network,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Train seeds 0 to N - 1 with each learning rate.")
+    ] = 8,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE,...",
+            help="Learning rates, such as 0.05,0.1,0.5.",
+        ),
+    ] = None,
+    recipe: options.Recipe = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    side: options.Side = None,
+    data: options.Data = None,
+    limit_train: options.LimitTrain = None,
+    device: options.Device = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=options.directory,
+            help="Run directory.",
+            show_default="runs/NET-RECIPE-sweep",
+        ),
+    ] = None,
+    backend: options.Backend = None,
+    json: options.Json = False,
+) -> None:
+    """Train a network for several seeds and learning rates together, as one ensemble.
+
+    All members see the same batches, in the order of seed 0.  A member that diverges is marked and
+    does not affect the others.  An ensemble predicts by the mean of its members' probabilities.
+    """
+    from funcnets.cli import preparation
+    from funcnets.cli.sweep import Sweep
+    from funcnets.cli.sweep_messages import SweepMessages
+
+    try:
+        rates = [float(rate) for rate in lr.split(",")] if lr is not None else []
+    except ValueError:
+        raise ValueError(f"--lr is {lr!r}; expected numbers, as 0.05,0.1,0.5") from None
+    given = _given(
+        network=network,
+        seeds=seeds,
+        rates=rates,
+        recipe=recipe,
+        epochs=epochs,
+        batch_size=batch_size,
+        side=side,
+        data=data,
+        limit_train=limit_train,
+        device=device,
+        backend=backend,
+    )
+    _run(Sweep, SweepMessages(preparation.begin(given, run)), json)
+
+
+def eval_command(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", parser=options.directory, help="A run directory.")
+    ],
+    data: options.Data = None,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Measure loss and accuracy of a run's last checkpoint on all test images."""
+    from funcnets.cli.evaluation import evaluate
+    from funcnets.cli.reporters import Reporter
+
+    measured = evaluate(run, _given(data=data, device=device), Reporter())
+    if json:
+        print(json_format.dumps(measured))
+        return
+    loss = measured["test_loss"]
+    print(
+        f"{measured['network']}, step {measured['step']}: "
+        f"test loss {'not finite' if loss is None else format(loss, '.4f')}, "
+        f"accuracy {measured['test_accuracy']:.4f} over {measured['test_images']:,} images"
+    )

@@ -1,0 +1,128 @@
+"""Networks and train states of configurations, and what the checkpoint of a run kept of them."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from funcnets import checkpoint, models, optim, random, train, tree
+from funcnets.core import Layer, Params, State
+from funcnets.optim import Optimizer
+from funcnets.runs.config import SCHEDULES, Config, SweepConfig
+from funcnets.runs.directory import RunDirectory
+from funcnets.train import TrainState
+from funcnets.transforms import ensemble
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run's network with the parameters and statistics of its newest whole checkpoint.
+
+    Attributes:
+        net: the network, in float32; `precision.cast` makes it that of another precision.
+        params: its parameters; in a sweep each leaf has a first axis of members.
+        state: its batch-norm statistics, of the same form.
+        config: the run's configuration, a `SweepConfig` for a sweep.
+        step: the training steps that were done.
+        checkpoint: the directory that it was read from.
+    """
+
+    net: Layer
+    params: Params
+    state: State
+    config: Config
+    step: int
+    checkpoint: Path
+
+
+def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> LoadedRun:
+    """Return the network in the run directory `path`, as its newest whole checkpoint has it.
+
+    Every byte is checked.  Images are given to the network as in training: floating point in
+    [0, 1], of shape (N, 1, `config.side`, `config.side`), which `data.prepare` makes of bytes.
+
+    Warns if a newer checkpoint is damaged.  Raises RunError if there is no run or no whole
+    checkpoint, and CheckpointError if the checkpoint doesn't fit or a byte of it changed.
+
+    >>> import tempfile
+    >>> from funcnets import runs
+    >>> config = runs.Config.from_recipe("lenet_bn", device="cpu")
+    >>> net, optimizer = runs.build(config, steps=100)
+    >>> directory = runs.RunDirectory.create(config, tempfile.mkdtemp())
+    >>> train_state = runs.create_train_state(config, net, optimizer)
+    >>> _ = directory.save(0, train_state, metadata={})  # as `funcnets train` does
+    >>> loaded = runs.load(directory.path)
+    >>> loaded.config.network, loaded.step
+    ('lenet_bn', 0)
+    >>> logits, _ = loaded.net.apply(loaded.params, loaded.state, torch.zeros(4, 1, 28, 28))
+    >>> logits.shape
+    torch.Size([4, 10])
+    """
+    directory = RunDirectory(path)
+    config = directory.read_config()
+    net, optimizer = build(config, steps=1)  # their number changes no shape
+    found = directory.latest_checkpoint()
+    for text in directory.warnings():
+        warnings.warn(text, stacklevel=2)
+    train_state, _ = read_train_state(found, config, net, optimizer, device)
+    params, state = train_state.params, train_state.state
+    return LoadedRun(net, params, state, config, steps_done(train_state), found)
+
+
+def build(config: Config, steps: int) -> tuple[Layer, Optimizer]:
+    """Return the network and the optimizer of a configuration, for a training of `steps` steps.
+
+    A sweep's optimizer has its learning rate in its state: see `transforms.ensemble.rated`.
+    """
+    net, _ = models.get(config.network)
+    make = partial(_make_optimizer, config.schedule, steps)
+    if isinstance(config, SweepConfig):
+        return net, ensemble.rated(make, config.learning_rate)
+    return net, make(config.learning_rate)
+
+
+def _make_optimizer(schedule: str, steps: int, rate: Any) -> Optimizer:
+    return optim.sgd(SCHEDULES[schedule](rate, steps))
+
+
+def create_train_state(
+    config: Config, net: Layer, optimizer: Optimizer, device: str | torch.device | None = None
+) -> TrainState:
+    """Return the state before the first step, on `config.device` or another one.
+
+    That of a sweep has a first axis more in each leaf, one row for each member.
+    """
+    device = config.device if device is None else device
+    image = torch.zeros(1, 1, config.side, config.side, device=device)
+    if not isinstance(config, SweepConfig):
+        return train.create(net, optimizer, random.key(config.seed, device), image)
+    rates, seeds = zip(*config.members, strict=True)
+    keys = torch.stack([random.key(seed, device) for seed in seeds])
+    each = torch.tensor(rates, dtype=torch.float64, device=device)
+    return ensemble.create(net, optimizer, keys, image, each)
+
+
+def read_train_state(
+    path: Path,
+    config: Config,
+    net: Layer,
+    optimizer: Optimizer,
+    device: str | torch.device | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Return the train state and the metadata of a checkpoint, on `config.device` or another.
+
+    Raises CheckpointError if it is damaged, or isn't of such a network and optimizer.
+    """
+    like = create_train_state(config, net, optimizer, "meta")
+    train_state, metadata = checkpoint.load(path, like)
+    device = config.device if device is None else device
+    return tree.map(lambda leaf: leaf.to(device), train_state), metadata
+
+
+def steps_done(train_state: TrainState) -> int:
+    """Return the number of steps that were done, the same for all members of a sweep."""
+    return int(train_state.step.reshape(-1)[0])

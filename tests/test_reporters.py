@@ -1,0 +1,64 @@
+"""Reporters and messages: lines and bars fit a terminal of 80 columns, and are ASCII."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from funcnets.cli.messages import TrainingMessages
+from funcnets.cli.preparation import Setup
+from funcnets.cli.reporters import ProgressBar
+from funcnets.cli.sweep_messages import SweepMessages
+from funcnets.metrics import Running
+from funcnets.runs import Config, EpochRow, MemberRow, RunDirectory, SweepConfig
+
+EPOCH = EpochRow(7, 1645, 1.2345, 0.1234, None, 0.4567, 123456.7, 12.3)
+MEMBER = MemberRow(7, 1645, None, 0.4567, False, 123456.7, 12.3, 0.1, 0, 1.2345, 0.1234)
+MEMBERS = [MEMBER, MEMBER._replace(diverged=True), MEMBER._replace(seed=None)]
+CONFIGS = {
+    TrainingMessages: Config.from_recipe("lenet_bn_scratch", "reference", epochs=10),
+    SweepMessages: SweepConfig.from_recipe("resnet18", epochs=10, seeds=8, rates=[0.05, 0.1, 0.5]),
+}
+
+
+def made(kind):
+    dataset = SimpleNamespace(source="Fashion-MNIST", train_labels=range(60_000))
+    setup = Setup(CONFIGS[kind], RunDirectory(Path("runs/mine")), dataset, None, None, None)
+    return kind(setup)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_lines_fit(kind):
+    messages = made(kind)
+    rows = [EPOCH] if kind is TrainingMessages else MEMBERS
+    lines = [*messages.opening(), messages.epoch(rows)]
+    for line in lines:
+        assert len(line) <= 80, line
+        assert line.isascii(), line
+    assert lines[-1].endswith("123,457 examples/s")
+
+
+def test_a_speed_that_is_not_known_is_left_out():
+    line = made(TrainingMessages).epoch([EPOCH._replace(examples_per_second=None)])
+    assert line == "epoch  7/10  loss 1.234  accuracy: train 0.123, test 0.457"
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_bar_fits(kind, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    running = Running(loss_sum=123.4, correct=57, count=100)
+    is_sweep = kind is SweepMessages
+    progress = SimpleNamespace(
+        epoch=9, batch=200, batches=235, running=[running] * 3 if is_sweep else running
+    )
+    reporter = ProgressBar(made(kind))
+    for speed in (None, 123456.7):
+        reporter.advance(progress, speed)
+    file = io.StringIO()
+    Console(file=file, width=80, legacy_windows=False).print(reporter.bar.get_renderable())
+    (line,) = file.getvalue().splitlines()
+    assert "epoch 10/10" in line
+    assert "loss 1.234, accuracy 0.570  123,457/s" in line
+    assert "-:--:--" in line or "0:0" in line
