@@ -47,3 +47,11 @@ def run(own_directory, monkeypatch, capsys):
         return ended.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def verified():
+    """Graphs are verified after each pass of the compiler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUNCNETS_DEBUG", "verify")
+        yield

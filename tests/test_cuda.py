@@ -10,6 +10,8 @@ from funcnets.compiler.backends.select import compile_graph
 from funcnets.compiler.passes.donate import donate
 from funcnets.compiler.trace import record_function
 
+pytestmark = pytest.mark.usefixtures("verified")
+
 PLACES = (
     torch.backends.cudnn.conv,
     torch.backends.cudnn.rnn,

@@ -15,6 +15,8 @@ from funcnets.compiler.kernels import moments as moments_kernel
 from funcnets.compiler.lowerings import moments
 from funcnets.compiler.passes import fuse
 
+pytestmark = pytest.mark.usefixtures("verified")
+
 aten = torch.ops.aten
 formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
 

@@ -11,6 +11,8 @@ import funcnets
 from funcnets import optim, random, train, tree
 from funcnets.compiler import CompileError, TraceError
 
+pytestmark = pytest.mark.usefixtures("verified")
+
 jit = funcnets.jit
 
 

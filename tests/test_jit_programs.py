@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from funcnets import jit
 from funcnets.compiler import TraceError
 
+pytestmark = pytest.mark.usefixtures("verified")
+
 BACKENDS = ("graph", "native")
 aten = torch.ops.aten
 

@@ -18,6 +18,8 @@ from funcnets.compiler.loops import codegen, expressions, grouping
 from funcnets.compiler.loops.lower import fuse_loops
 from funcnets.compiler.lowerings import DEFAULT
 
+pytestmark = pytest.mark.usefixtures("verified")
+
 aten = torch.ops.aten
 
 # An operation of each kind, on two values.

@@ -1,12 +1,15 @@
 """Results written over values that are done with: the same numbers, and nothing else is changed."""
 
 import hypothesis
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
 import funcnets
 from funcnets import random
+
+pytestmark = pytest.mark.usefixtures("verified")
 
 aten = torch.ops.aten
 ONE = [

@@ -2,19 +2,20 @@
 
 import inspect
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
+from funcnets._debug import is_debugged
 from funcnets.cli import bench_command, network_commands, terminal, training_commands
 
 EPILOG = (
     "Exit codes: 0 done, 1 the training failed, 2 bad arguments or files.  Stopped after saving: "
     "130 by Ctrl-C, 143 by SIGTERM, 141 if nobody reads the output.  A second signal stops at "
-    "once.  With FUNCNETS_DEBUG=1 an error shows its traceback."
+    "once.  With FUNCNETS_DEBUG=1 an error shows its traceback, with FUNCNETS_DEBUG=jit compiled "
+    "steps their graphs."
 )
 
 app = typer.Typer(
@@ -75,7 +76,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as error:
-        if os.environ.get("FUNCNETS_DEBUG"):
+        if is_debugged("1"):
             raise
         print(f"funcnets: {' '.join(_message(error).split()) or repr(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1)

@@ -16,7 +16,8 @@ from torch.autograd.graph import increment_version
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from funcnets.compiler import pipeline
-from funcnets.compiler.arguments import Call, autocast_types, prints_as_itself, take_call_apart
+from funcnets.compiler.arguments import Call, prints_as_itself, take_call_apart
+from funcnets.compiler.autocast import without_autocast
 from funcnets.compiler.backends import cuda, heap, program_cache
 from funcnets.compiler.backends.select import (
     BACKENDS,
@@ -75,7 +76,7 @@ class Jitted:
         run, structure, aliases, _, captured = executable
         donated = [call.tensors[position] for position in call.donated]
         captured.check(donated)
-        with heap.kept(), _without_autocast():
+        with heap.kept(), without_autocast():
             results = iter(run(*call.tensors))
         # Loops write by themselves, and a write is what PyTorch and `Captured` go by.
         increment_version([tensor for tensor in donated if not tensor.is_inference()])
@@ -151,15 +152,6 @@ def _read(place: Path) -> _Executable | None:
     if not program or not run:
         return None
     return _Executable(run, program.structure, program.aliases, None, Captured(()))
-
-
-@contextlib.contextmanager
-def _without_autocast() -> Iterator[None]:
-    """Disable autocast while a graph runs, as the casts are operations of the graph."""
-    with contextlib.ExitStack() as stack:
-        for device, _ in autocast_types():
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def _usual_backend(tensors: Sequence[Tensor]) -> Backend:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from funcnets import tree
+from funcnets.compiler.autocast import autocast_types
 from funcnets.compiler.errors import TraceError
 from funcnets.compiler.graph.structure import Structure, take_apart
 
@@ -78,15 +79,6 @@ def _layouts(tensors: list[Tensor]) -> Hashable:
 def default_types() -> Hashable:
     """Return PyTorch's default dtype, and the dtypes of autocast by kind of device."""
     return torch.get_default_dtype(), autocast_types()
-
-
-def autocast_types() -> tuple[tuple[str, torch.dtype], ...]:
-    """Return the kinds of devices on which operations are cast now, and the dtypes of these."""
-    return tuple(
-        (device, torch.get_autocast_dtype(device))
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    )
 
 
 def _check_leaves(dynamic: list[Any], kwargs: dict[str, Any]) -> None:

@@ -7,3 +7,7 @@ class TraceError(TypeError):
 
 class CompileError(RuntimeError):
     """A graph that the back end could not compile; `backend="graph"` runs it as it is."""
+
+
+class VerificationError(AssertionError):
+    """A pass that left a wrong graph: an error of funcnets, found by FUNCNETS_DEBUG=verify."""

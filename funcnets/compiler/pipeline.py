@@ -3,6 +3,7 @@
 1. Trace: the function is run on fake tensors, and its operations are recorded as a graph, while
    lowerings replace the ones that the target runs badly (`trace.record_function`).
 2. Passes edit the graph, in the order that stands below.
+   Each tells whether it changed the graph, which is then verified if FUNCNETS_DEBUG asks for it.
 3. Execute: the graph is run as it is, or compiled by inductor (`backends.select.compile_graph`).
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from funcnets.compiler.autocast import without_autocast
 from funcnets.compiler.backends.inductor import make_opaque, spell_out_factors
 from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.graph.compilation import Compilation, Pass
@@ -25,6 +27,7 @@ from funcnets.compiler.passes.reuse_memory import reuse_memory
 from funcnets.compiler.passes.simplify import remove_dead_code, share_conversions
 from funcnets.compiler.passes.views import relax_views
 from funcnets.compiler.trace import record_function
+from funcnets.compiler.verify import verifier
 
 # Every back end begins with these two groups; `Jitted.trace` shows their result.
 CLEANING: tuple[Pass, ...] = (
@@ -83,7 +86,9 @@ def trace(
             tensor, writes to an argument, or draws from torch's hidden generator.
     """
     compilation = record_function(function, leaves, lowerings, watch)
-    run_passes(compilation, (*CLEANING, *FUSION))
+    with without_autocast():
+        compilation.after_pass = verifier(compilation)
+        run_passes(compilation, (*CLEANING, *FUSION))
     return compilation
 
 
@@ -92,7 +97,8 @@ def finish(compilation: Compilation, backend: Backend, donated: Sequence[int]) -
     if backend == "native" and not build.is_available():
         backend = "graph"  # there is no C++ compiler
     compilation.donated = tuple(donated)
-    run_passes(compilation, BACKEND_PASSES[backend])
+    with without_autocast():
+        run_passes(compilation, BACKEND_PASSES[backend])
 
 
 def run_passes(compilation: Compilation, passes: Sequence[Pass]) -> None:
@@ -100,5 +106,7 @@ def run_passes(compilation: Compilation, passes: Sequence[Pass]) -> None:
     for each in passes:
         if each in OPTIONAL and not compilation.is_lowered:
             continue
-        if each(compilation):
+        if is_changed := each(compilation):
             compilation.graph_changed()
+        if compilation.after_pass is not None:
+            compilation.after_pass(compilation, each.__name__, is_changed)

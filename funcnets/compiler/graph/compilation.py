@@ -31,6 +31,7 @@ class Compilation:
         donated: positions of the inputs whose memory outputs may take.
         aliases: the outputs that are written to the memory of an input.
         source: C++ of the loops that the graph calls.
+        after_pass: called after each pass, with its name and what it returned.
         on_rewrite: called with the name of each fusion and what it replaces, while both the old
             and the new nodes are in the graph.
     """
@@ -43,6 +44,7 @@ class Compilation:
     aliases: Aliases = field(default_factory=dict)
     source: str = ""
     on_rewrite: OnRewrite = ignore_rewrite
+    after_pass: "AfterPass | None" = None
     _analyses: dict[Callable[..., Any], Any] = field(default_factory=dict)
 
     @property
@@ -72,4 +74,5 @@ class Compilation:
         return tuple(value for value in values if isinstance(value, Tensor))
 
 
+AfterPass = Callable[[Compilation, str, bool], None]
 Pass = Callable[[Compilation], bool]  # True if it changed the graph
