@@ -142,16 +142,16 @@ def test_dense_joins_each_output_to_its_input() -> None:
     assert torch.equal(applied(dense(a=double(), b=double())), torch.cat([once, 2 * once], 1))
 
 
-@pytest.mark.parametrize("by", ["layer", "wire"])
+@pytest.mark.parametrize("by", ["layer", "forward"])
 def test_what_takes_no_empty_batch_is_initialised_too(by: str) -> None:
-    """A layer, or the wire of a combinator: `view(len(x), -1)` fails where it has no elements."""
+    """A layer or a forward pass that fails on an empty batch, as `view(len(x), -1)` does."""
 
     def flat(x: Tensor) -> Tensor:
         return x.view(len(x), -1) / (len(x) // len(x))
 
     rows = Layer("rows", lambda key, x: ({}, {}), lambda params, state, x, **_: (flat(x), {}))
     net = sequential(rows, fc=linear(2))
-    if by == "wire":
+    if by == "forward":
         net = core.combine("rows", [("fc", linear(2))], lambda run, x: run(0, flat(x)))
     net = sequential(conv=conv2d(5, 1), head=net)
     params, state = net.init(KEY, X)
