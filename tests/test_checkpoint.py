@@ -443,7 +443,7 @@ def test_leaves_that_arent_those_of_like_are_listed_ten_of_each(tmp_path):
         ({"a": {"b": None}}, "leaf a.b is a NoneType"),
         ({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "one dotted name, a.b; rename keys"),
         ({1: torch.ones(1), "1": torch.ones(1)}, "one dotted name, 1; .*same string, as 1 and '1'"),
-        ({"a.b": torch.ones(1), "a": torch.ones(1)}, r"a: this name is .*; rename keys with"),
+        ({"a.b": torch.ones(1), "a": torch.ones(1)}, r"a\.b: a part .*; rename keys with"),
         ({"a": torch.ones(1), "a.b": torch.ones(1)}, r"a\.b: a part .*; rename keys with"),
         ({"a": torch.ones(1, device="meta")}, "leaf a is a meta tensor"),
         (

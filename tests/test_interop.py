@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_listed(trained):
     with pytest.raises(InteropError) as error:
         interop.from_state_dict(wrong, like=(trained.params, trained.state))
     message = str(error.value)
-    assert "2 missing: fc2.weight, fc2.bias" in message
+    assert "2 missing: fc2.bias, fc2.weight" in message
     assert "1 unexpected: extra.weight" in message
     assert "1 of the wrong shape: fc3.bias (3,) (expected (10,))" in message
     none = {f"other{i}": torch.zeros(1) for i in range(12)}
@@ -138,7 +138,7 @@ def test_a_transplant_takes_what_fits_and_lists_the_rest():
     source = models.lenet_bn(num_classes=8).init(random.key(0), x)
     params, state = models.lenet_bn(num_classes=3).init(random.key(1), x)
     after = interop.transplant(source, (params, state))
-    assert after.new == after.left == ["fc3.weight", "fc3.bias"]
+    assert after.new == after.left == ["fc3.bias", "fc3.weight"]
     taken = tree.flatten_named(after.params) | tree.flatten_named(after.state)
     given = tree.flatten_named(source[0]) | tree.flatten_named(source[1])
     assert set(after.taken) | set(after.new) == set(taken)
@@ -154,5 +154,7 @@ def test_a_transplant_renames_and_refuses_what_has_nothing_in_common():
     after = interop.transplant(({"theirs": leaf}, {}), like, rename={"theirs": "ours"})
     assert after.params["ours"]["weight"].tolist() == [1, 1]
     assert (after.taken, after.new, after.left) == (["ours.weight"], [], ["ours.bias"])
-    with pytest.raises(interop.InteropError, match=r"it has theirs\.weight.*expected some of ours"):
+    with pytest.raises(
+        interop.InteropError, match=r"it has theirs\.bias, theirs\.weight.*expected some of ours"
+    ):
         interop.transplant(({"theirs": leaf}, {}), like)

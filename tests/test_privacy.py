@@ -118,7 +118,7 @@ def test_gradients_of_the_whole_batch_are_told_to_be_of_each_example(optimizer, 
     net, x, labels = layers.linear(features), torch.ones(6, 3), torch.zeros(6, dtype=torch.int64)
     optimizer = optim.chain(optimizer, optim.sgd(0.1))
     step = train.make_train_step(net, optimizer)
-    message = r"^weight: the gradient has shape \(\d, 3\), .*gradient=transforms.per_example\("
+    message = r"^bias: the gradient has shape \(\d,\), .*gradient=transforms.per_example\("
     with pytest.raises(ValueError, match=message):
         step(train.create(net, optimizer, random.key(0), x), (x, labels))
 

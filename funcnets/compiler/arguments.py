@@ -97,7 +97,8 @@ def _donated(
     structure: Structure, tensors: list[Tensor], donate_argnums: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Return the positions of the donated tensors; each must be given once only."""
-    ends = list(accumulate(tree.widths(structure.spec.children()[0])))
+    positional = structure.spec.children()[0].children()
+    ends = list(accumulate(each.num_leaves for each in positional))
     argument_of = (bisect_right(ends, place) for place in structure.places)
     donated = [i for i, argument in enumerate(argument_of) if argument in donate_argnums]
     owners = [tensor.untyped_storage()._cdata for tensor in tensors]

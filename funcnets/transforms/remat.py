@@ -50,7 +50,7 @@ def _rematerialized(inner: Apply) -> Apply:
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
     ) -> tuple[Tensor, State]:
         leaves, structure = tree.flatten((x, key, params, state))
-        structures: list[tree.type_spec] = []
+        structures: list[tree.Structure] = []
 
         def flat(*leaves: Tensor | None) -> tuple[Tensor, ...]:
             x, key, params, state = tree.unflatten(leaves, structure)

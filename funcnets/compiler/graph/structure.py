@@ -11,7 +11,7 @@ from funcnets import tree
 class Structure(NamedTuple):
     """A tree without its tensors; its other leaves are None.  Equal ones are interchangeable."""
 
-    spec: tree.type_spec
+    spec: tree.Structure
     places: tuple[int, ...]  # positions of the tensors among the leaves
 
     def fill(self, tensors: Iterable[Tensor]) -> Any:
