@@ -99,8 +99,11 @@ def shuffle_key(train_state: TrainState) -> Tensor:
     return random.split(train_state.key)[0]
 
 
-def check_batch(batch: Batch) -> None:
-    """Raise TypeError or ValueError unless the batch has images, and a label for each."""
+def check_batch(batch: Batch, *, least: int = 1) -> None:
+    """Raise TypeError or ValueError unless the batch has images, and a label for each.
+
+    `least` is the number of images below which a batch is refused.
+    """
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if not is_pair or not all(isinstance(part, Tensor) for part in batch):
         raise TypeError(
@@ -108,7 +111,7 @@ def check_batch(batch: Batch) -> None:
             'dict pass (batch["image"], batch["label"])'
         )
     images, labels = batch
-    if labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+    if labels.ndim != 1 or len(images) != len(labels) or len(labels) < least:
         raise ValueError(
             f"the batch has images of shape {tuple(images.shape)} and labels of shape "
             f"{tuple(labels.shape)}; expected (N, …) and (N,), one label for each image, N ≥ 1"
@@ -144,6 +147,7 @@ def batch_gradient(
     net: Layer, loss: Loss, params: Params, state: State, batch: Batch, *, key: Tensor | None = None
 ) -> tuple[Params, State, Measurements]:
     """Return the gradient of the batch's mean loss; arguments and results are `Gradient`'s."""
+    check_batch(batch)
     x, labels = batch
 
     def loss_of(params: Params) -> tuple[Tensor, tuple[Tensor, State]]:
@@ -197,7 +201,7 @@ def make_train_step(
     net = net if policy is None else precision.cast(net, policy)
 
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
-        check_batch(batch)
+        check_batch(batch, least=0)  # an empty shard is the gradient's matter
         images, labels = batch
         x = _prepared(images, prepare)
         key = None

@@ -7,9 +7,14 @@ when the layer runs, so that an error names the layer in which it happened.
 from funcnets.layers.activations import relu, sigmoid, tanh
 from funcnets.layers.convolution import conv2d
 from funcnets.layers.fully_connected import linear
-from funcnets.layers.normalization import BatchStatistics, batch_norm, channel_statistics
+from funcnets.layers.normalization import (
+    BatchStatistics,
+    batch_norm,
+    channel_statistics,
+    count_batch_norms,
+)
 from funcnets.layers.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
-from funcnets.layers.regularization import MultiplicativeNoise, dropout
+from funcnets.layers.regularization import MultiplicativeNoise, dropout, noise_of_rows
 from funcnets.layers.reshaping import flatten
 
 __all__ = [
@@ -20,11 +25,13 @@ __all__ = [
     "batch_norm",
     "channel_statistics",
     "conv2d",
+    "count_batch_norms",
     "dropout",
     "flatten",
     "global_avg_pool",
     "linear",
     "max_pool",
+    "noise_of_rows",
     "relu",
     "sigmoid",
     "tanh",

@@ -19,7 +19,7 @@ class UpdateStatistics(Protocol):
     """Function `update(state, mean, variance, count) -> state` from a batch's statistics."""
 
     def __call__(  # noqa: D102
-        self, state: State, mean: Tensor, variance: Tensor, count: int
+        self, state: State, mean: Tensor, variance: Tensor, count: int | Tensor
     ) -> State: ...
 
 
@@ -42,12 +42,19 @@ class BatchStatistics:
     Attributes:
         update: `update(state, mean, variance, count) -> state`, the running statistics after a
             batch of which each channel has `count` values with this mean and biased variance, (C,).
+            The count is an integer, or a tensor (C,) for a batch that several processes share.
         as_state: `as_state(mean, variance) -> state`, with which evaluation normalises by exactly
             these.
     """
 
     update: UpdateStatistics
     as_state: StatisticsAsState
+
+
+def count_batch_norms(net: Layer) -> int:
+    """Return the number of layers with the tag `BatchStatistics`."""
+    own = net.tag(BatchStatistics) is not None
+    return own + sum(count_batch_norms(part) for _, part in net.parts)
 
 
 def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = True) -> Layer:
@@ -87,7 +94,7 @@ def batch_norm(momentum: float = 0.1, eps: float = 1e-5, *, unbiased: bool = Tru
     check(f"{kind}: momentum", momentum, lambda value: 0 <= value <= 1, "a number from 0 to 1")
     check_non_negative(**{f"{kind}: eps": eps})
 
-    def update(state: State, mean: Tensor, variance: Tensor, count: int) -> State:
+    def update(state: State, mean: Tensor, variance: Tensor, count: int | Tensor) -> State:
         _check_count(kind, count)
         batch = _as_state(mean, variance * (count / (count - 1) if unbiased else 1.0))
         return {
@@ -150,9 +157,9 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def _check_count(kind: str, count: int) -> None:
-    """Raise LayerError for a batch that has no variance."""
-    if count < 2:
+def _check_count(kind: str, count: int | Tensor) -> None:
+    """Raise LayerError for a batch that has no variance; the value of a tensor is not read."""
+    if isinstance(count, int) and count < 2:
         raise LayerError(
             f"{kind}: got {'one value' if count else 'no value'} per channel in training: its "
             "variance is undefined; use a larger batch, or train=False"

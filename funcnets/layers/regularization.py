@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from funcnets import random
 from funcnets._validate import check
-from funcnets.core import Layer, LayerError, Params, State
+from funcnets.core import Layer, LayerError, Params, State, rewrite, wrap
 from funcnets.layers._arguments import format_kind
 from funcnets.layers._leaf import leaf, no_parameters
 
@@ -58,3 +59,42 @@ def dropout(rate: float = 0.5) -> Layer:
         return x * keep / (1 - rate), {}
 
     return leaf(kind, no_parameters, apply, stochastic=True, tags=(MultiplicativeNoise(),))
+
+
+def noise_of_rows(net: Layer, rows: Tensor, count: int) -> Layer:
+    """Return the network for the examples `rows`, (n,), of a batch of `count`, with their noise.
+
+    A layer with the tag `MultiplicativeNoise` draws noise for the whole batch, and each example
+    takes its own row of it.  So an example has the dropout mask that it has in the whole batch.
+
+    Raises LayerError, from `apply` in training, for another random layer.
+    """
+
+    def replaced(name: str | None, layer: Layer) -> Layer:
+        if not layer.stochastic or layer.parts:
+            return layer
+
+        def apply(
+            params: Params,
+            state: State,
+            x: Tensor,
+            *,
+            train: bool = False,
+            key: Tensor | None = None,
+        ) -> tuple[Tensor, State]:
+            if not train or key is None:
+                return layer.apply(params, state, x, train=train, key=key)
+            if layer.tag(MultiplicativeNoise) is None:
+                raise LayerError(
+                    f"{layer.kind}: it is unknown how this random layer draws for each example of "
+                    "a batch: give it the tag layers.MultiplicativeNoise() if it multiplies its "
+                    "input by noise, as dropout does"
+                )
+            # Not `x.new_ones`, which under vmap would draw the whole batch for each example.
+            ones = torch.ones((count, *x.shape[1:]), dtype=x.dtype, device=x.device)
+            noise, state = layer.apply(params, state, ones, train=True, key=key)
+            return x * noise.index_select(0, rows), state
+
+        return wrap(layer, lambda inner: apply)
+
+    return rewrite(net, replaced)

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from funcnets import metrics, tree
 from funcnets.core import Layer, Params, State
+from funcnets.layers import count_batch_norms, noise_of_rows
 from funcnets.train import Batch, Gradient, Loss, Measurements, batch_gradient, check_batch
 from funcnets.transforms.statistics import (
     Moments,
     MomentsByNumber,
     UnknownMoments,
-    count_batch_norms,
-    noise_of_rows,
     normalize_by,
     record_moments,
 )

@@ -8,12 +8,11 @@ from torch.func import vmap
 
 from funcnets import losses, metrics
 from funcnets.core import Layer, Params, State
+from funcnets.layers import count_batch_norms, noise_of_rows
 from funcnets.train import Batch, Gradient, Loss, Measurements, check_batch
 from funcnets.transforms.statistics import (
     MomentsByNumber,
-    count_batch_norms,
     frozen_statistics,
-    noise_of_rows,
     normalize_by,
     record_moments,
 )

@@ -7,12 +7,11 @@ with the tag `layers.BatchStatistics`, or only random layers.
 import itertools
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from funcnets import layers
 from funcnets.core import Layer, LayerError, Params, State, rewrite, wrap
-from funcnets.layers import BatchStatistics, MultiplicativeNoise
+from funcnets.layers import BatchStatistics, count_batch_norms
 from funcnets.transforms.remat import Rematerialized
 
 Moments = tuple[Tensor, Tensor]
@@ -58,12 +57,6 @@ def _with_training(net: Layer, normalize: Normalize) -> Layer:
         return wrap(layer, lambda inner: apply)
 
     return rewrite(net, replaced)
-
-
-def count_batch_norms(net: Layer) -> int:
-    """Return the number of layers with the tag `BatchStatistics`."""
-    own = net.tag(BatchStatistics) is not None
-    return own + sum(count_batch_norms(part) for _, part in net.parts)
 
 
 def _check_not_rematerialized(layer: Layer, path: tuple[str, ...]) -> None:
@@ -134,42 +127,3 @@ def normalize_by(net: Layer, moments: MomentsByNumber, count: int) -> Layer:
         return y, tag.update(state, mean, variance, x[0, 0].numel() * count)
 
     return _with_training(net, normalize)
-
-
-def noise_of_rows(net: Layer, rows: Tensor, count: int) -> Layer:
-    """Return the network for the examples `rows`, (n,), of a batch of `count`, with their noise.
-
-    A layer with the tag `MultiplicativeNoise` draws noise for the whole batch, and each example
-    takes its own row of it.  So an example has the dropout mask that it has in the whole batch.
-
-    Raises LayerError, from `apply` in training, for another random layer.
-    """
-
-    def replaced(name: str | None, layer: Layer) -> Layer:
-        if not layer.stochastic or layer.parts:
-            return layer
-
-        def apply(
-            params: Params,
-            state: State,
-            x: Tensor,
-            *,
-            train: bool = False,
-            key: Tensor | None = None,
-        ) -> tuple[Tensor, State]:
-            if not train or key is None:
-                return layer.apply(params, state, x, train=train, key=key)
-            if layer.tag(MultiplicativeNoise) is None:
-                raise LayerError(
-                    f"{layer.kind}: it is unknown how this random layer draws for each example of "
-                    "a batch: give it the tag layers.MultiplicativeNoise() if it multiplies its "
-                    "input by noise, as dropout does"
-                )
-            # Not `x.new_ones`, which under vmap would draw the whole batch for each example.
-            ones = torch.ones((count, *x.shape[1:]), dtype=x.dtype, device=x.device)
-            noise, state = layer.apply(params, state, ones, train=True, key=key)
-            return x * noise.index_select(0, rows), state
-
-        return wrap(layer, lambda inner: apply)
-
-    return rewrite(net, replaced)
