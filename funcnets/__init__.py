@@ -23,6 +23,7 @@ The package, by layer:
     random  tree                                   keys, as JAX's; trees of tensors
     losses  metrics  optim  precision  train       training as pure functions
     transforms                                     ensembles, per-example gradients, curvature, …
+    parallel                                       several processes that train one network
     jit, Lowering, Trace, TraceError, CompileError one compiled function (`compiler`)
     data  checkpoint  runs                         images, files, run directories
     interop  testing                               modules: state dicts, twins, equivalence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         metrics,
         models,
         optim,
+        parallel,
         precision,
         random,
         runs,
@@ -78,6 +80,7 @@ __all__ = [
     "metrics",
     "models",
     "optim",
+    "parallel",
     "precision",
     "random",
     "residual",

@@ -11,12 +11,14 @@ import torch
 from torch import fx
 
 aten = torch.ops.aten
-# These give views, although their schemas don't say so.
-_UNDECLARED_VIEWS = (
+# These give views, or what they are given, although their schemas don't say so.
+_UNDECLARED_VIEWS = {
     aten._unsafe_view.default,
     aten.unsafe_split.Tensor,
     aten.unsafe_split_with_sizes.default,
-)
+}
+if torch.distributed.is_available():
+    _UNDECLARED_VIEWS.add(torch.ops._c10d_functional.wait_tensor.default)
 
 
 class Memory(NamedTuple):
