@@ -32,6 +32,7 @@ WITH_EXAMPLE = {
     "metrics": {"Running", "correct"},
     "models": {"get"},
     "optim": {"adam", "chain", "masked", "partition", "private", "sgd"},
+    "parallel": {"Axis", "check_replicas", "hash_leaves"},
     "precision": {"cast"},
     "random": {"fold_in", "key", "normal", "permutation", "split", "uniform"},
     "summary": {"summarize"},

@@ -24,8 +24,9 @@ class Axis:
     of it, so that a process knows the global index of each of its rows without knowing how many
     there are, and shares differ by one example at most.
 
-    >>> axis = Axis()
-    >>> axis.psum({"loss": torch.tensor(2.0)})
+    >>> import torch
+    >>> from funcnets.parallel import Axis
+    >>> Axis().psum({"loss": torch.tensor(2.0)})
     {'loss': tensor(2.)}
     >>> Axis(size=2, rank=1).shard(torch.arange(5))
     tensor([1, 3])

@@ -26,6 +26,8 @@ def check_replicas(axis: Axis, values: Any) -> None:
     `parallel.gradient` keeps train states equal: a difference comes from a faulty machine, or from
     a step that depends on the process.
 
+    >>> import torch
+    >>> from funcnets.parallel import Axis, check_replicas
     >>> check_replicas(Axis(), {"weight": torch.ones(2)})
     """
     if axis.size == 1:
@@ -48,6 +50,8 @@ def hash_leaves(values: Any) -> Tensor:
 
     It depends on each element and its place; 0.0 and -0.0 have different bits.
 
+    >>> import torch
+    >>> from funcnets.parallel import hash_leaves
     >>> first, second = hash_leaves([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
     >>> bool(first == second)
     False
