@@ -1,9 +1,11 @@
 """The benchmark: what it times, in which order, what it prints and refuses; no time is asserted."""
 
+import contextlib
 import json
 import sys
 from itertools import count
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,12 +14,25 @@ from torch import nn
 
 import funcnets
 from funcnets import bench, data, layers, models, summary, tree
-from funcnets.bench import epoch, flax_models, isolated, rewrites, rule_timings, throughput
+from funcnets.bench import (
+    contenders,
+    epoch,
+    flax_models,
+    isolated,
+    rewrites,
+    rule_timings,
+    throughput,
+)
 from funcnets.bench.cases import Case
 from funcnets.bench.contenders import COLUMNS, MODULES
+from funcnets.bench.table import Unit
 from funcnets.cli import commands
+from funcnets.compiler.loops.lower import fuse_loops
 from funcnets.compiler.lowerings import bfloat16
 from funcnets.models import Entry, Recipe
+from funcnets.models.googlenet import inception
+from funcnets.models.resnet import residual_block
+from funcnets.precision import POLICIES
 from funcnets.testing import twins
 
 LENET = Case("lenet_bn", 4, 28)
@@ -103,10 +118,30 @@ def fake_columns(monkeypatch, calls):
         monkeypatch.setitem(COLUMNS, name, column(name))
 
 
+def test_tf32_is_measured_like_other_precisions(run, tiny, monkeypatch):
+    """As on a GPU, whose precisions have a TF32; a CPU computes it in float32."""
+    monkeypatch.setattr("funcnets.precision.available", lambda device: tuple(POLICIES))
+    used = []
+
+    @contextlib.contextmanager
+    def products(*, tf32):
+        used.append(tf32)
+        yield
+
+    monkeypatch.setattr(throughput, "products", products)
+    options = ("--precision", "tf32,float32", "--only", "graph,eager", "--rounds", 1, "--json")
+    code, out, err = run("tiny", *options)
+    assert code == 0, err
+    rows = objects(out)[1:]
+    assert [row["precision"] for row in rows] == ["float32"] * 2 + ["tf32"] * 2
+    assert all(row["matmul_gflops"] > 0 for row in rows)
+    assert set(used) == {False, True}
+
+
 def test_steps_take_turns(monkeypatch):
     calls, told = [], []
     fake_columns(monkeypatch, calls)
-    timings = throughput.measure(
+    timings = throughput.time_steps(
         LENET, ["jit", "eager"], ["float32", "bfloat16"], rounds=3, report=told.append
     )
     turn = [(precision, name) for precision in ("float32", "bfloat16") for name in ("jit", "eager")]
@@ -120,14 +155,14 @@ def test_steps_take_turns(monkeypatch):
 def test_the_seconds_end_the_rounds(monkeypatch):
     calls = []
     fake_columns(monkeypatch, calls)
-    (timed,) = throughput.measure(LENET, ["jit"], ["float32"], rounds=1000, seconds=0)
+    (timed,) = throughput.time_steps(LENET, ["jit"], ["float32"], rounds=1000, seconds=0)
     assert timed.rounds == 1
     assert timed.ratio is None
 
 
 def test_means_over_networks_are_geometric(monkeypatch):
     fake_columns(monkeypatch, [])
-    (timed,) = throughput.measure(LENET, ["jit"], ["float32"], rounds=1)
+    (timed,) = throughput.time_steps(LENET, ["jit"], ["float32"], rounds=1)
     timings = [timed._replace(ratio=ratio) for ratio in (1.0, 4.0, None)]
     assert throughput.means(timings) == [
         throughput.Mean("float32", "jit", 2, pytest.approx(2.0), 1.0)
@@ -143,7 +178,7 @@ def test_several_networks_end_with_the_means(run, monkeypatch):
     assert kinds == ["Machine", *["Timing"] * 8, *["Mean"] * 4]
     code, out, _ = run(*names, "--only", "jit,eager", "--rounds", 1)
     assert code == 0
-    assert "network nin, batch size 128, side 224, rounds 1" in " ".join(out.split())
+    assert "network nin, batch size 128, side 224 pixels, rounds 1" in " ".join(out.split())
 
 
 def test_all_networks_are_at_their_recipes_sizes():
@@ -177,7 +212,7 @@ def test_all_networks_are_at_their_recipes_sizes():
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, monkeypatch, arguments, message):
-    monkeypatch.setattr(flax_models, "installed", lambda: False)
+    monkeypatch.setattr(flax_models, "is_installed", lambda: False)
     code, _, err = run(*arguments)
     assert code == 2
     assert message in err
@@ -188,8 +223,8 @@ def test_flax_is_left_out_where_it_is_not_installed(monkeypatch):
     assert "flax" in bench.columns()
     cases = [(False, "lenet_bn", 7), (True, "nin", 7), (True, "resnet18", 8)]
     for installed, network, found in cases:
-        monkeypatch.setattr(flax_models, "installed", lambda installed=installed: installed)
-        assert len(throughput.available(bench.columns(), network)) == found
+        monkeypatch.setattr(flax_models, "is_installed", lambda installed=installed: installed)
+        assert len(contenders.available_columns(bench.columns(), network)) == found
 
 
 @pytest.mark.parametrize(
@@ -220,16 +255,24 @@ def test_every_column_steps(column, monkeypatch, tiny):
 
 
 def test_memory_is_that_of_a_process_of_its_own():
-    cost = isolated.cost(LENET._replace(batch_size=1000), "eager", "float32")
+    cost = isolated.measure_process(LENET._replace(batch_size=1000), "eager", "float32")
     assert cost.first_step > 0
     assert 10**7 < cost.idle < cost.compiling
     # The first convolution alone gives 1000 · 6 · 24 · 24 numbers, and they are kept.
     assert cost.stepping - cost.idle > 4 * 1000 * 6 * 24 * 24
 
 
-def test_a_process_that_fails_says_what_failed():
-    with pytest.raises(RuntimeError, match=r"lenet_bn, eager, float32: the step failed: .*small"):
-        isolated.cost(LENET._replace(side=5), "eager", "float32")
+@pytest.mark.parametrize(
+    ("printed", "message"),
+    [("Traceback …\nValueError: conv2: too small", "ValueError: conv2: too small"), ("", "killed")],
+)
+def test_a_process_that_fails_says_what_failed(tmp_path, monkeypatch, printed, message):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf '{printed}' >&2\nexit 1\n", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(RuntimeError, match=f"eager, float32: the step failed: .*{message}"):
+        isolated.measure_process(LENET, "eager", "float32")
 
 
 def test_memory_and_first_steps_have_rows(run, monkeypatch):
@@ -240,9 +283,9 @@ def test_memory_and_first_steps_have_rows(run, monkeypatch):
             caches.append((cache, [path.name for path in Path(cache).iterdir()]))
             Path(cache, "kernel").touch()
         number = next(numbers)
-        return isolated.Cost(float(number), 0, 0, 10**6 * number)
+        return isolated.ProcessCost(float(number), 0, 0, 10**6 * number)
 
-    monkeypatch.setattr(isolated, "cost", cost)
+    monkeypatch.setattr(isolated, "measure_process", cost)
     options = ("--only", "graph,eager", "--precision", "float32", "--json")
     code, out, _ = run("--memory", "--first-step", *options)
     assert code == 0
@@ -262,7 +305,7 @@ def test_lowerings_are_timed_on_the_calls_that_a_network_makes(run, tiny, monkey
     monkeypatch.setattr(
         bfloat16, "has_bfloat16", lambda: True
     )  # the same rules for both precisions
-    found = rewrites.rewrites(tiny, "float32")
+    found = rewrites.find_rewrites(tiny, "float32")
     assert [(rewrite.name, calls) for rewrite, calls in found[:4]] == [
         ("layout.forward", 1),
         ("layout.forward", 1),
@@ -279,7 +322,7 @@ def test_lowerings_are_timed_on_the_calls_that_a_network_makes(run, tiny, monkey
     for row in rows:
         assert row["lowering"] != "loops"  # which a graph has none of
         assert row["ratio"] == pytest.approx(row["operation_ms"] / row["rewrite_ms"])
-    monkeypatch.setattr(rule_timings, "rewrites", lambda *arguments: [])
+    monkeypatch.setattr(rule_timings, "find_rewrites", lambda *arguments: [])
     code, _, err = run("tiny", "--lowerings", "--only", "graph")
     assert (code, err.count("no lowering applies")) == (0, 2)
 
@@ -294,8 +337,14 @@ def test_each_way_to_rewrite_has_its_row(run, tiny, monkeypatch):
         fc=layers.linear(10),
     )
     monkeypatch.setitem(models.INDEX, "tiny", Entry(lambda: net, RECIPES))
-    looped, fuse_loops = [], rule_timings.fuse_loops
-    monkeypatch.setattr(rule_timings, "fuse_loops", lambda graph: looped.append(fuse_loops(graph)))
+    looped = []
+
+    def fuse(compilation):
+        looped.append(fuse_loops(compilation))
+        return looped[-1]
+
+    passes = tuple(fuse if each is fuse_loops else each for each in rule_timings.LOOPS)
+    monkeypatch.setattr(rule_timings, "LOOPS", passes)
     arguments = ("--lowerings", "--only", "jit,graph", "--rounds", 1, "--side", 6, "--json")
     code, out, _ = run("tiny", *arguments)
     assert code == 0
@@ -312,21 +361,44 @@ def test_each_way_to_rewrite_has_its_row(run, tiny, monkeypatch):
     assert scaled == ["graph"]
 
 
+def mixed_net():
+    """A network in whose step each kind of rewrite occurs, on 32×32 images."""
+    few_channels = funcnets.sequential(
+        conv=layers.conv2d(3, 5),
+        bn=layers.batch_norm(),
+        sigmoid=layers.sigmoid(),
+        pool=layers.avg_pool(2),
+    )
+    many_channels = funcnets.sequential(
+        conv1=layers.conv2d(64, 7, padding=1),
+        relu1=layers.relu(),
+        conv2=layers.conv2d(192, 3, padding=1),
+        relu2=layers.relu(),
+        pool=layers.max_pool(2),
+    )
+    return funcnets.sequential(
+        stem=funcnets.concat(few=few_channels, many=many_channels),
+        inception=inception(16, (8, 16), (16, 16), 16),
+        block=residual_block(32, 2),
+        pool=layers.max_pool(7),
+        tiny=residual_block(32, project=True),
+        flatten=layers.flatten(),
+        fc1=layers.linear(16),
+        bn=layers.batch_norm(),
+        sigmoid=layers.sigmoid(),
+        fc2=layers.linear(10),
+    )
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("network", "among"),
-    [
-        ("lenet_bn", {"pooling.average_forward", "fusion.deviation"}),
-        ("resnet18", {"moments", "fusion.channel_sums"}),
-        ("googlenet", {"fusion.max_pool"}),
-    ],
-)
-def test_what_is_rewritten_gives_the_same(network, among, precision):
-    """Each stretch of a step alone, where the whole could hide an error."""
-    case = Case(network, 4, models.get(network)[1].side)
-    found = rewrites.rewrites(case, precision)
-    names = {rewrite.name for rewrite, _ in found}
-    assert among | {"fusion.multiply_add", "loops"} <= names
+def test_what_is_rewritten_gives_the_same(precision, monkeypatch):
+    """Each rewrite of a step alone, as an error could go unnoticed in the whole step."""
+    monkeypatch.setitem(models.INDEX, "mixed", Entry(mixed_net, RECIPES))
+    found = rewrites.find_rewrites(Case("mixed", 4, 32), precision)
+    expected = {"moments", "loops", "convolution.tiny_forward", "pooling.average_forward"}
+    expected |= {f"fusion.{name}" for name in ("multiply_add", "deviation", "channel_sums")}
+    expected |= {"fusion.max_pool", "winograd.forward", "few.backward"}
+    assert expected <= {rewrite.name for rewrite, _ in found}
     tolerance = 1e-4 if precision == "float32" else 0.03
     for rewrite, _ in found:
         if rewrite.name == "fusion.deviation":
@@ -356,7 +428,7 @@ def test_equal_calls_are_timed_once_and_counted(monkeypatch, tiny):
     conv = layers.conv2d(1, 3, padding=1)
     net = funcnets.sequential(a=conv, b=conv, flatten=layers.flatten(), fc=layers.linear(10))
     monkeypatch.setitem(models.INDEX, "tiny", Entry(lambda: net, RECIPES))
-    rewrite, calls = rewrites.rewrites(tiny, "float32")[0]
+    rewrite, calls = rewrites.find_rewrites(tiny, "float32")[0]
     assert (rewrite.name, calls) == ("layout.forward", 2)
 
 
@@ -384,6 +456,35 @@ def test_both_loops_see_the_same_images():
     ours = data.prepare(dataset.train_images, 40)
     assert (usual - ours).abs().max() <= 1.01 / 255
     assert [label for _, label in images] == dataset.train_labels.tolist()
+
+
+ROWS = [
+    *(throughput.Timing, throughput.Mean, isolated.FirstStep, isolated.Memory),
+    *(rule_timings.RewriteTiming, epoch.Epoch),
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_measurement_but_a_ratio_has_a_unit(row):
+    hints = get_type_hints(row, include_extras=True)
+    ratios = {"ratio", "geometric_mean", "least"}
+    for name, kind in get_type_hints(row).items():
+        if kind is float and name not in ratios:
+            assert any(isinstance(each, Unit) for each in get_args(hints[name])), name
+
+
+def test_units_are_in_headings_and_titles():
+    row = isolated.FirstStep("lenet_bn", 256, 28, "float32", "jit", 1.5, 0.25)
+    timing = epoch.Epoch("lenet_bn", 256, 28, 20, 3, "float32", "funcnets", 1.0, 20.0, 2.0)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(bench.render([row]))
+        console.print(bench.render([timing, timing._replace(loop="DataLoader")]))
+    text = " ".join(capture.get().split())
+    assert "cold (s)" in text
+    assert "side 28 pixels, images 20" in text
+    assert "epoch (s)" in text
+    assert "speed (examples/s)" in text
 
 
 def test_a_table_tells_once_what_all_rows_share():

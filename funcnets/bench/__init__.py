@@ -1,7 +1,7 @@
-"""`funcnets bench`: training steps against their peers, in turns, in one process.
+"""Benchmarks of `funcnets bench`: training steps compared with those of `nn.Module` and Flax.
 
-Only ratios between things that were timed in turns mean anything: machines differ, and the speed
-of one drifts.
+Contenders are timed in turns, in one process.  Only ratios of such times mean anything, as machines
+differ, and the speed of one machine drifts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ import torch
 from funcnets import data, models
 from funcnets.bench import epoch, flax_models, isolated, rule_timings, throughput
 from funcnets.bench.cases import Case
-from funcnets.bench.contenders import BACKENDS, COLUMNS, available
+from funcnets.bench.contenders import BACKENDS, COLUMNS, available_columns
 from funcnets.bench.table import render
 from funcnets.compiler.backends.select import Backend, usual_backend
 from funcnets.precision import available as available_precisions
@@ -25,7 +25,17 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, on which cases and how often; `seconds` bounds the rounds of each case."""
+    """The options of a benchmark, as on the command line, whose names its errors have.
+
+    Attributes:
+        cases: networks and sizes of batches.
+        columns: names of contenders.
+        precisions: names of `precision.POLICIES`.
+        rounds: number of times that each contender is timed.
+        seconds: no round of a case begins later than this after the first.
+        data, limit_train, workers: of epochs: the data directory, the number of training images,
+            and the processes of the DataLoader.
+    """
 
     cases: tuple[Case, ...]
     columns: tuple[str, ...] = tuple(COLUMNS)
@@ -45,7 +55,7 @@ class Plan:
 
 
 class Machine(NamedTuple):
-    """Where it was measured."""
+    """The machine that was measured."""
 
     torch: str
     device: str
@@ -54,7 +64,7 @@ class Machine(NamedTuple):
 
 
 def machine(device: str = "cpu") -> Machine:
-    """The machine and its software, as far as they decide how fast a step is."""
+    """Return the parts of the machine and its software that decide how fast a step is."""
     capability = torch.backends.cpu.get_cpu_capability()
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     return Machine(torch.__version__, name, capability, torch.get_num_threads())
@@ -66,7 +76,7 @@ def cases(
     side: int | None = None,
     device: str = "cpu",
 ) -> tuple[Case, ...]:
-    """The networks, `all` for every one, at the sizes of their reference recipes or those given.
+    """Return the networks, `all` for every one, at given sizes or those of the reference recipes.
 
     Raises ValueError for an unknown network, or a size below 1.
     """
@@ -80,20 +90,20 @@ def cases(
 
 
 def columns(only: str | None = None) -> tuple[str, ...]:
-    """The columns in a list like `jit,eager`; for None, all that can be had here.
+    """Return the columns in a list like `jit,eager`; for None, all columns.
 
-    Raises ValueError for an unknown one, or for Flax where it isn't installed.
+    Raises ValueError for an unknown column, and for `flax` if Flax isn't installed.
     """
     chosen = names("--only", only, tuple(COLUMNS))
-    if only is not None and "flax" in chosen and not flax_models.installed():
-        raise ValueError("--only has flax, which isn't here: pip install 'funcnets[bench-jax]'")
+    if only is not None and "flax" in chosen and not flax_models.is_installed():
+        raise ValueError("--only has flax, which needs: pip install 'funcnets[bench-jax]'")
     return chosen
 
 
 def names(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The names in a list like `jit,eager`, in the order of `known`; all of them for None.
+    """Return the names in a list like `jit,eager`, in the order of `known`; all of them for None.
 
-    Raises ValueError that names the `option` for one that isn't known.
+    Raises ValueError for an unknown name, with the `option` that it was given to.
     """
     chosen = known if given is None else [name.strip() for name in given.split(",")]
     for name in chosen:
@@ -105,10 +115,10 @@ def names(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ..
 def step_rows(
     plan: Plan, report: Report
 ) -> Iterator[list[throughput.Timing] | list[throughput.Mean]]:
-    """Steps against their peers, a list for each network, and the means over several."""
+    """Yield throughputs of steps, a list for each network, and means over several networks."""
     timings = []
     for case in plan.cases:
-        timed = throughput.measure(
+        timed = throughput.time_steps(
             case,
             plan.columns,
             plan.precisions,
@@ -118,28 +128,29 @@ def step_rows(
         )
         yield timed
         timings += timed
-        torch.compiler.reset()  # a graph is kept for each kind of call, up to a limit
+        torch.compiler.reset()  # it keeps a graph for each signature, up to a limit
     if len(plan.cases) > 1 and (means := throughput.means(timings)):
         yield means
 
 
 def first_step_rows(plan: Plan, report: Report) -> Iterator[list[isolated.FirstStep]]:
-    """Time to the first step, each in two processes of its own."""
+    """Yield times to the first step, each in two processes of its own."""
     for case, precision in _each(plan):
-        columns = available(plan.columns, case.network)
-        yield [isolated.first_step(case, column, precision) for column in columns]
+        columns = available_columns(plan.columns, case.network)
+        yield [isolated.time_first_step(case, column, precision) for column in columns]
 
 
 def memory_rows(plan: Plan, report: Report) -> Iterator[list[isolated.Memory]]:
-    """Peak memory, each in a process of its own."""
+    """Yield peak memory, each in a process of its own."""
     for case, precision in _each(plan):
-        yield isolated.memory(case, available(plan.columns, case.network), precision)
+        columns = available_columns(plan.columns, case.network)
+        yield isolated.measure_memory(case, columns, precision)
 
 
-def lowering_rows(plan: Plan, report: Report) -> Iterator[list[rule_timings.Lowered]]:
-    """Lowerings against the operations that they replace."""
+def lowering_rows(plan: Plan, report: Report) -> Iterator[list[rule_timings.RewriteTiming]]:
+    """Yield times of lowerings, fusions and loops, and of the operations that they replace."""
     for case, precision in _each(plan):
-        rows = rule_timings.measure(
+        rows = rule_timings.time_rewrites(
             case, precision, plan.columns, rounds=plan.rounds, seconds=plan.seconds
         )
         if rows:
@@ -149,14 +160,14 @@ def lowering_rows(plan: Plan, report: Report) -> Iterator[list[rule_timings.Lowe
 
 
 def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
-    """A whole epoch against the usual loop."""
+    """Yield times of a whole epoch, and of the usual training loop."""
     backend = _epoch_backend(plan)
     for case in plan.cases:
         dataset = data.load(plan.data, device=case.device)
         if plan.limit_train is not None:
             dataset = data.limit(dataset, plan.limit_train)
         report(dataset.source)
-        yield epoch.measure(
+        yield epoch.time_epochs(
             case,
             plan.precisions,
             dataset,
@@ -167,7 +178,7 @@ def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
 
 
 def _epoch_backend(plan: Plan) -> Backend:
-    """That of the first of our columns."""
+    """Return the back end of the first column that has one."""
     given = (BACKENDS[column] for column in plan.columns if column in BACKENDS)
     return next(given, None) or usual_backend(plan.cases[0].device)
 

@@ -1,4 +1,4 @@
-"""The training steps that are compared: funcnets', and those of its peers on the same network."""
+"""The training steps that are compared: by funcnets, by `nn.Module`, and by Flax."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,11 +15,12 @@ from funcnets.compiler.backends.select import Backend
 from funcnets.precision import POLICIES
 from funcnets.testing import twins
 
-Step = Callable[[], object]
+Contender = Callable[[], object]
+"""One training step at each call, on the same batch; it returns when the step is done."""
 
 
-def functional_step(case: Case, precision: str, *, backend: Backend | None) -> Step:
-    """The step of `funcnets train`, which is given its own state to write the next one into."""
+def functional_step(case: Case, precision: str, *, backend: Backend | None) -> Contender:
+    """Return the step of `funcnets train`, with its state donated."""
     net, _ = models.get(case.network)
     optimizer, batch = optim.sgd(LEARNING_RATE), case.batch()
     train_state = train.create(net, optimizer, random.key(0, case.device), batch[0])
@@ -32,8 +33,11 @@ def functional_step(case: Case, precision: str, *, backend: Backend | None) -> S
 
 def module_step(
     case: Case, precision: str, *, compiled: bool = False, channels_last: bool = False
-) -> Step:
-    """The usual loop's body on the same network as an `nn.Module`; bfloat16 is by autocast."""
+) -> Contender:
+    """Return the step of a usual training loop on the same network as an `nn.Module`.
+
+    bfloat16 is by autocast.
+    """
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module = twins.get(case.network).to(case.device).to(memory_format=memory_format)
     images, labels = case.batch()
@@ -46,7 +50,7 @@ def module_step(
         with products(tf32=tf32):
             with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
                 loss = F.cross_entropy(forward(images), labels)
-            loss.backward()
+            torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         return float(loss.detach())
@@ -54,21 +58,21 @@ def module_step(
     return run
 
 
-# The back ends by their columns; None is the usual one of the device.
+# The back ends of funcnets by column; None is the default one of the device.
 BACKENDS: dict[str, Backend | None] = {"jit": None, "graph": "graph", "inductor": "inductor"}
-OURS: dict[str, Callable[[Case, str], Step]] = {
+FUNCTIONS: dict[str, Callable[[Case, str], Contender]] = {
     column: partial(functional_step, backend=backend) for column, backend in BACKENDS.items()
 }
-MODULES: dict[str, Callable[[Case, str], Step]] = {
+MODULES: dict[str, Callable[[Case, str], Contender]] = {
     "eager": module_step,
     "eager-last": partial(module_step, channels_last=True),
     "compiled": partial(module_step, compiled=True),
     "compiled-last": partial(module_step, compiled=True, channels_last=True),
 }
-COLUMNS = OURS | MODULES | {"flax": flax_models.step}
+COLUMNS = FUNCTIONS | MODULES | {"flax": flax_models.step}
 
 
-def available(columns: Sequence[str], network: str) -> list[str]:
-    """Those of `columns` that there are for `network`: all, but for Flax here and there."""
-    has_flax = network in flax_models.NETWORKS and flax_models.installed()
+def available_columns(columns: Sequence[str], network: str) -> list[str]:
+    """Return those of `columns` that exist for `network`: `flax` needs Flax, and its model."""
+    has_flax = network in flax_models.NETWORKS and flax_models.is_installed()
     return [column for column in columns if column != "flax" or has_flax]

@@ -1,8 +1,8 @@
-"""A whole epoch, data included, against the usual loop over a DataLoader."""
+"""A whole epoch, data included, relative to the usual training loop over a DataLoader."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,34 +11,35 @@ from torch.utils.data import DataLoader
 
 from funcnets import data, models, optim, random, timing, train, tree
 from funcnets.bench.cases import LEARNING_RATE, Case
+from funcnets.bench.table import Unit
 from funcnets.compiler import jit
 from funcnets.compiler.backends.select import Backend
 from funcnets.data import Dataset
 from funcnets.precision import POLICIES
 from funcnets.testing import twins
 
-USUAL = "DataLoader"
+USUAL_LOOP = "DataLoader"
 
-Pass = Callable[[Dataset], None]  # trains on all training images once
+EpochPass = Callable[[Dataset], None]  # trains once on all training images
 
 
 class Epoch(NamedTuple):
-    """How long one pass over the training images takes."""
+    """The time of one pass over the training images."""
 
     network: str
     batch_size: int
-    side: int
+    side: Annotated[int, Unit("pixels")]
     images: int
     rounds: int
     precision: str
     loop: str
-    seconds: float  # median
-    examples_per_second: float
-    ratio: float  # how many times faster than the usual loop in float32
+    seconds: Annotated[float, Unit("s", "epoch")]  # median
+    examples_per_second: Annotated[float, Unit("examples/s", "speed")]
+    ratio: float  # of speeds, to the usual loop in float32
 
 
 class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Images as `torchvision.datasets.FashionMNIST` gives them: one at a time, transformed."""
+    """Images as from `torchvision.datasets.FashionMNIST`: one at a time, each transformed."""
 
     def __init__(self, dataset: Dataset, side: int) -> None:
         from torchvision import transforms  # type: ignore[import-untyped]
@@ -56,8 +57,8 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self.transform(image), int(self.labels[index])
 
 
-def functional_pass(case: Case, precision: str, backend: Backend) -> Pass:
-    """The loop of `funcnets train`: images resident as bytes, prepared inside the step."""
+def functional_pass(case: Case, precision: str, backend: Backend) -> EpochPass:
+    """Return the loop of `funcnets train`: images in memory as uint8, prepared in the step."""
     net, _ = models.get(case.network)
     optimizer = optim.sgd(LEARNING_RATE)
     prepare = partial(data.prepare, side=case.side)
@@ -76,8 +77,8 @@ def functional_pass(case: Case, precision: str, backend: Backend) -> Pass:
     return run
 
 
-def usual_pass(case: Case, workers: int) -> Pass:
-    """The usual loop: a module in float32, eager, and torchvision's Resize in a DataLoader."""
+def usual_pass(case: Case, workers: int) -> EpochPass:
+    """Return the usual loop: an eager float32 module, and torchvision's Resize in a DataLoader."""
     module = twins.get(case.network).to(case.device)
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
 
@@ -90,7 +91,7 @@ def usual_pass(case: Case, workers: int) -> Pass:
             optimizer.zero_grad()
             logits = module(x)
             loss = F.cross_entropy(logits, labels)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             loss_sum += float(loss.detach()) * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
@@ -98,7 +99,7 @@ def usual_pass(case: Case, workers: int) -> Pass:
     return run
 
 
-def measure(
+def time_epochs(
     case: Case,
     precisions: Sequence[str],
     dataset: Dataset,
@@ -108,18 +109,18 @@ def measure(
     backend: Backend,
 ) -> list[Epoch]:
     """Time epochs over the training images of `dataset`, the loops in turns."""
-    passes: dict[tuple[str, str], Pass] = {("float32", USUAL): usual_pass(case, workers)}
+    passes: dict[tuple[str, str], EpochPass] = {("float32", USUAL_LOOP): usual_pass(case, workers)}
     for precision in precisions:
         passes[precision, "funcnets"] = functional_pass(case, precision, backend)
     count = len(dataset.train_labels)
-    # What is slow the first time: a step of the full size, and one of the last batch's.
-    few = data.limit(dataset, min(count, case.batch_size + count % case.batch_size))
+    # Compile first: a step of the full batch size, and one of the size of the last batch.
+    small = data.limit(dataset, min(count, case.batch_size + count % case.batch_size))
     for each in passes.values():
-        each(few)
+        each(small)
     turns = {key: partial(each, dataset) for key, each in passes.items()}
     taken = timing.interleave(turns, rounds)
     seconds = timing.medians(taken)
-    usual = seconds["float32", USUAL]
+    usual = seconds["float32", USUAL_LOOP]
     return [
         Epoch(*case[:3], count, len(taken[key]), *key, value, count / value, usual / value)
         for key, value in seconds.items()

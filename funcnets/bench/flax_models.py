@@ -1,6 +1,6 @@
-"""Two of the networks in Flax, trained by one step under `jax.jit`; needs the extra `bench-jax`.
+"""Two of the networks in Flax, with their training step under `jax.jit`; extra `bench-jax`.
 
-Flax takes images as (N, H, W, C).  JAX and Flax are imported only where a step is made.
+Images are in NHWC, as Flax expects them.  JAX and Flax are imported only when a step is made.
 """
 
 import importlib
@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from funcnets.bench.cases import LEARNING_RATE, Case
+from funcnets.precision import POLICIES
 
 NETWORKS = ("lenet_bn", "resnet18")
 
 
-def installed() -> bool:
-    """Whether JAX and Flax can be imported."""
+def is_installed() -> bool:
+    """True if JAX and Flax can be imported."""
     return all(importlib.util.find_spec(name) for name in ("jax", "flax"))
 
 
@@ -60,10 +61,14 @@ def _batch_norm(nn: Any, dtype: Any) -> Any:
 
 
 def step(case: Case, precision: str) -> Callable[[], None]:
-    """A step of plain SGD, jitted, with its state donated."""
+    """Return a jitted step of plain SGD, with its state donated."""
     jax, nn = importlib.import_module("jax"), importlib.import_module("flax.linen")
     numpy = jax.numpy
-    forward = {"lenet_bn": _lenet, "resnet18": _resnet}[case.network](nn, numpy.dtype(precision))
+    policy = POLICIES[precision]
+    dtype = numpy.dtype(str(policy.compute).removeprefix("torch."))
+    # By default JAX rounds the factors of float32 products to TF32 on GPUs.
+    product_precision = {"float32": "float32", "tf32": "tensorfloat32"}.get(precision)
+    forward = {"lenet_bn": _lenet, "resnet18": _resnet}[case.network](nn, dtype)
     model = type("Model", (nn.Module,), {"__call__": nn.compact(forward)})()
     x = jax.random.uniform(jax.random.key(1), (case.batch_size, case.side, case.side, 1))
     labels = numpy.arange(case.batch_size) % 10
@@ -86,7 +91,8 @@ def step(case: Case, precision: str) -> Callable[[], None]:
 
     def run() -> None:
         nonlocal params, statistics
-        params, statistics, loss = jitted(params, statistics)
+        with jax.default_matmul_precision(product_precision):
+            params, statistics, loss = jitted(params, statistics)
         float(loss)
 
     return run

@@ -1,88 +1,91 @@
-"""What a step costs in a process of its own: time to the first step, and memory.
+"""Training steps in processes of their own: time to the first step, and peak memory.
 
-python -m funcnets.bench.fresh '["lenet_bn", 256, 28, "cpu"]' jit float32
+python -m funcnets.bench.isolated '["lenet_bn", 256, 28, "cpu"]' jit float32
 """
 
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 
 from funcnets.bench.cases import Case
 from funcnets.bench.contenders import COLUMNS
+from funcnets.bench.table import Unit
 
-STEPS = 3
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STEPS_AFTER_FIRST = 3
+PROGRAM = "import sys; from funcnets.bench import isolated; isolated.main(*sys.argv[1:])"
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class Cost(NamedTuple):
-    """One step in a process of its own."""
+class ProcessCost(NamedTuple):
+    """Time and resident memory of a process that makes some steps; on CUDA, allocated memory."""
 
-    first_step: float  # seconds, from making the step to its end, without imports
-    idle: int  # bytes resident before
-    compiling: int  # bytes resident at most, to the end of the first step
-    stepping: int  # bytes resident at most during the steps after the first
+    first_step: float  # seconds to the end of the first step, without imports
+    idle: int  # bytes before it
+    compiling: int  # peak in bytes, to the end of the first step
+    stepping: int  # peak in bytes, during the steps after the first
 
 
 class FirstStep(NamedTuple):
-    """Seconds to the end of the first step, from an empty compiler's cache and from a full one."""
+    """Time to the end of the first step, without imports."""
 
     network: str
     batch_size: int
-    side: int
+    side: Annotated[int, Unit("pixels")]
     precision: str
     column: str
-    cold: float
-    warm: float
+    cold: Annotated[float, Unit("s")]  # with empty caches of compilers
+    warm: Annotated[float, Unit("s")]  # with the caches of a process before it
 
 
 class Memory(NamedTuple):
-    """Resident memory of a process that steps, in 10⁶ bytes (on CUDA: allocated)."""
+    """Resident memory of a process that makes some steps; on CUDA, allocated memory."""
 
     network: str
     batch_size: int
-    side: int
+    side: Annotated[int, Unit("pixels")]
     precision: str
     column: str
-    idle: float  # after the imports
-    compiling: float  # peak to the end of the first step
-    stepping: float  # peak of the steps after it
-    ratio: float | None  # of `stepping`, to that of the eager module; None without one
+    idle: Annotated[float, Unit("MB")]  # after the imports
+    compiling: Annotated[float, Unit("MB")]  # peak, to the end of the first step
+    stepping: Annotated[float, Unit("MB")]  # peak, during the steps after it
+    ratio: float | None  # of `stepping` to that of the eager module; None without one
 
 
-def cost(case: Case, column: str, precision: str, cache: str | None = None) -> Cost:
-    """What a step costs in a new process, whose compiler keeps its results in `cache`.
+def measure_process(
+    case: Case, column: str, precision: str, cache: str | None = None
+) -> ProcessCost:
+    """Make some steps in a new process; its compilers keep their results in the directory `cache`.
 
     Raises RuntimeError with the last line that the process printed, if it fails.
     """
-    command = [sys.executable, "-m", __name__, json.dumps(case), column, precision]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(case), column, precision]
     caches = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"), cache) if cache else {}
     environment = {**os.environ, **caches}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        last = (done.stderr.strip() or "it was killed").splitlines()[-1]
+        last = (done.stderr.strip() or "the process was killed").splitlines()[-1]
         raise RuntimeError(f"{case.network}, {column}, {precision}: the step failed: {last}")
-    return Cost(*json.loads(done.stdout.splitlines()[-1]))
+    return ProcessCost(*json.loads(done.stdout.splitlines()[-1]))
 
 
-def first_step(case: Case, column: str, precision: str) -> FirstStep:
-    """The time to the first step, cold and warm."""
+def time_first_step(case: Case, column: str, precision: str) -> FirstStep:
+    """Time the first step in two processes, with empty caches and with those of the first."""
     with tempfile.TemporaryDirectory() as cache:
-        cold, warm = (cost(case, column, precision, cache).first_step for _ in range(2))
+        cold, warm = (measure_process(case, column, precision, cache).first_step for _ in range(2))
     return FirstStep(*case[:3], precision, column, cold, warm)
 
 
-def memory(case: Case, columns: list[str], precision: str) -> list[Memory]:
-    """The memory of each column's step, against that of the eager module where it is among them."""
-    costs = {column: cost(case, column, precision) for column in columns}
+def measure_memory(case: Case, columns: list[str], precision: str) -> list[Memory]:
+    """Measure the memory of each column's step, a process each."""
+    costs = {column: measure_process(case, column, precision) for column in columns}
     eager = costs["eager"].stepping if "eager" in costs else None
     return [
         Memory(
@@ -103,30 +106,28 @@ def _peak(device: str) -> int:
         return torch.cuda.max_memory_allocated(device)
     if found := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text() if _STATUS.exists() else ""):
         return 1024 * int(found[1])
+    import resource  # which Windows doesn't have
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _forget_peak(device: str) -> None:
-    """Let the peak be that from now on, where the system can: on Linux and on CUDA."""
+def _reset_peak(device: str) -> None:
+    """Restart the measurement of the peak, where the system can: on Linux and on CUDA."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _RESET.exists():
-        _RESET.write_text("5")
+    elif _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")
 
 
 def main(case: str, column: str, precision: str) -> None:
-    """Run some steps, and print their `Cost` as JSON."""
-    tried = Case(*json.loads(case))
-    started, idle = time.perf_counter(), _peak(tried.device)
-    step = COLUMNS[column](tried, precision)
+    """Make some steps, and print their `ProcessCost` as JSON."""
+    given = Case(*json.loads(case))
+    started, idle = time.perf_counter(), _peak(given.device)
+    step = COLUMNS[column](given, precision)
     step()
-    seconds, peak = time.perf_counter() - started, _peak(tried.device)
-    _forget_peak(tried.device)
-    for _ in range(STEPS):
+    seconds, peak = time.perf_counter() - started, _peak(given.device)
+    _reset_peak(given.device)
+    for _ in range(STEPS_AFTER_FIRST):
         step()
-    print(json.dumps(Cost(seconds, idle, peak, _peak(tried.device))))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(json.dumps(ProcessCost(seconds, idle, peak, _peak(given.device))))

@@ -1,4 +1,4 @@
-"""What `jit` makes of a training step: each stretch of its graph that it writes anew, both ways."""
+"""Subgraphs of a training step that `jit` rewrites, before and after, as graphs of their own."""
 
 import copy
 from collections import Counter
@@ -26,25 +26,25 @@ from funcnets.precision import POLICIES
 
 
 class Rewrite(NamedTuple):
-    """A stretch of a graph as it was, and as it is.
+    """A subgraph before and after a rewrite.
 
-    Both take the same tensors, each in the memory format in which it comes to it.
+    Both take the same tensors, each in the memory format that it has in the step.
     """
 
-    name: str  # of the lowering, the rule, or what else has written it anew
+    name: str  # of the lowering or the rule of fusion, or `loops`
     before: fx.GraphModule
     after: fx.GraphModule
-    applies: Callable[[Backend], bool] = lambda backend: True  # whether the back end does so
+    applies: Callable[[Backend], bool] = lambda backend: True  # True if the back end does it
 
     @property
     def key(self) -> Hashable:
-        """Equal for those that do the same with tensors of the same shapes."""
+        """The same for rewrites that do the same with tensors of the same layouts."""
         given = [_layouts(arguments(graph)) for graph in (self.before, self.after)]
         return self.name, str(given), self.before.code
 
 
 def arguments(graph: fx.GraphModule) -> list[Tensor]:
-    """What a graph takes, as fake tensors."""
+    """Return the arguments of a graph, as fake tensors."""
     return [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
 
 
@@ -55,30 +55,30 @@ def _layouts(values: Any) -> Any:
     return tree.map(described, values)
 
 
-def rewrites(
+def find_rewrites(
     case: Case, precision: str, lowerings: Sequence[Lowering] = DEFAULT
 ) -> list[tuple[Rewrite, int]]:
-    """What is written anew in a training step, and how often; nothing is computed for it."""
+    """Return the rewrites in a training step, with their numbers; the step isn't run."""
     found: dict[Hashable, Rewrite] = {}
-    times: Counter[Hashable] = Counter()
-    for rewrite in _all(case, precision, lowerings):
-        times[rewrite.key] += 1
+    calls: Counter[Hashable] = Counter()
+    for rewrite in _each_rewrite(case, precision, lowerings):
+        calls[rewrite.key] += 1
         found.setdefault(rewrite.key, rewrite)
-    return [(rewrite, times[key]) for key, rewrite in found.items()]
+    return [(rewrite, calls[key]) for key, rewrite in found.items()]
 
 
-def _all(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[Rewrite]:
+def _each_rewrite(case: Case, precision: str, lowerings: Sequence[Lowering]) -> Iterator[Rewrite]:
     used: list[tuple[Lowering, Any]] = []
     step = _step(case, precision, lowerings, lambda *call: used.append((call[0], call[1:])))
-    yield from _lowered(used, lowerings)
-    yield from _fused(step, FUSION)
-    yield from _looped(compilation_of(copy.deepcopy(step.module)))
-    for each in _fused(step, (fuse_scales,)):
+    yield from _lowering_rewrites(used, lowerings)
+    yield from _fusion_rewrites(step, FUSION)
+    yield from _loop_rewrites(compilation_of(copy.deepcopy(step.module)))
+    for each in _fusion_rewrites(step, (fuse_scales,)):
         yield each._replace(applies=lambda backend: backend == "graph")
 
 
 def compilation_of(graph: fx.GraphModule) -> Compilation:
-    """A graph that comes from no function, for passes to edit."""
+    """Return a graph without a function of its own, for passes to edit."""
     return Compilation(graph, take_apart([])[1])
 
 
@@ -88,14 +88,14 @@ def _recorded(
     lowerings: Sequence[Lowering],
     watch: Watch = unwatched,
 ) -> Compilation:
-    """A function as a graph with these lowerings, and as it stands otherwise."""
+    """Record a function as a graph with these lowerings and no other rewrites."""
     compilation = record_function(function, leaves, lowerings, watch)
     run_passes(compilation, CLEANING)
     return compilation
 
 
 def _step(case: Case, precision: str, lowerings: Sequence[Lowering], watch: Watch) -> Compilation:
-    """A training step with these lowerings, and as it stands otherwise."""
+    """Record a training step as a graph with these lowerings and no other rewrites."""
     net, _ = models.get(case.network)
     optimizer = optim.sgd(LEARNING_RATE)
     x = torch.empty(case.shape, device="meta")
@@ -103,30 +103,30 @@ def _step(case: Case, precision: str, lowerings: Sequence[Lowering], watch: Watc
     labels = torch.empty(case.batch_size, dtype=torch.int64, device="meta")
     step = train.make_train_step(net, optimizer, policy=POLICIES[precision])
     leaves, structure = take_apart((train_state, (x, labels)))
-    # Memory that nobody touches costs nothing.
+    # Memory that is never written costs nothing.
     leaves = [torch.empty_like(leaf, device=case.device) for leaf in leaves]
     return _recorded(lambda *values: step(*structure.fill(values)), leaves, lowerings, watch)
 
 
-def _lowered(
+def _lowering_rewrites(
     used: Sequence[tuple[Lowering, Any]], lowerings: Sequence[Lowering]
 ) -> Iterator[Rewrite]:
-    """Operations on plain tensors, and what lowerings make of them as they come in a step."""
+    """Yield operations on contiguous tensors, and their lowerings in the layouts of the step."""
     known: dict[str, Rewrite] = {}
     for lowering, call in used:
         key = lowering.name + str(_layouts(call))
         if key not in known:
             leaves, _ = take_apart(call)
-            others = lowerings[lowerings.index(lowering) :]  # what it calls is left to them
+            others = lowerings[lowerings.index(lowering) :]  # for the operations that it calls
             operation = _on_tensors(lowering.operation, call)
-            before = _recorded(operation, [_plain(leaf) for leaf in leaves], ())
+            before = _recorded(operation, [_contiguous(leaf) for leaf in leaves], ())
             after = _recorded(operation, [empty(leaf) for leaf in leaves], others)
             known[key] = Rewrite(lowering.name, before.module, after.module)
         yield known[key]
 
 
 def _on_tensors(operation: Callable[..., Any], call: Any) -> Callable[..., Any]:
-    """The operation as a function of the tensors among the arguments of a call alone."""
+    """Return the operation as a function of the tensors among the arguments of a call."""
     leaves, structure = tree.flatten(call)
 
     def function(*tensors: Tensor) -> Any:
@@ -138,45 +138,45 @@ def _on_tensors(operation: Callable[..., Any], call: Any) -> Callable[..., Any]:
     return function
 
 
-def _plain(fake: Tensor) -> Tensor:
-    """Memory for a fake tensor; for a map in PyTorch's plain format."""
+def _contiguous(fake: Tensor) -> Tensor:
+    """Return memory for a fake tensor; feature maps are contiguous, in NCHW."""
     if fake.ndim != 4:
         return empty(fake)
     return torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
 
 
-def _fused(step: Compilation, passes: Sequence[Pass]) -> list[Rewrite]:
-    """What fusions write anew."""
-    seen = _Seen(step.graph)
-    step.on_rewrite = seen
+def _fusion_rewrites(step: Compilation, passes: Sequence[Pass]) -> list[Rewrite]:
+    """Run passes of fusion on a step, and return their rewrites."""
+    log = _RewriteLog(step.graph)
+    step.on_rewrite = log
     run_passes(step, passes)
-    return seen.seen
+    return log.rewrites
 
 
-def _looped(step: Compilation) -> Iterator[Rewrite]:
-    """What becomes loops, which the back end makes by itself."""
+def _loop_rewrites(step: Compilation) -> Iterator[Rewrite]:
+    """Yield the groups of element-wise operations that become loops in the native back end."""
     run_passes(step, (repeat_conversions, flatten_vectors, remove_dead_code))
     for group in groups(step):
         operands = dict.fromkeys(node for run in group for node in run.operands)
-        run = _excerpt([node for run in group for node in run.results], list(operands))
-        yield Rewrite("loops", run, run, lambda backend: backend != "graph")
+        loop = _subgraph([node for run in group for node in run.results], list(operands))
+        yield Rewrite("loops", loop, loop, lambda backend: backend != "graph")
 
 
-class _Seen:
-    """Keeps what rules replace in a graph, and by what."""
+class _RewriteLog:
+    """Callback of passes that records the rewrites of a graph."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.graph, self.seen = graph, list[Rewrite]()
+        self.graph, self.rewrites = graph, list[Rewrite]()
         self._known = set(graph.nodes)
 
     def __call__(self, name: str, replacements: Replacements) -> None:
         old, new = list(replacements), list(replacements.values())
         inputs = list(dict.fromkeys(self._inputs(new)))
-        self.seen.append(Rewrite(name, _excerpt(old, inputs), _excerpt(new, inputs)))
+        self.rewrites.append(Rewrite(name, _subgraph(old, inputs), _subgraph(new, inputs)))
         self._known = set(self.graph.nodes)
 
     def _inputs(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
-        """What was there before, and new nodes are made of."""
+        """Yield the nodes from before the rewrite that new nodes are computed from."""
         for node in nodes:
             if node in self._known:
                 yield node
@@ -184,14 +184,14 @@ class _Seen:
                 yield from self._inputs(node.all_input_nodes)
 
 
-def _excerpt(outputs: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> fx.GraphModule:
-    """What makes `outputs` of `inputs`, as a graph of its own."""
+def _subgraph(outputs: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> fx.GraphModule:
+    """Return the graph that computes `outputs` from `inputs`."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), copied)
-            # Named by their operations, so that equal ones have the same code.
+            # Without the old names, so that equal subgraphs have the same code.
             copies[node] = graph.create_node(node.op, node.target, args, kwargs)
             copies[node].meta["val"] = node.meta["val"]
         return copies[node]
@@ -205,5 +205,5 @@ def _excerpt(outputs: Sequence[fx.Node], inputs: Sequence[fx.Node]) -> fx.GraphM
 
 
 def empty(fake: Tensor) -> Tensor:
-    """Memory for a tensor with the layout of a fake one."""
+    """Return memory for a tensor with the shape, strides and dtype of a fake tensor."""
     return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device)

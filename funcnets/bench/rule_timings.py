@@ -1,50 +1,48 @@
-"""What `jit` writes anew in a network's step, against what that replaces."""
+"""Times of what `jit` rewrites in a training step, and of the operations that it replaces."""
 
 import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor, fx
 
 from funcnets import timing
 from funcnets.bench.cases import Case
 from funcnets.bench.contenders import BACKENDS
-from funcnets.bench.rewrites import Rewrite, arguments, compilation_of, empty, rewrites
+from funcnets.bench.rewrites import Rewrite, arguments, compilation_of, empty, find_rewrites
+from funcnets.bench.table import Unit
 from funcnets.compiler.backends import heap
 from funcnets.compiler.backends.select import Backend, Executable, compile_graph, usual_backend
 from funcnets.compiler.pipeline import LOOPS, run_passes
 
-MOST_SHAPES = 6  # in a row of the table
+MOST_SHAPES = 6  # listed in a row of the table
 
 
-class Lowered(NamedTuple):
-    """One rewrite of arguments of one shape."""
+class RewriteTiming(NamedTuple):
+    """The time of one rewrite, for arguments of given shapes."""
 
     network: str
     batch_size: int
     precision: str
-    lowering: str
-    shapes: str  # of the tensors that it takes
-    calls: int  # a step
-    column: str  # how the rewrite was run
-    operation_ms: float  # median of what is replaced
-    rewrite_ms: float  # median of the rewrite
-    ratio: float  # how many times faster the rewrite is
+    lowering: str  # or the rule of fusion, or `loops`
+    shapes: str  # of its arguments
+    calls: int  # per step
+    column: str  # the back end that ran the rewrite
+    operation_ms: Annotated[float, Unit("ms", "operation")]  # median, of what is replaced
+    rewrite_ms: Annotated[float, Unit("ms", "rewrite")]  # median
+    ratio: float  # of the two times: how many times faster the rewrite is
 
 
-def measure(
+def time_rewrites(
     case: Case, precision: str, columns: Sequence[str], *, rounds: int, seconds: float | None = None
-) -> list[Lowered]:
-    """Time what a training step of `case` has rewritten against what that was, all in turns."""
+) -> list[RewriteTiming]:
+    """Time all that `jit` rewrites in a step of `case`, and what it replaces, in turns."""
     rows = []
-    backends = {
-        column: BACKENDS[column] or usual_backend(case.device)
-        for column in columns
-        if column in BACKENDS
-    }
-    for rewrite, calls in rewrites(case, precision):
+    names = [column for column in columns if column in BACKENDS]
+    backends = {name: BACKENDS[name] or usual_backend(case.device) for name in names}
+    for rewrite, calls in find_rewrites(case, precision):
         functions = {
             column: _executable(rewrite.after, backend)
             for column, backend in backends.items()
@@ -55,14 +53,14 @@ def measure(
         before, after = inputs(rewrite)
         turns = {column: partial(function, *after) for column, function in functions.items()}
         turns["operation"] = partial(compile_graph(rewrite.before, "graph"), *before)
-        with heap.kept():  # as in a step
+        with heap.kept():  # as while a step runs
             for turn in turns.values():
                 turn()
             times = timing.medians(timing.interleave(turns, rounds, seconds=seconds))
         what = (case.network, case.batch_size, precision, rewrite.name, _shapes(after), calls)
         expected = times.pop("operation")
         rows += [
-            Lowered(*what, column, 1e3 * expected, 1e3 * taken, expected / taken)
+            RewriteTiming(*what, column, 1e3 * expected, 1e3 * taken, expected / taken)
             for column, taken in times.items()
         ]
     return rows
@@ -76,14 +74,14 @@ def _executable(graph: fx.GraphModule, backend: Backend) -> Executable:
 
 
 def _shapes(tensors: Sequence[Tensor]) -> str:
-    """Each shape once, with how many tensors have it."""
+    """Return each shape once, with the number of tensors that have it."""
     counts = Counter("×".join(map(str, tensor.shape)) for tensor in tensors)
     texts = [shape if n == 1 else f"{shape} ({n})" for shape, n in counts.items()]
     return ", ".join(texts[:MOST_SHAPES] + ["…"] * (len(texts) > MOST_SHAPES))
 
 
 def inputs(rewrite: Rewrite) -> tuple[list[Tensor], list[Tensor]]:
-    """Random numbers for both sides of a rewrite, each in the memory format that it is given."""
+    """Return random arguments for both sides of a rewrite, each in the memory format it expects."""
     before = [filled(fake) for fake in arguments(rewrite.before)]
     wanted = zip(before, arguments(rewrite.after), strict=True)
     return before, [
@@ -92,7 +90,7 @@ def inputs(rewrite: Rewrite) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def filled(fake: Tensor) -> Tensor:
-    """A tensor of random numbers with the layout of a fake one."""
+    """Return a tensor of random numbers with the shape, strides and dtype of a fake tensor."""
     real = empty(fake)
     memory = real.as_strided((real.untyped_storage().nbytes() // real.itemsize,), (1,), 0)
     if real.is_floating_point():

@@ -1,45 +1,49 @@
-"""Steps timed in turns: examples a second, against the fastest peer and against the machine."""
+"""Throughput of training steps, timed in turns with modules and with a matrix product."""
 
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from funcnets import models, summary, timing
 from funcnets.bench.cases import Case
-from funcnets.bench.contenders import COLUMNS, MODULES, Step, available
+from funcnets.bench.contenders import COLUMNS, MODULES, Contender, available_columns
+from funcnets.bench.table import Unit
+from funcnets.compiler.backends.cuda import products
+from funcnets.precision import POLICIES
 
-# A forward pass, the gradient of the input and that of the weights; a multiply-add is two.
+# Two for a multiply-add, in the forward pass and in the gradients of input and weight.
 OPERATIONS_PER_MULTIPLY_ADD = 3 * 2
-SMALLEST_SIDE, LARGEST_SIDE = 256, 2048  # of the matrices
+SMALLEST_SIDE, LARGEST_SIDE = 256, 2048  # of the matrices of a matrix product
+LEAST_PRODUCT_SECONDS = 0.02
 MATMUL = "matmul"
 
 Key = tuple[str, str]  # precision, column
 
 
 class Timing(NamedTuple):
-    """How fast one step is."""
+    """The throughput of one step."""
 
     network: str
     batch_size: int
-    side: int
+    side: Annotated[int, Unit("pixels")]
     rounds: int
     precision: str
     column: str
-    first_step: float  # seconds, with compilation as far as the compiler's cache lacked it
-    median: float  # examples a second
-    best: float  # examples a second
+    first_step: Annotated[float, Unit("s")]  # with what the compilers' caches lacked
+    median: Annotated[float, Unit("examples/s")]
+    best: Annotated[float, Unit("examples/s")]
     ratio: float | None  # of medians, to the fastest module at this precision; None without one
-    gflops: float  # by the median step, 10⁹ operations a second, counted as direct convolutions
-    matmul_gflops: float  # of a matrix product, by the median of the same rounds
+    gflops: Annotated[float, Unit("GFLOP/s", "step")]  # counted as direct convolutions
+    matmul_gflops: Annotated[float, Unit("GFLOP/s", "matmul")]  # of a matrix product
 
 
 class Mean(NamedTuple):
-    """A column's ratios over the networks."""
+    """The ratios of a column over the networks."""
 
     precision: str
     column: str
@@ -48,7 +52,7 @@ class Mean(NamedTuple):
     least: float
 
 
-def measure(
+def time_steps(
     case: Case,
     columns: Sequence[str],
     precisions: Sequence[str],
@@ -59,59 +63,64 @@ def measure(
 ) -> list[Timing]:
     """Time a step of each column at each precision on one network, all in turns.
 
-    No round begins more than `seconds` after the first.  Every step runs twice before, and
-    `report` is told when the first is done.
+    No round begins more than `seconds` after the first.  Each step runs twice before it is timed;
+    `report` is called with a line of text after its first run.
     """
-    steps: dict[Key, Step] = {}
+    steps: dict[Key, Contender] = {}
     first: dict[Key, float] = {}
     for precision in precisions:
-        for column in available(columns, case.network):
+        for column in available_columns(columns, case.network):
             step = steps[precision, column] = COLUMNS[column](case, precision)
             started = time.perf_counter()
             step()
             taken = first[precision, column] = time.perf_counter() - started
             report(f"{case.network}, {column}, {precision}: first step after {taken:.1f} s")
             step()
-    products = {precision: matrix_product(case, precision) for precision in precisions}
-    turns = steps | {(name, MATMUL): product.run for name, product in products.items()}
+    matmuls = {precision: matrix_product(case.device, precision) for precision in precisions}
+    turns = steps | {(name, MATMUL): matmul.run for name, matmul in matmuls.items()}
     taken_by = timing.interleave(turns, rounds, seconds=seconds)
-    operations = {(name, MATMUL): product.operations for name, product in products.items()}
+    operations = {(name, MATMUL): matmul.operations for name, matmul in matmuls.items()}
     operations |= dict.fromkeys(steps, _operations(case))
     return [_timing(case, key, first[key], taken_by, operations) for key in steps]
 
 
 def _operations(case: Case) -> int:
-    """Of a training step, counted as direct convolutions."""
+    """Return the operations of a training step, counted as direct convolutions."""
     net, _ = models.get(case.network)
     forward = summary.summarize(net, case.shape, depth=0)[-1].multiply_adds
     return OPERATIONS_PER_MULTIPLY_ADD * forward
 
 
-class Product(NamedTuple):
+class MatrixProduct(NamedTuple):
     """A product of two square matrices."""
 
-    run: Step
+    run: Contender
     operations: int
 
 
-def matrix_product(case: Case, precision: str) -> Product:
-    """The smallest product, of a power of two a side, that takes 20 ms or has the largest side.
+def matrix_product(device: str, precision: str) -> MatrixProduct:
+    """Return the smallest product that takes `LEAST_PRODUCT_SECONDS`, or the largest one.
 
-    Smaller ones don't reach the machine's peak; larger ones take seconds where bfloat16 is slow.
+    The sides of the matrices are powers of two.  Smaller products don't reach the peak of the
+    machine; larger ones take seconds where bfloat16 is slow.
     """
-    side, dtype = SMALLEST_SIDE, getattr(torch, precision)
+    policy, side = POLICIES[precision], SMALLEST_SIDE
     while True:
-        matrix = torch.linspace(0, 1, side, device=case.device).expand(side, side).to(dtype)
-        product = Product(_squared(matrix.contiguous()), 2 * side**3)
-        product.run()
-        (taken,) = timing.interleave({MATMUL: product.run}, 1)[MATMUL]
-        if taken >= 0.02 or side >= LARGEST_SIDE:
-            return product
+        matrix = torch.linspace(0, 1, side, device=device).expand(side, side).to(policy.compute)
+        run = _squared(matrix.contiguous(), tf32=policy.tf32)
+        run()
+        (taken,) = timing.interleave({MATMUL: run}, 1)[MATMUL]
+        if taken >= LEAST_PRODUCT_SECONDS or side >= LARGEST_SIDE:
+            return MatrixProduct(run, 2 * side**3)
         side *= 2
 
 
-def _squared(matrix: Tensor) -> Step:
-    return lambda: float((matrix @ matrix)[0, 0])
+def _squared(matrix: Tensor, *, tf32: bool) -> Contender:
+    def run() -> float:
+        with products(tf32=tf32):
+            return float((matrix @ matrix)[0, 0])
+
+    return run
 
 
 def _timing(
@@ -140,7 +149,7 @@ def _timing(
 
 
 def means(timings: Sequence[Timing]) -> list[Mean]:
-    """The geometric mean of the ratios of each column at each precision, over the networks."""
+    """Return the geometric means over networks of the ratios, by precision and column."""
     ratios: dict[Key, list[float]] = defaultdict(list)
     for timed in timings:
         if timed.ratio is not None:
