@@ -9,6 +9,7 @@ from torch.func import grad, jvp, vmap
 
 import funcnets
 from funcnets import random
+from funcnets.compiler.kernels import build
 from funcnets.compiler.lowerings import avg_pool
 
 aten = torch.ops.aten
@@ -29,18 +30,18 @@ def cases(draw):
 def test_pools(case, given_stride, dtype):
     x, kernel = case
     x, stride = x.to(dtype), kernel if given_stride else []
-    assert avg_pool.is_apart(x, kernel, stride)
+    assert avg_pool.is_faster(x, kernel, stride)
     expected = aten.avg_pool2d(x, kernel, stride)
-    assert torch.equal(avg_pool.average_forward(x, kernel, stride), expected)
+    assert torch.equal(avg_pool.forward(x, kernel, stride), expected)
     gradient = numbers(*expected.shape, seed=1).to(dtype)
     how = (kernel, stride, [0, 0], False, True, None)
-    actual = avg_pool.average_backward(gradient, x, *how)
+    actual = avg_pool.backward(gradient, x, *how)
     assert torch.equal(actual, aten.avg_pool2d_backward(gradient, x, *how))
 
 
 def test_without_a_compiler_pools_stay(monkeypatch):
-    monkeypatch.setattr(avg_pool, "library", lambda height, width, dtype: None)
-    assert not avg_pool.is_apart(torch.ones(2, 3, 6, 6), [2, 2])
+    monkeypatch.setattr(build, "is_available", lambda: False)
+    assert not avg_pool.is_faster(torch.ones(2, 3, 6, 6), [2, 2])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_without_a_compiler_pools_stay(monkeypatch):
     ],
 )
 def test_other_pools_stay(x, how):
-    assert not avg_pool.is_apart(x, *how)
+    assert not avg_pool.is_faster(x, *how)
 
 
 def loss(x):
@@ -79,4 +80,4 @@ def test_under_jit_and_transforms(function, backend):
     x = numbers(3, 2, 4, 4)
     jitted = funcnets.jit(function, backend=backend)
     torch.testing.assert_close(jitted(x), function(x), rtol=1e-9, atol=1e-9)
-    assert jitted.trace(x).fired["pooling.average_backward"] >= 1
+    assert jitted.trace(x).fired["avg_pool.backward"] >= 1

@@ -143,7 +143,7 @@ def test_under_second_derivatives_and_vmap():
     for function, x in ((product, IMAGES), (each, IMAGES[:, None])):
         jitted = funcnets.jit(function, backend="graph")
         fired = jitted.trace(params, x).fired
-        assert any(name.startswith("wide.") for name in fired)
+        assert any(name.startswith("bfloat16.") for name in fired)
         actual, expected = jitted(params, x), function(exactly, x.double())
         pairs = zip(tree.leaves(actual), tree.leaves(expected), strict=True)
         distance = optim.global_norm([a.double() - b for a, b in pairs])
@@ -159,7 +159,12 @@ def test_a_step_in_bfloat16_multiplies_in_float32_by_the_lowerings_of_float32():
     step = train.make_train_step(net, optimizer, policy=POLICIES["bfloat16"])
     jitted = funcnets.jit(step, backend="graph")
     traced = jitted.trace(train_state, batch)
-    assert {"wide.convolution", "wide.addmm", "wide.mm", "few.forward"} <= traced.fired.keys()
+    assert {
+        "bfloat16.convolution",
+        "bfloat16.addmm",
+        "bfloat16.mm",
+        "few_channels.forward",
+    } <= traced.fired.keys()
     plain = funcnets.jit(step, backend="graph", lowerings=None)
     after, expected = jitted(train_state, batch), plain(train_state, batch)
     assert float(after[1]["loss"]) == pytest.approx(float(expected[1]["loss"]), rel=2**-7)

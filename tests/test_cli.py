@@ -14,8 +14,7 @@ from funcnets.cli import preparation, reporters
 from funcnets.cli.compiled_step import CompiledStep
 from funcnets.cli.interrupt import Interrupt
 from funcnets.compiler import CompileError
-from funcnets.compiler.kernels import build, max_pool
-from funcnets.compiler.lowerings import avg_pool, few_channels, moments, winograd
+from funcnets.compiler.kernels import build
 from funcnets.core import sequential
 from funcnets.layers import batch_norm, conv2d, flatten, linear
 
@@ -181,20 +180,9 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
     assert funcnets.jit is not None
 
 
-@pytest.fixture
-def without_compiler(monkeypatch, tmp_path):
-    """No kernels either; what was compiled before, or wasn't, is forgotten."""
+def test_without_a_compiler_for_loops_it_says_so(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kernels = (few_channels, max_pool, moments, avg_pool, winograd)
-    for kernel in kernels:
-        kernel.library.cache_clear()
     monkeypatch.setattr(build, "is_available", lambda: False)
-    yield
-    for kernel in kernels:
-        kernel.library.cache_clear()
-
-
-def test_without_a_compiler_for_loops_it_says_so(run, without_compiler):
     options = [option if option != "graph" else "native" for option in SMALL]
     code, out, err = run("train", "--epochs", 1, *options)
     assert code == 0

@@ -13,7 +13,6 @@ from funcnets.compiler import DEFAULT
 from funcnets.compiler.kernels import build
 from funcnets.compiler.kernels import moments as moments_kernel
 from funcnets.compiler.lowerings import moments
-from funcnets.compiler.passes import fuse
 
 pytestmark = pytest.mark.usefixtures("verified")
 
@@ -72,10 +71,10 @@ def test_rectified(function, times):
 @given(maps())
 def test_moments(x):
     dims = [0, *range(2, x.ndim)]
-    assert moments.is_over_channels(x, dims, correction=0)
+    assert moments.is_var_mean(x, dims, correction=0)
     expected = aten.var_mean.correction(x, dims, correction=0)
     torch.testing.assert_close(
-        moments.moments(x, dims, correction=0), expected, rtol=1e-9, atol=1e-12
+        moments.var_mean(x, dims, correction=0), expected, rtol=1e-9, atol=1e-12
     )
 
 
@@ -91,11 +90,11 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}
 def test_moments_are_exact(shape, dtype, memory_format, compiler, monkeypatch):
     """To the type's last place, by C++ and without it."""
     if not compiler:
-        monkeypatch.setattr(moments, "library", lambda dtype: None)
+        monkeypatch.setattr(build, "is_available", lambda: False)
     x = 3 + random.normal(random.key(0), shape, dtype)
     expected = aten.var_mean.correction(x.double(), [0, 2, 3], correction=0)
     for actual, exact in zip(
-        moments.moments(x.to(memory_format=memory_format)), expected, strict=True
+        moments.var_mean(x.to(memory_format=memory_format)), expected, strict=True
     ):
         is_rough = not compiler and memory_format is torch.channels_last  # ATen's sums of rows
         tolerance = TOLERANCES[dtype] * (100 if is_rough else 1)
@@ -119,7 +118,7 @@ def test_sums_over_channels(shape, dtype, memory_format):
         torch.testing.assert_close(
             actual.double(), expected, rtol=10 * tolerance, atol=100 * tolerance
         )
-    assert moments.is_narrow_sum(grad, dims) is (dtype is torch.bfloat16)
+    assert moments.is_bfloat16_sum(grad, dims) is (dtype is torch.bfloat16)
     if dtype is torch.bfloat16:
         assert torch.equal(moments_kernel.channel_sum(grad), sums.bfloat16())
         mean, variance = moments_kernel.channel_moments(x)
@@ -168,7 +167,7 @@ def test_statistics_are_of_the_map_in_bfloat16(memory_format):
     ids=["unbiased", "kept", "pixels", "gaps", "bfloat16", "rank", "device"],
 )
 def test_other_moments_stay(x, dims, options):
-    assert not moments.is_over_channels(x, dims, **options)
+    assert not moments.is_var_mean(x, dims, **options)
 
 
 @settings(max_examples=25)
@@ -187,7 +186,7 @@ def test_batch_norm_and_its_derivative(x):
         return torch.func.grad(loss, argnums=(0, 1, 2), has_aux=True)(weight, bias, x)
 
     fired = traced(gradient, params["weight"] + 0.5, params["bias"] + 0.5, x)
-    assert {"moments", "channel_sums", "deviation", "multiply_add"} <= set(fired)
+    assert {"moments.var_mean", "channel_sums", "deviation", "multiply_add"} <= set(fired)
 
 
 def test_each_batch_norm_of_a_network_is_fused():
@@ -203,7 +202,12 @@ def test_each_batch_norm_of_a_network_is_fused():
     fired = jitted.trace(params, x).fired
     torch.testing.assert_close(jitted(params, x), gradient(params, x), rtol=1e-9, atol=1e-9)
     norms = sum("running_mean" in name for name in tree.flatten_named(state))
-    assert fired["moments"] == fired["fusion.channel_sums"] == fired["fusion.deviation"] == norms
+    assert (
+        fired["moments.var_mean"]
+        == fired["fusion.channel_sums"]
+        == fired["fusion.deviation"]
+        == norms
+    )
 
 
 def expanded(c, x):
@@ -269,7 +273,7 @@ def test_scaling_by_channel(shape, dtype, memory_format):
     column = (-1, *[1] * (len(shape) - 2))
     product = x.double() * scale.double().view(column)
     for plus, expected in ((None, product), (shift, product + shift.double().view(column))):
-        actual = moments_kernel.scaled(x, scale, plus)
+        actual = moments_kernel.scale_and_shift(x, scale, plus)
         assert actual.dtype == dtype
         assert actual.stride() == x.stride()
         rounding = 2**-8 if dtype is torch.bfloat16 else 1e-14
@@ -309,7 +313,7 @@ def test_graphs_without_loops_scale_bfloat16_as_it_is(function, times):
 
 
 def test_without_a_compiler_nothing_is_scaled_so(monkeypatch):
-    monkeypatch.setattr(fuse, "library", lambda dtype: None)
+    monkeypatch.setattr(build, "is_available", lambda: False)
     jitted = funcnets.jit(lambda x: (x.float() * SHIFT).bfloat16(), backend="graph")
     x = random.normal(random.key(0), (2, 6, 4, 6)).bfloat16()
     assert torch.equal(jitted(x), (x.float() * SHIFT).bfloat16())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, random
-from funcnets.compiler.lowerings.grouped import is_faster_split, split_backward, split_forward
+from funcnets.compiler.lowerings import grouped
 
 aten = torch.ops.aten
 pairs = st.tuples(st.integers(1, 2), st.integers(1, 2)).map(list)
@@ -33,7 +33,7 @@ def cases(draw):
 def test_forward(case, with_bias):
     x, weight, bias, *how = case
     arguments = (x, weight, bias if with_bias else None, *how)
-    torch.testing.assert_close(split_forward(*arguments), aten.convolution(*arguments))
+    torch.testing.assert_close(grouped.forward(*arguments), aten.convolution(*arguments))
 
 
 @given(cases(), st.tuples(st.booleans(), st.booleans(), st.booleans()))
@@ -42,7 +42,7 @@ def test_backward(case, mask):
     output = aten.convolution(*case)
     cotangent = torch.cos(torch.arange(output.numel(), dtype=torch.float64)).view(output.shape)
     arguments = (cotangent, x, weight, list(bias.shape), *how, list(mask))
-    results = zip(split_backward(*arguments), aten.convolution_backward(*arguments), strict=True)
+    results = zip(grouped.backward(*arguments), aten.convolution_backward(*arguments), strict=True)
     for (actual, expected), wanted in zip(results, mask, strict=True):
         if wanted:
             torch.testing.assert_close(actual, expected)
@@ -65,7 +65,7 @@ def test_the_rule(side, inputs, outputs, groups, expected):
     x = torch.zeros(2, groups * inputs, side, side)
     weight = torch.zeros(groups * outputs, inputs, 3, 3)
     how = ([1, 1], [1, 1], [1, 1], False, [0, 0], groups)
-    assert is_faster_split(x, weight, *how) == expected
+    assert grouped.is_faster(x, weight, *how) == expected
 
 
 def test_vmapped_convolutions_are_split_and_lowered_on():
@@ -75,7 +75,7 @@ def test_vmapped_convolutions_are_split_and_lowered_on():
     params = funcnets.tree.transpose([conv.init(key, x[0])[0] for key in keys])
     each = torch.func.vmap(lambda params, x: conv.apply(params, {}, x)[0])
     fired = funcnets.jit(each).trace(params, x).fired
-    assert fired == {"grouped.split_forward": 1, "convolution.tiny_forward": 3}
+    assert fired == {"grouped.forward": 1, "dense.forward": 3}
     torch.testing.assert_close(funcnets.jit(each, backend="graph")(params, x), each(params, x))
 
 

@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def forget():
-    build.attempt.cache_clear()
+    build.try_load.cache_clear()
     build.target.cache_clear()
 
 
@@ -37,7 +37,7 @@ def test_a_library_is_built_once(cache):
     assert function(1.5) == 3
     built = files(cache)
     assert len(built) == 1
-    build.attempt.cache_clear()
+    build.try_load.cache_clear()
     assert build.load(SOURCE) is not None
     assert files(cache) == built
     assert build.load(SOURCE + "\n") is not None
@@ -62,7 +62,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     sync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda file: calls.append("sync") or sync(file))
     monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("name") or replace(*paths))
-    with build.written_whole(tmp_path / "file") as file:
+    with build.atomic_write(tmp_path / "file") as file:
         file.write_bytes(b"content")
     assert calls == ["sync", "name"]
     assert (tmp_path / "file").read_bytes() == b"content"
@@ -94,14 +94,14 @@ def test_no_home(monkeypatch):
 
 
 def test_a_library_is_compiled_while_other_work_goes_on(cache):
-    library = build.begin(SOURCE)
+    library = build.Library(SOURCE)
     function = library["twice"]
     function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double]
     assert function(1.5) == 3
 
 
 def test_what_a_compiler_cannot_compile_is_told_when_it_is_called():
-    library = build.begin("this is no C++")
+    library = build.Library("this is no C++")
     with pytest.raises(
         CompileError, match=r"can't compile .*error: .* with CXX=none the graph does without"
     ):
@@ -118,9 +118,10 @@ def test_a_compiler_may_be_told_more(monkeypatch):
     assert build.load(SOURCE) is not None
 
 
-def test_without_a_compiler_there_is_nothing_to_wait_for(monkeypatch):
+def test_without_a_compiler_a_function_is_refused_when_it_is_called(monkeypatch):
     monkeypatch.setenv("CXX", "none")
-    assert build.begin(SOURCE) is None
+    with pytest.raises(CompileError, match="there is no compiler none"):
+        build.Library(SOURCE)["twice"]
 
 
 FORKED = """
@@ -128,13 +129,13 @@ import os, signal, sys
 from funcnets.compiler.kernels import build
 
 source = 'extern "C" int number() { return NUMBER; }'
-ended = build.begin(source.replace("NUMBER", "1"))
+ended = build.Library(source.replace("NUMBER", "1"))
 ended["number"]()
-pending = build.begin(source.replace("NUMBER", "2"))
+pending = build.Library(source.replace("NUMBER", "2"))
 child = os.fork()
 if child == 0:
     signal.alarm(60)  # which ends it, should it wait for ever
-    begun = build.begin(source.replace("NUMBER", "3"))
+    begun = build.Library(source.replace("NUMBER", "3"))
     sys.exit([each["number"]() for each in (begun, pending, ended)] != [3, 2, 1])
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or pending["number"]() != 2)
 """

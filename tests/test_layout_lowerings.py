@@ -81,14 +81,14 @@ def test_max_pooling(drawn, memory_format):
     x = draw_tensor(drawn.draw, 2, 3, 6, 7)
     how = ([3, 3], drawn.draw(pairs), [1, 1], [1, 1], drawn.draw(st.booleans()))
     expected, indices = aten.max_pool2d_with_indices(x, *how)
-    actual, where = layout.pool_forward(x, *how)
+    actual, where = layout.max_pool_forward(x, *how)
     assert torch.equal(actual, expected)
     assert torch.equal(where, indices)
     assert actual.is_contiguous(memory_format=torch.channels_last)
     grad = torch.cos(expected).to(memory_format=memory_format)
     gradients = (
         function(grad, x, *how, indices)
-        for function in (layout.pool_backward, aten.max_pool2d_with_indices_backward)
+        for function in (layout.max_pool_backward, aten.max_pool2d_with_indices_backward)
     )
     torch.testing.assert_close(*gradients)
 
@@ -171,8 +171,8 @@ def test_training_and_evaluation_equal_those_without():
     assert {name: times for name, times in fired.items() if name.startswith("layout")} == {
         "layout.forward": 3,
         "layout.backward": 3,
-        "layout.pool_forward": 2,
-        "layout.pool_backward": 2,
+        "layout.max_pool_forward": 2,
+        "layout.max_pool_backward": 2,
     }
 
 

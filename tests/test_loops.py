@@ -216,14 +216,14 @@ def test_equal_loops_are_one_function():
         torch.ones(2, 3),
         torch.ones(50, 7),
     )
-    found = grouping.runs(graph)
-    assert [len(run.nodes) for run in found] == [2, 2, 2]
+    found = grouping.find_regions(graph)
+    assert [len(region.nodes) for region in found] == [2, 2, 2]
     assert len(set(map(codegen.source, found))) == 1
 
 
-def test_a_run_ends_where_something_else_reads_it():
+def test_a_region_ends_where_something_else_reads_it():
     graph = traced(lambda x: ((x * 2).relu() + (x * 2).relu().sum(), x), torch.ones(3))
-    names = [[node.target for node in run.nodes] for run in grouping.runs(graph)]
+    names = [[node.target for node in region.nodes] for region in grouping.find_regions(graph)]
     chain = [aten.mul.Tensor, aten.relu.default]
     assert names == [chain, [*chain, aten.add.Tensor]]
 
@@ -275,7 +275,7 @@ def test_other_types_and_numbers_that_no_code_can_hold_are_left_to_aten():
         ),
         *arguments,
     )
-    found = [run.nodes for run in grouping.runs(graph)]
+    found = [region.nodes for region in grouping.find_regions(graph)]
     taken = [node for nodes in found if len(nodes) > 1 for node in nodes]
     assert [node.target for node in taken] == [aten.add.Tensor, aten.div.Tensor]
     assert {node.meta["val"].dtype for node in taken} == {torch.float32}

@@ -9,7 +9,6 @@ import funcnets
 from funcnets import layers, random
 from funcnets.compiler.kernels.geometry import geometry
 from funcnets.compiler.lowerings import dense
-from funcnets.compiler.lowerings.dense import is_tiny, tiny_backward, tiny_forward
 
 aten = torch.ops.aten
 REST = ([1, 1], False, [0, 0], 1)
@@ -29,7 +28,7 @@ def cases(draw):
         for extent, p in zip(side, padding, strict=True)
     ]
     inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    batch = draw(st.sampled_from([1, 2, 3, dense.LARGE_BATCH]))
+    batch = draw(st.sampled_from([1, 2, 3, dense.MIN_LARGE_BATCH]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     x = torch.randn(batch, inputs, *side, generator=generator, dtype=torch.float64)
     weight = torch.randn(outputs, inputs, *kernel, generator=generator, dtype=torch.float64)
@@ -41,7 +40,7 @@ def cases(draw):
 def test_forward(case, with_bias):
     x, weight, bias, stride, padding = case
     arguments = (x, weight, bias if with_bias else None, stride, padding, *REST)
-    torch.testing.assert_close(tiny_forward(*arguments), aten.convolution(*arguments))
+    torch.testing.assert_close(dense.forward(*arguments), aten.convolution(*arguments))
 
 
 @given(cases(), st.tuples(st.booleans(), st.booleans(), st.booleans()))
@@ -50,7 +49,7 @@ def test_backward(case, mask):
     output = aten.convolution(x, weight, bias, stride, padding, *REST)
     cotangent = torch.cos(torch.arange(output.numel(), dtype=torch.float64)).view(output.shape)
     arguments = (cotangent, x, weight, list(bias.shape), stride, padding, *REST, list(mask))
-    results = zip(tiny_backward(*arguments), aten.convolution_backward(*arguments), strict=True)
+    results = zip(dense.backward(*arguments), aten.convolution_backward(*arguments), strict=True)
     for (actual, expected), wanted in zip(results, mask, strict=True):
         if wanted:
             torch.testing.assert_close(actual, expected)
@@ -91,15 +90,17 @@ def test_scatter_is_the_adjoint_of_gather(case):
     ],
 )
 def test_the_rule_says_no(side, kernel, how):
-    assert not is_tiny(torch.zeros(2, 4, side, side), torch.zeros(4, 4, kernel, kernel), *how)
+    assert not dense.is_faster(
+        torch.zeros(2, 4, side, side), torch.zeros(4, 4, kernel, kernel), *how
+    )
 
 
 @pytest.mark.parametrize(
-    ("batch", "side", "stride"), [(2, 1, 1), (2, 2, 2), (dense.LARGE_BATCH, 2, 1)]
+    ("batch", "side", "stride"), [(2, 1, 1), (2, 2, 2), (dense.MIN_LARGE_BATCH, 2, 1)]
 )
 def test_the_rule_says_yes(batch, side, stride):
     x, weight = torch.zeros(batch, 4, side, side), torch.zeros(4, 4, 3, 3)
-    assert is_tiny(x, weight, [stride, stride], [1, 1], *REST)
+    assert dense.is_faster(x, weight, [stride, stride], [1, 1], *REST)
 
 
 def network():
@@ -114,7 +115,7 @@ def test_a_trace_tells_which_took_part():
     net, params, x = network()
     gradient = torch.func.grad(lambda params: net.apply(params, {}, x)[0].sum())
     fired = funcnets.jit(gradient).trace(params).fired
-    assert fired == {"convolution.tiny_forward": 1, "convolution.tiny_backward": 1}
+    assert fired == {"dense.forward": 1, "dense.backward": 1}
     traced = funcnets.jit(gradient, lowerings=None).trace(params)
     assert traced.fired == {}
     assert "convolution" in str(traced)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import random
+from funcnets.compiler.kernels import build
 from funcnets.compiler.kernels import one_channel as one_channel_kernel
 from funcnets.compiler.lowerings import one_channel
 
@@ -96,10 +97,10 @@ def test_many_pixels_are_summed_precisely():
 def test_operands_with_gaps():
     stride, padding = (2, 2), (3, 3)
     x, weight, bias = numbers(3, 1, 12, 12), numbers(16, 1, 7, 7, seed=1), numbers(16, seed=2)
-    expected = one_channel_kernel.convolve(x, weight, bias, stride, padding)
+    expected = one_channel_kernel.convolution(x, weight, bias, stride, padding)
     apart = [torch.stack([each, each], -1)[..., 0] for each in (x, weight, bias)]
     assert not apart[0].is_contiguous()
-    torch.testing.assert_close(one_channel_kernel.convolve(*apart, stride, padding), expected)
+    torch.testing.assert_close(one_channel_kernel.convolution(*apart, stride, padding), expected)
     gradients = [
         one_channel_kernel.weight_gradient(expected, each, (7, 7), stride, padding)
         for each in (x, apart[0])
@@ -131,7 +132,7 @@ def test_other_types_and_machines_are_left_to_others(monkeypatch):
     assert not one_channel.is_faster(x.bfloat16(), weight.bfloat16(), *rest)
     assert not one_channel.is_faster(x.to("meta"), weight.to("meta"), *rest)
     with monkeypatch.context() as patch:
-        patch.setattr(one_channel, "library", lambda kernel, dtype: None)
+        patch.setattr(build, "is_available", lambda: False)
         assert not one_channel.is_faster(x, weight, *rest)
     monkeypatch.setattr(one_channel, "has_avx512", lambda: True)
     assert not one_channel.is_faster(x, weight, *rest)
@@ -150,7 +151,9 @@ def test_it_fires_in_a_graph_and_in_derivatives_of_derivatives(backend):
 
     jitted = funcnets.jit(product, backend=backend)
     tangent = numbers(*weight.shape, seed=4)
-    assert {"first.forward", "first.backward"} <= jitted.trace(weight, tangent).fired.keys()
+    assert {"one_channel.forward", "one_channel.backward"} <= jitted.trace(
+        weight, tangent
+    ).fired.keys()
     for actual, expected in zip(jitted(weight, tangent), product(weight, tangent), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
@@ -163,5 +166,5 @@ def test_mapped_weights():
         return torch.func.vmap(lambda weight: torch.nn.functional.conv2d(x, weight))(weights)
 
     jitted = funcnets.jit(outputs)
-    assert jitted.trace(weights).fired == {"first.forward": 1}
+    assert jitted.trace(weights).fired == {"one_channel.forward": 1}
     torch.testing.assert_close(jitted(weights), outputs(weights), rtol=1e-11, atol=1e-11)

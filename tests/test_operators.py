@@ -25,9 +25,9 @@ LAST = X.to(memory_format=torch.channels_last)
 WEIGHT, BIAS, PIXEL = (numbers(4, 3, 3, 3, seed=2), numbers(4, seed=3), numbers(4, 3, 1, 1, seed=4))
 TINY = [1, 2, 3, 3, 2, 2, 1, 1, 1, 1]  # sides of input, kernel and output, stride and padding
 CALLS = [
-    (winograd.CONVOLVE, (X, WEIGHT, BIAS, [1, 1], False)),
-    (winograd.CONVOLVE, (X, WEIGHT, BIAS, [1, 1], False, True)),
-    (winograd.CONVOLVE, (GRAD, WEIGHT, None, [1, 1], True)),
+    (winograd.CONVOLUTION, (X, WEIGHT, BIAS, [1, 1], False)),
+    (winograd.CONVOLUTION, (X, WEIGHT, BIAS, [1, 1], False, True)),
+    (winograd.CONVOLUTION, (GRAD, WEIGHT, None, [1, 1], True)),
     (winograd.WEIGHT_GRADIENT, (GRAD, X, 3, [1, 1])),
     (layout.POINTWISE, (LAST, PIXEL, BIAS, [1, 1])),
     (layout.POINTWISE, (LAST, PIXEL, None, [2, 3])),
@@ -38,18 +38,21 @@ CALLS = [
     (moments.CHANNEL_MOMENTS, (X,)),
     (moments.CHANNEL_SUMS, (GRAD[:, :3], X)),
     (moments.CHANNEL_SUM, (X.bfloat16(),)),
-    (moments.SCALED, (LAST, BIAS[:3], None)),
-    (moments.SCALED, (X.bfloat16(), BIAS[:3].float(), BIAS[:3].float())),
+    (moments.SCALE_AND_SHIFT, (LAST, BIAS[:3], None)),
+    (moments.SCALE_AND_SHIFT, (X.bfloat16(), BIAS[:3].float(), BIAS[:3].float())),
     (moments.CHANNEL_MOMENTS, (LAST.bfloat16(),)),
     (moments.CHANNEL_SUMS, (X[:, :, 0, 0].bfloat16(), LAST[:, :, 0, 0].bfloat16())),
-    (max_pool.MAXIMA, (X, [3, 2], [2, 1], [1, 0], [3, 6])),
-    (max_pool.GATHER, (LAST[..., :3], LAST[..., :3].byte(), [3, 3], [1, 2], [1, 1], [6, 6])),
-    (avg_pool.AVERAGE, (X[..., :6], [2, 3])),
-    (avg_pool.SPREAD, (X, [2, 1])),
-    (few_channels.CONVOLVE, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
+    (max_pool.MAX_POOL, (X, [3, 2], [2, 1], [1, 0], [3, 6])),
+    (
+        max_pool.MAX_POOL_BACKWARD,
+        (LAST[..., :3], LAST[..., :3].byte(), [3, 3], [1, 2], [1, 1], [6, 6]),
+    ),
+    (avg_pool.AVG_POOL, (X[..., :6], [2, 3])),
+    (avg_pool.AVG_POOL_BACKWARD, (X, [2, 1])),
+    (few_channels.CONVOLUTION, (numbers(2, 3, 6, 9), numbers(4, 3, 3, 2, seed=2), BIAS)),
     (few_channels.INPUT_GRADIENT, (numbers(2, 4, 4, 8), numbers(4, 3, 3, 2, seed=2), [6, 9])),
     (few_channels.WEIGHT_GRADIENT, (numbers(2, 4, 4, 8), numbers(2, 3, 6, 9), [3, 2])),
-    (one_channel.CONVOLVE, (X[:, :1], numbers(16, 1, 3, 2), None, [2, 1], [1, 0])),
+    (one_channel.CONVOLUTION, (X[:, :1], numbers(16, 1, 3, 2), None, [2, 1], [1, 0])),
     (one_channel.WEIGHT_GRADIENT, (numbers(2, 16, 3, 6), X[:, :1], [3, 2], [2, 1], [1, 0])),
 ]
 

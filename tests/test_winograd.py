@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import funcnets
 from funcnets import random
+from funcnets.compiler.kernels import build
 from funcnets.compiler.kernels import winograd as winograd_kernel
 from funcnets.compiler.lowerings import winograd
 
@@ -87,7 +88,7 @@ def test_backward(mask):
     ],
 )
 def test_errors_are_as_the_description_says(monkeypatch, side, stored, factor, most):
-    monkeypatch.setattr(winograd, "factors", lambda side, dtype: factor)
+    monkeypatch.setattr(winograd_kernel, "factor_dtype", lambda side, dtype: factor)
     x, weight = (
         numbers(*shape, seed=seed).to(stored)
         for seed, shape in enumerate([(3, 95, 12, 12), (97, 95, side, side)])
@@ -110,7 +111,7 @@ def test_errors_are_as_the_description_says(monkeypatch, side, stored, factor, m
 
 @pytest.mark.parametrize("factor", [torch.float32, torch.bfloat16])
 def test_what_is_no_number_stays_so(monkeypatch, factor):
-    monkeypatch.setattr(winograd, "factors", lambda side, dtype: factor)
+    monkeypatch.setattr(winograd_kernel, "factor_dtype", lambda side, dtype: factor)
     x = torch.full((1, 16, 8, 8), math.nan, dtype=torch.bfloat16)
     weight = numbers(16, 16, 3, 3).bfloat16()
     assert winograd.forward(x, weight, None, [1, 1], [1, 1], *PLAIN).isnan().all()
@@ -154,7 +155,7 @@ def test_rule_with_avx512(expected, x, weight, stride, padding, rest, monkeypatc
     assert not winograd.is_faster(*(tensor.to("meta") for tensor in tensors), *how)
     assert not winograd.is_faster(*(tensor.half() for tensor in tensors), *how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "library", lambda *types: None)  # without a compiler
+        patch.setattr(build, "is_available", lambda: False)  # without a compiler
         assert not winograd.is_faster(*tensors, *how)
 
 
@@ -188,16 +189,12 @@ def test_rule_of_bfloat16(monkeypatch, instructions, three, five):
     monkeypatch.setattr(winograd, "has_bfloat16", lambda: any_products)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    asked = []
-    monkeypatch.setattr(winograd, "library", lambda *types: asked.append(types) or True)
     x = torch.empty(8, 96, 24, 24, dtype=torch.bfloat16)
     for side, factor in ((3, three), (5, five)):
         weight = torch.empty(256, 96, side, side, dtype=torch.bfloat16)
         how = ([1, 1], [side // 2, side // 2], *PLAIN)
         assert winograd.is_faster(x, weight, *how) is (factor is not None)
-        assert asked == ([] if factor is None else [(side, torch.bfloat16)])
-        assert factor is None or winograd_kernel.factors(side, torch.bfloat16) is factor
-        asked.clear()
+        assert factor is None or winograd_kernel.factor_dtype(side, torch.bfloat16) is factor
 
 
 def loss(weight, x):

@@ -16,7 +16,7 @@ from funcnets.compiler.graph.compilation import Compilation, Pass
 from funcnets.compiler.graph.edit import Replacements
 from funcnets.compiler.graph.structure import take_apart
 from funcnets.compiler.loops.grouping import flatten_vectors, repeat_conversions
-from funcnets.compiler.loops.lower import groups
+from funcnets.compiler.loops.lower import group_regions
 from funcnets.compiler.lowerings import Watch, unwatched
 from funcnets.compiler.passes.fuse import fuse_scales
 from funcnets.compiler.passes.simplify import remove_dead_code
@@ -156,9 +156,9 @@ def _fusion_rewrites(step: Compilation, passes: Sequence[Pass]) -> list[Rewrite]
 def _loop_rewrites(step: Compilation) -> Iterator[Rewrite]:
     """Yield the groups of element-wise operations that become loops in the native back end."""
     run_passes(step, (repeat_conversions, flatten_vectors, remove_dead_code))
-    for group in groups(step):
-        operands = dict.fromkeys(node for run in group for node in run.operands)
-        loop = _subgraph([node for run in group for node in run.results], list(operands))
+    for group in group_regions(step):
+        operands = dict.fromkeys(node for region in group for node in region.operands)
+        loop = _subgraph([node for region in group for node in region.results], list(operands))
         yield Rewrite("loops", loop, loop, lambda backend: backend != "graph")
 
 

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from funcnets import tree
-from funcnets.compiler.lowerings.grouped import is_faster_split
+from funcnets.compiler.lowerings import grouped
 from funcnets.compiler.trace import explained
 
 
@@ -33,7 +33,7 @@ class _Counter(TorchDispatchMode):
         self.operations += 1
         if operation is torch.ops.aten.convolution.default:
             x, weight, _, *options = args
-            if options[-1] > 1 and not is_faster_split(x, weight, *options):
+            if options[-1] > 1 and not grouped.is_faster(x, weight, *options):
                 self.multiply_adds += result.numel() * math.prod(weight.shape[1:])
         return result
 

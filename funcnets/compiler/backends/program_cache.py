@@ -110,7 +110,7 @@ def write(program: Program, path: Path) -> None:
     """Keep a program in a file, as a whole or, where it can't be written, not at all."""
     try:
         content = pickle.dumps(program)
-        with build.written_whole(path) as file:
+        with build.atomic_write(path) as file:
             file.write_bytes(content)
     except Exception:  # a class in the structure that can't be pickled can raise anything
         return

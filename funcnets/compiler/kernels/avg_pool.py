@@ -1,58 +1,54 @@
-"""Average pools in C++."""
+"""Average pooling in C++, of NCHW feature maps by windows that tile them."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from funcnets.compiler.graph.operators import define
 from funcnets.compiler.kernels import build
 
-
-def _sides(size: Sequence[int]) -> tuple[int, int]:
-    return size[0], size[-1]
-
-
-@functools.cache
-def library(height: int, width: int, dtype: torch.dtype) -> build.Library | None:
-    """The pools of windows of this size, if there is a compiler."""
-    path = Path(__file__).with_name("avg_pool.cpp")
-    return build.begin_for(path, dtype, HEIGHT=height, WIDTH=width)
+KERNEL = build.Kernel(
+    Path(__file__).with_suffix(".cpp"),
+    lambda dtype, height, width: build.constants(HEIGHT=height, WIDTH=width),
+)
 
 
-def average(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    """`aten.avg_pool2d` where `is_apart`."""
-    result = _empty_average(x, kernel)
-    _call("average", kernel, x.contiguous(), result, result.shape)
+def window(kernel: Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a window; ATen takes one number for both."""
+    return kernel[0], kernel[-1]
+
+
+def avg_pool(x: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Return the means of the windows of an NCHW feature map: (N, C, H / kh, W / kw)."""
+    result = _empty_result(x, kernel)
+    KERNEL.call("avg_pool", window(kernel), x.contiguous(), result, sizes=_sizes(result))
     return result
 
 
-def spread(grad: Tensor, kernel: Sequence[int]) -> Tensor:
-    """`aten.avg_pool2d_backward` where `is_apart`."""
-    result = _empty_spread(grad, kernel)
-    _call("spread", kernel, grad.contiguous(), result, grad.shape)
+def avg_pool_backward(grad: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Return the gradient of the input of `avg_pool` from that of its result."""
+    result = _empty_input(grad, kernel)
+    KERNEL.call("avg_pool_backward", window(kernel), grad.contiguous(), result, sizes=_sizes(grad))
     return result
 
 
-def _call(
-    name: str, kernel: Sequence[int], given: Tensor, result: Tensor, shape: Sequence[int]
-) -> None:
-    images, channels, height, width = shape
-    compiled = library(*_sides(kernel), given.dtype)
-    build.call(compiled, name, given, result, sizes=(images * channels, height, width))
+def _sizes(pooled: Tensor) -> tuple[int, int, int]:
+    images, channels, height, width = pooled.shape
+    return images * channels, height, width
 
 
-def _empty_average(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    sides = (n // k for n, k in zip(x.shape[2:], _sides(kernel), strict=True))
+def _empty_result(x: Tensor, kernel: Sequence[int]) -> Tensor:
+    sides = (n // k for n, k in zip(x.shape[2:], window(kernel), strict=True))
     return x.new_empty(*x.shape[:2], *sides)
 
 
-def _empty_spread(grad: Tensor, kernel: Sequence[int]) -> Tensor:
-    sides = (n * k for n, k in zip(grad.shape[2:], _sides(kernel), strict=True))
+def _empty_input(grad: Tensor, kernel: Sequence[int]) -> Tensor:
+    sides = (n * k for n, k in zip(grad.shape[2:], window(kernel), strict=True))
     return grad.new_empty(*grad.shape[:2], *sides)
 
 
-AVERAGE = define("average(Tensor x, int[] kernel) -> Tensor", average, _empty_average)
-SPREAD = define("spread(Tensor grad, int[] kernel) -> Tensor", spread, _empty_spread)
+AVG_POOL = define("avg_pool(Tensor x, int[] kernel) -> Tensor", avg_pool, _empty_result)
+AVG_POOL_BACKWARD = define(
+    "avg_pool_backward(Tensor grad, int[] kernel) -> Tensor", avg_pool_backward, _empty_input
+)

@@ -1,4 +1,4 @@
-"""Small C++ libraries, compiled where they are used, with all that the processor can do."""
+"""Compile small C++ libraries at run time, for the instructions that this processor has."""
 
 import contextlib
 import ctypes
@@ -9,8 +9,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +20,40 @@ from torch import Tensor
 
 from funcnets.compiler.errors import CompileError
 
-# The least that needs C++'s library, which a compiler of C doesn't link, and takes it no time.
+# Needs the C++ library, which a C compiler does not link, and takes almost no time to compile.
 _PROBE = "int* memory() { return new int; }"
-SCALARS = {torch.float32: "float", torch.float64: "double"}  # what they are in C++
-STORED = SCALARS | {torch.bfloat16: "bfloat16"}  # in memory
-COMPUTED = SCALARS | {torch.bfloat16: "float"}  # in registers
+MAX_COMPILERS = 3  # processes at a time: a network's long kernels don't wait for each other
+FLOAT_TYPES = {torch.float32: "float", torch.float64: "double"}
+MEMORY_TYPES = FLOAT_TYPES | {torch.bfloat16: "bfloat16"}  # C++ type of numbers in memory
+REGISTER_TYPES = FLOAT_TYPES | {torch.bfloat16: "float"}  # C++ type of numbers in registers
 NUMBERS = Path(__file__).with_name("numbers.hpp").read_text()
 VECTORS = Path(__file__).with_name("vectors.hpp").read_text()
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
-    *("-fno-math-errno", "-fno-trapping-math"),  # which stand in the way of vectors
+    *("-fno-math-errno", "-fno-trapping-math"),  # both would prevent vectorization
 )
 
 
 def load(source: str) -> ctypes.CDLL | None:
-    """The library that C++ `source` compiles to, by $CXX or g++; None if there is no compiler.
+    """Return the library compiled from C++ `source` by $CXX or g++, or None if that fails.
 
     The library is kept in the user's cache directory, under a name that changes with the source,
-    the compiler and the processor.  It must be plain code: a call lets other threads go on.
+    the compiler and the processor. The code must not call Python: other threads run meanwhile.
     """
-    found = attempt(source)
+    found = try_load(source)
     return None if isinstance(found, str) else found
 
 
 @functools.cache
-def attempt(source: str) -> ctypes.CDLL | str:
-    """The library that C++ `source` compiles to, or in a line why there is none."""
+def try_load(source: str) -> ctypes.CDLL | str:
+    """Return the library compiled from C++ `source`, or the reason why there is none, one line."""
     try:
         identity = target()
         if identity is None:
             return f"there is no compiler {_command()[0]}"
         name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
         path = cache_directory() / f"{name[:32]}.so"
-        return _kept(path) or _built(source, path)
+        return _load_file(path) or _compile(source, path)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.splitlines()
         return next((line for line in lines if "error" in line), f"{error.cmd[0]} failed")
@@ -59,127 +61,157 @@ def attempt(source: str) -> ctypes.CDLL | str:
         return str(error)
 
 
-def _kept(path: Path) -> ctypes.CDLL | None:
-    """The library in a file; None where there is none, or a damaged one, to be built anew."""
+def _load_file(path: Path) -> ctypes.CDLL | None:
+    """Return the library in a file; None if the file is missing or damaged."""
     try:
         return ctypes.CDLL(str(path))
     except OSError:
         return None
 
 
-def _built(source: str, path: Path) -> ctypes.CDLL:
-    """The library that `source` compiles to, kept at `path` in place of what may be there."""
-    with written_whole(path) as built:
+def _compile(source: str, path: Path) -> ctypes.CDLL:
+    """Compile `source` to a library at `path`, in place of any file that is there."""
+    with atomic_write(path) as built:
         _output([*_command(), "-", "-o", str(built)], source)
     return ctypes.CDLL(str(path))
 
 
-def computed(dtype: torch.dtype) -> torch.dtype:
-    """In which type numbers of a type are in registers: bfloat16 in float32."""
-    return dtype if dtype in SCALARS else torch.float32
+def register_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of numbers in registers: float32 for bfloat16, else `dtype` itself."""
+    return dtype if dtype in FLOAT_TYPES else torch.float32
 
 
-def _new_compilers() -> ThreadPoolExecutor:
-    # As many as a network's kernels need, so that the longest doesn't wait for the others.
-    return ThreadPoolExecutor(max_workers=3, thread_name_prefix="funcnets-compiler")
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_COMPILERS, thread_name_prefix="funcnets-compiler")
 
 
-_compilers = _new_compilers()
+_pool = _new_pool()
 
 
-def _replace_compilers() -> None:
-    """In a process that was forked, where the threads aren't that the pool takes for its own."""
-    global _compilers
-    _compilers = _new_compilers()
+def _replace_pool() -> None:
+    """Replace the pool in a forked process, which has none of the pool's threads."""
+    global _pool
+    _pool = _new_pool()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_replace_compilers)
+    os.register_at_fork(after_in_child=_replace_pool)
 
 
 class Library:
-    """C++ that is being compiled, while other work goes on; its functions are there after that."""
+    """C++ library that compiles in the background; its functions wait until it is there."""
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._compilers = _compilers
-        self._compiled = _compilers.submit(attempt, source)
+        self._pool = _pool
+        self._compiled = _pool.submit(try_load, source)
 
     def __getitem__(self, name: str) -> Callable[..., None]:
-        """The function of this name; CompileError where the compiler has failed."""
-        # What was begun before a fork may never end in the child, nor its lock be released.
-        is_forked = self._compilers is not _compilers
-        library = attempt(self._source) if is_forked else self._compiled.result()
+        """Return the C function `name`; raise CompileError if the source does not compile."""
+        # In a forked process a future of the parent may never be done, and its lock stay taken.
+        is_forked = self._pool is not _pool
+        library = try_load(self._source) if is_forked else self._compiled.result()
         if isinstance(library, str):
             raise CompileError(
                 f"jit: {_command()[0]} can't compile a kernel of funcnets ({library}): with "
                 "CXX=none the graph does without"
             )
-        function: Callable[..., None] = getattr(library, name)  # which keeps it, as [] doesn't
+        function: Callable[..., None] = getattr(library, name)  # is kept, unlike library[name]
         return function
 
 
-def call(library: Library | None, name: str, *tensors: Tensor | None, sizes: Sequence[int]) -> None:
-    """Call a function of `library` with where each tensor begins in memory, and with its sizes."""
-    assert library is not None, "the rule asks for a compiler"
-    function: Any = library[name]
-    if function.argtypes is None:
-        function.argtypes = (ctypes.c_void_p,) * (len(tensors) + 1)
-    function(*[None if x is None else x.data_ptr() for x in tensors], longs(*sizes))
+@dataclass(frozen=True, eq=False)  # by identity, which is fast to hash
+class Kernel:
+    """C++ file whose functions are compiled for one dtype and one tuple of settings at a time.
+
+    Before the file's text stand numbers.hpp, the types Stored (of numbers in memory) and Real (in
+    registers), and the declarations.
+
+    Attributes:
+        path: the file.
+        declarations: C++ for a dtype and settings, such as constants, or VECTORS.
+    """
+
+    path: Path
+    declarations: Callable[..., str]
+
+    def source(self, dtype: torch.dtype, *settings: Hashable) -> str:
+        """Return the whole C++ source for a dtype and settings."""
+        lines = [
+            NUMBERS,
+            f"#define STORED_{MEMORY_TYPES[dtype]}",
+            f"using Stored = {MEMORY_TYPES[dtype]}; using Real = {REGISTER_TYPES[dtype]};",
+            self.declarations(dtype, *settings),
+            self.path.read_text(),
+        ]
+        return "\n".join(lines)
+
+    def begin(self, dtype: torch.dtype, *settings: Hashable) -> Library:
+        """Begin to compile in the background, once for each dtype and settings."""
+        return _library(self, dtype, settings)
+
+    def call(
+        self,
+        function: str,
+        settings: tuple[Hashable, ...],
+        x: Tensor,
+        *tensors: Tensor | None,
+        sizes: Sequence[int],
+    ) -> None:
+        """Call a C function with the addresses of tensors (null for None) and an array of sizes.
+
+        The function is compiled for the dtype of `x`; if nobody began to, this call does, and
+        waits. Raises CompileError if that fails.
+        """
+        called: Any = self.begin(x.dtype, *settings)[function]
+        pointers = [None if each is None else each.data_ptr() for each in (x, *tensors)]
+        if called.argtypes is None:
+            called.argtypes = (ctypes.c_void_p,) * (len(pointers) + 1)
+        called(*pointers, longs(*sizes))
+
+
+@functools.cache
+def _library(kernel: Kernel, dtype: torch.dtype, settings: tuple[Hashable, ...]) -> Library:
+    return Library(kernel.source(dtype, *settings))
+
+
+def constants(**values: int) -> str:
+    """Return C++ that declares integer constants."""
+    return "\n".join(f"constexpr int {name} = {value};" for name, value in values.items())
 
 
 @functools.lru_cache(maxsize=1 << 12)
 def longs(*numbers: int) -> ctypes.Array[ctypes.c_long]:
-    """Numbers as C has them; not to be written to."""
+    """Return numbers as a C array, which must not be written to as it is shared."""
     return (ctypes.c_long * len(numbers))(*numbers)
 
 
-def begin(source: str) -> Library | None:
-    """Begin to compile C++ `source`, as `load` does it; None if there is no compiler."""
-    return Library(source) if is_available() else None
-
-
-def begin_for(
-    path: Path, dtype: torch.dtype, *declarations: str, **constants: int
-) -> Library | None:
-    """Begin to compile a file's C++ for one type, `Stored` in memory and `Real` in registers.
-
-    numbers.hpp, `constants` and `declarations` stand before it.
-    """
-    lines = [
-        NUMBERS,
-        f"#define STORED_{STORED[dtype]}",
-        f"using Stored = {STORED[dtype]}; using Real = {COMPUTED[dtype]};",
-        *(f"constexpr int {name} = {value};" for name, value in constants.items()),
-        *declarations,
-        path.read_text(),
-    ]
-    return begin("\n".join(lines))
-
-
 def is_available() -> bool:
-    """Whether there is a compiler, and a place for what it builds."""
+    """True if there is a C++ compiler that works, and a directory for what it builds.
+
+    The first call compiles a line of C++, unless the user's cache has it.
+    """
     return load(_PROBE) is not None
 
 
 @functools.cache
 def target() -> str | None:
-    """What compiled code depends on beside its source: the compiler, its options, the processor.
+    """Return what compiled code depends on beside its source; None if there is no compiler.
 
-    None where there is no compiler.
+    That is the compiler's version, its options, and the processor's instructions.
     """
     command = _command()
     if shutil.which(command[0]) is None:
         return None
     try:
-        # The macros tell the compiler's version and the processor's instructions.
+        # The predefined macros have the version and the instructions.
         return "\0".join([_output([*command, "-dM", "-E", os.devnull]), *command])
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def cache_directory() -> Path:
-    """Where compiled code is kept; raises OSError where there is no such place."""
+    """Return the directory of compiled code, which is made; raise OSError if it can't be."""
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError as error:
@@ -194,11 +226,11 @@ def _command() -> list[str]:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write, which then takes the place of `path`.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Context of a temporary file to write, which replaces `path` at the end.
 
-    Other processes see all of it or nothing, even after the machine has stopped; where several
-    write, the last one stays.
+    Other processes see the whole file or the old one, even after a power failure; of several
+    writers the last one wins.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         file = Path(scratch) / path.name

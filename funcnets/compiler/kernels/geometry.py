@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Geometry(NamedTuple):
-    """Sides of the input, the kernel and the output, and how the kernel moves."""
+    """Heights and widths of a convolution's input, kernel and output, its stride and padding."""
 
     input: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -16,7 +16,7 @@ class Geometry(NamedTuple):
     padding: tuple[int, ...]
 
     def tap(self, output: int, pixel: int) -> int | None:
-        """The kernel's tap through which an output pixel sees an input pixel, if there is one."""
+        """Return the index of the tap by which an output pixel reads an input pixel, or None."""
         rows = [divmod(output, self.output[1]), divmod(pixel, self.input[1])]
         y, x = (
             rows[1][axis] + self.padding[axis] - rows[0][axis] * self.stride[axis]
@@ -26,17 +26,18 @@ class Geometry(NamedTuple):
         return y * self.kernel[1] + x if inside else None
 
     def taps(self) -> list[int | None]:
-        """The tap of every (output pixel, input pixel), in order."""
-        outputs, pixels = _pixels(self.output), _pixels(self.input)
+        """Return the tap of each (output pixel, input pixel), input pixels varying fastest."""
+        outputs, pixels = area(self.output), area(self.input)
         return [self.tap(o, p) for o in range(outputs) for p in range(pixels)]
 
 
-def _pixels(side: Sequence[int]) -> int:
+def area(side: Sequence[int]) -> int:
+    """Return height × width."""
     return side[0] * side[1]
 
 
 def geometry(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Geometry:
-    """The geometry of a convolution without dilation or groups."""
+    """Return the geometry of a convolution without dilation or groups."""
     sides, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
     output = tuple(
         (side + 2 * p - k) // s + 1

@@ -1,10 +1,9 @@
-"""Max pools on channels_last maps that keep where a maximum is as a byte, and gather gradients.
+"""Max pooling in C++, of channels_last feature maps, with positions of maxima in one byte each.
 
-ATen keeps the place of each in eight bytes, and scatters.  `funcnets bench alexnet --lowerings`
-times both.
+ATen keeps each position in eight bytes, and its gradient scatters; this one gathers. `funcnets
+bench alexnet --lowerings` times both.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ from torch import Tensor
 
 from funcnets.compiler.graph.operators import define
 from funcnets.compiler.kernels import build
-from funcnets.compiler.kernels.build import STORED
 
-MOST_TAPS = 256  # of a window, that a byte can tell apart
+MAX_TAPS = 256  # of a window: a byte holds no larger index
+
+KERNEL = build.Kernel(Path(__file__).with_suffix(".cpp"), lambda dtype: build.VECTORS)
 
 
-def is_usual(
+def is_supported(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
@@ -27,54 +27,47 @@ def is_usual(
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
 ) -> bool:
-    """Whether it is a max pool of a channels_last map on the CPU that can be done so."""
+    """True if the kernel can do this max pooling, once `x` is channels_last; needs a compiler."""
     return (
         x.ndim == 4
         and x.device.type == "cpu"
-        and x.dtype in STORED
+        and x.dtype in build.MEMORY_TYPES
         and x.numel() > 0
-        and x.is_contiguous(memory_format=torch.channels_last)
         and set(dilation) == {1}
         and len(kernel) == len(stride) == len(padding) == 2
-        and math.prod(kernel) <= MOST_TAPS
-        and library(x.dtype) is not None
+        and math.prod(kernel) <= MAX_TAPS
+        and build.is_available()
     )
 
 
-@functools.cache
-def library(dtype: torch.dtype) -> build.Library | None:
-    """The pools in C++, if there is a compiler."""
-    return build.begin_for(Path(__file__).with_name("max_pool.cpp"), dtype, build.VECTORS)
-
-
-def maxima(
+def max_pool(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     side: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Maxima of windows, (N, C, *side), and the taps at which they are, as bytes."""
-    results = _empty_maxima(x, kernel, stride, padding, side)
-    x = x.contiguous(memory_format=torch.channels_last)
+    """Return the maxima of windows (N, C, *side) and their taps, as uint8; both channels_last."""
+    maxima, taps = _empty_results(x, kernel, stride, padding, side)
     sizes = (*x.shape, *side, *kernel, *stride, *padding)
-    build.call(library(x.dtype), "maxima", x, *results, sizes=sizes)
-    return results
+    x = x.contiguous(memory_format=torch.channels_last)
+    KERNEL.call("max_pool", (), x, maxima, taps, sizes=sizes)
+    return maxima, taps
 
 
-def gather(
+def max_pool_backward(
     grad: Tensor,
-    where: Tensor,
+    taps: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     side: Sequence[int],
 ) -> Tensor:
-    """The gradient of a max pool's input, (N, C, *side), from where its maxima were."""
+    """Return the gradient of the input (N, C, *side) from that of the maxima, and their taps."""
     result = _empty_map(grad, side)
-    given = (each.contiguous(memory_format=torch.channels_last) for each in (grad, where))
     sizes = (*result.shape, *grad.shape[2:], *kernel, *stride, *padding)
-    build.call(library(grad.dtype), "gather", *given, result, sizes=sizes)
+    grad, taps = (x.contiguous(memory_format=torch.channels_last) for x in (grad, taps))
+    KERNEL.call("max_pool_backward", (), grad, taps, result, sizes=sizes)
     return result
 
 
@@ -83,20 +76,20 @@ def _empty_map(x: Tensor, side: Sequence[int], dtype: torch.dtype | None = None)
     return result.permute(0, 3, 1, 2)
 
 
-def _empty_maxima(
+def _empty_results(
     x: Tensor, kernel: object, stride: object, padding: object, side: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     return _empty_map(x, side), _empty_map(x, side, torch.uint8)
 
 
-MAXIMA = define(
-    "maxima(Tensor x, int[] kernel, int[] stride, int[] padding, int[] side) -> (Tensor, Tensor)",
-    maxima,
-    _empty_maxima,
+MAX_POOL = define(
+    "max_pool(Tensor x, int[] kernel, int[] stride, int[] padding, int[] side) -> (Tensor, Tensor)",
+    max_pool,
+    _empty_results,
 )
-GATHER = define(
-    "gather_maxima(Tensor grad, Tensor where, int[] kernel, int[] stride, int[] padding, "
+MAX_POOL_BACKWARD = define(
+    "max_pool_backward(Tensor grad, Tensor taps, int[] kernel, int[] stride, int[] padding, "
     "int[] side) -> Tensor",
-    gather,
-    lambda grad, where, kernel, stride, padding, side: _empty_map(grad, side),
+    max_pool_backward,
+    lambda grad, taps, kernel, stride, padding, side: _empty_map(grad, side),
 )

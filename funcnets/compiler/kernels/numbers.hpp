@@ -1,7 +1,7 @@
-// Types of numbers in memory, and what they are in registers; stands before all other C++.
+// Number types in memory and in registers.  This text stands before all other C++ of a kernel.
 //
-// What <algorithm> and <vector> would be used for stands here, as to read them takes a compiler a
-// good part of a kernel's time.
+// A few lines stand in for <algorithm> and <vector>: reading those headers takes a compiler a large
+// part of the time that it needs for a kernel.
 
 #include <cstdint>
 #include <cstring>
@@ -19,25 +19,25 @@ static constexpr T max(T a, T b) {
     return a < b ? b : a;
 }
 
-// Memory for `count` of them, from where a line of the cache begins.
+// Memory for `count` numbers, aligned to a cache line.
 template <class T>
-struct Memory {
-    static constexpr std::align_val_t BEGIN{alignof(T) > 64 ? alignof(T) : 64};
-    T* const at;
-    explicit Memory(long count) : at((T*)::operator new(count * sizeof(T), BEGIN)) {}
-    Memory(long count, T every) : Memory(count) {
-        for (long i = 0; i < count; ++i) at[i] = every;
+struct Buffer {
+    static constexpr std::align_val_t ALIGNMENT{alignof(T) > 64 ? alignof(T) : 64};
+    T* const data;
+    explicit Buffer(long count) : data((T*)::operator new(count * sizeof(T), ALIGNMENT)) {}
+    Buffer(long count, T value) : Buffer(count) {
+        for (long i = 0; i < count; ++i) data[i] = value;
     }
-    ~Memory() { ::operator delete(at, BEGIN); }
-    Memory(const Memory&) = delete;
+    ~Buffer() { ::operator delete(data, ALIGNMENT); }
+    Buffer(const Buffer&) = delete;
 };
 
-// The bits of it: as a class of its own it would keep the compiler from making vectors.
+// The bits of a bfloat16 number.  A class of its own would keep the compiler from vectorizing.
 using bfloat16 = std::uint16_t;
 
-// In a register's type.
+// The number in the type that registers hold: float for bfloat16, else its own type.
 template <class Stored>
-static inline auto computed(Stored x) {
+static inline auto to_real(Stored x) {
     if constexpr (std::is_same_v<Stored, bfloat16>) {
         const std::uint32_t bits = std::uint32_t(x) << 16;
         float y;
@@ -48,21 +48,22 @@ static inline auto computed(Stored x) {
     }
 }
 
-// So many numbers in a register's type: where they are, if that is theirs, or in `room`.
+// The same of `count` numbers.  Returns `from` itself where the types are equal, else `buffer`, which
+// is filled.
 template <class Stored, class Real>
-static inline const Real* computed(const Stored* from, Real* room, long count) {
+static inline const Real* to_real(const Stored* from, Real* buffer, long count) {
     if constexpr (std::is_same_v<Stored, Real>) {
         return from;
     } else {
-        for (long i = 0; i < count; ++i) room[i] = computed(from[i]);
-        return room;
+        for (long i = 0; i < count; ++i) buffer[i] = to_real(from[i]);
+        return buffer;
     }
 }
 
-// To what memory's type can hold: to the nearest, and between two to the even one.
+// The nearest number that `Stored` can hold (ties to even), still in the type of registers.
 template <class Stored, class T>
 static inline auto rounded(T x) {
-    decltype(computed(Stored())) y = x;
+    decltype(to_real(Stored())) y = x;
     if constexpr (std::is_same_v<Stored, bfloat16>) {
         std::uint32_t bits;
         std::memcpy(&bits, &y, sizeof bits);
@@ -72,16 +73,17 @@ static inline auto rounded(T x) {
     return y;
 }
 
-// A number that is rounded already, in memory's type.
+// A number that `rounded` has returned, in the type of memory.
 template <class Stored, class T>
-static inline Stored kept(T x) {
+static inline Stored to_stored_exact(T x) {
     if constexpr (!std::is_same_v<Stored, bfloat16>) return x;
     std::uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     return bits >> 16;
 }
 
+// Any number, rounded, in the type of memory.
 template <class Stored, class T>
-static inline Stored stored(T x) {
-    return kept<Stored>(rounded<Stored>(x));
+static inline Stored to_stored(T x) {
+    return to_stored_exact<Stored>(rounded<Stored>(x));
 }

@@ -1,1 +1,1 @@
-"""Element-wise loops in C++."""
+"""Element-wise fusion: chains of element-wise operations become loops in C++."""

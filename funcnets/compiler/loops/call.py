@@ -11,12 +11,12 @@ from torch import Tensor, fx
 
 from funcnets.compiler.graph.aliasing import is_exact
 from funcnets.compiler.kernels import build
-from funcnets.compiler.loops.codegen import DEPTH, LONGEST
-from funcnets.compiler.loops.grouping import Run, whole
+from funcnets.compiler.loops.codegen import MAX_DEPTH, MAX_SERIAL_SIZE
+from funcnets.compiler.loops.grouping import Region, unviewed
 
 
 class Layout(NamedTuple):
-    """What memory a value takes."""
+    """Shape, strides, dtype and device of a tensor."""
 
     shape: Sequence[int]
     stride: Sequence[int]
@@ -24,28 +24,28 @@ class Layout(NamedTuple):
     device: torch.device
 
     def empty(self) -> Tensor:
-        """New memory."""
+        """Return new memory of this layout."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
 
 
 class Plan(NamedTuple):
-    """What the loop of one run takes and gives, and how it walks over that."""
+    """Operands and results of one loop, and how it steps through them."""
 
     function: str  # its name in the library
-    operands: list[Layout | None]  # as they must be; None where nothing else can come
+    operands: list[Layout | None]  # expected layouts; None where no other can occur
     results: list[Layout]
-    size: list[int]  # of each of the `DEPTH` loops
-    strides: list[int]  # of each loop, operand by operand, then of the results
+    size: list[int]  # of each of the `MAX_DEPTH` nested loops
+    strides: list[int]  # in each nested loop, operand by operand, then of the results
 
 
-def plan(run: Run, function: str, made: set[fx.Node]) -> Plan:
-    """The plan of a run, which the C++ `function` is for; loops are what gives `made`."""
-    operands, results, nest = [whole(node) for node in run.operands], run.results, run.nest
-    outer = [(1, (0,) * (len(operands) + len(results)))] * (DEPTH - len(nest))
+def plan(region: Region, function: str, fused: set[fx.Node]) -> Plan:
+    """Return the plan of a region for the C++ `function`; `fused` are the nodes of all regions."""
+    operands, results, nest = list(map(unviewed, region.operands)), region.results, region.nest
+    outer = [(1, (0,) * (len(operands) + len(results)))] * (MAX_DEPTH - len(nest))
     size, steps = zip(*outer, *nest, strict=True)
     return Plan(
         function,
-        [None if node in made or is_exact(node) else _layout(node) for node in operands],
+        [None if node in fused or is_exact(node) else _layout(node) for node in operands],
         [_layout(node) for node in results],
         list(size),
         [step for each in zip(*steps, strict=True) for step in each],
@@ -57,23 +57,25 @@ def _layout(node: fx.Node) -> Layout:
     return Layout(x.shape, x.stride(), x.dtype, x.device)
 
 
-class _Part(ctypes.Structure):
-    """`Part` in C++."""
+class _Loop(ctypes.Structure):
+    """`Loop` in C++."""
 
     _fields_ = (("function", ctypes.c_void_p), ("first", ctypes.c_long))
 
 
-class _Call(ctypes.Structure):
-    """`Call` in C++."""
+class _LoopGroup(ctypes.Structure):
+    """`LoopGroup` in C++."""
 
     _fields_ = (
-        *(("parts", ctypes.POINTER(_Part)), ("count", ctypes.c_long), ("many", ctypes.c_bool)),
-        *((name, ctypes.POINTER(ctypes.c_long)) for name in ("places", "size", "stride")),
+        ("loops", ctypes.POINTER(_Loop)),
+        ("count", ctypes.c_long),
+        ("is_large", ctypes.c_bool),
+        *((name, ctypes.POINTER(ctypes.c_long)) for name in ("indices", "size", "stride")),
     )
 
 
 class Loop(torch.nn.Module):
-    """Runs of operations as one function of their operands, by their C++ in `library`."""
+    """Loops that run in one call of the C++ `library`, as a function of their operands."""
 
     def __init__(self, plans: Sequence[Plan], library: ctypes.CDLL) -> None:
         super().__init__()
@@ -83,43 +85,43 @@ class Loop(torch.nn.Module):
         self.unsure = [(i, layout) for i, layout in enumerate(operands) if layout is not None]
         self.empty = [layout.empty for layout in results]
         self.pointers = ctypes.c_void_p * (len(operands) + len(results))
-        self.function: Callable[..., None] = library["call"]
-        self.call = ctypes.byref(self._call(library))
+        self.function: Callable[..., None] = library["run_loops"]
+        self.group = ctypes.byref(self._group(library))
 
-    def _call(self, library: ctypes.CDLL) -> _Call:
-        """All that is the same each time."""
+    def _group(self, library: ctypes.CDLL) -> _LoopGroup:
+        """Return the arguments that are the same in each call."""
         counts = [len(plan.operands) + len(plan.results) for plan in self.plans]
         addresses = [ctypes.cast(library[plan.function], ctypes.c_void_p) for plan in self.plans]
-        parts = map(_Part, [*addresses, None], accumulate(counts, initial=0))  # and the end
-        many = sum(math.prod(plan.size) for plan in self.plans) > LONGEST
+        loops = map(_Loop, [*addresses, None], accumulate(counts, initial=0))  # and the end
+        is_large = sum(math.prod(plan.size) for plan in self.plans) > MAX_SERIAL_SIZE
         numbers = (
-            self._places(),
+            self._indices(),
             [n for plan in self.plans for n in plan.size],
             [n for plan in self.plans for n in plan.strides],
         )
-        array = (_Part * (len(counts) + 1))(*parts)
-        return _Call(array, len(counts), many, *(build.longs(*each) for each in numbers))
+        array = (_Loop * (len(counts) + 1))(*loops)
+        return _LoopGroup(array, len(counts), is_large, *(build.longs(*each) for each in numbers))
 
-    def _places(self) -> list[int]:
-        """Where the operands and results of each run are, among the operands and results of all."""
-        places: list[int] = []
+    def _indices(self) -> list[int]:
+        """Return the positions of each loop's pointers among all operands, then all results."""
+        indices: list[int] = []
         operands, results = 0, sum(len(plan.operands) for plan in self.plans)
         for plan in self.plans:
-            places += range(operands, operands := operands + len(plan.operands))
-            places += range(results, results := results + len(plan.results))
-        return places
+            indices += range(operands, operands := operands + len(plan.operands))
+            indices += range(results, results := results + len(plan.results))
+        return indices
 
-    def __call__(  # past the hooks of a module, for which small loops have no time
+    def __call__(  # without a module's hooks, which would take longer than a small loop
         self, operands: list[list[Tensor]], targets: list[list[Tensor | None]]
     ) -> list[Tensor]:
-        """The results, each in its target, or in new memory where that is None."""
+        """Return the results, each written to its target, or to new memory where that is None."""
         given = [x for each in operands for x in each]
         wanted = [x for each in targets for x in each]
         for i, layout in self.unsure:
             if given[i].stride() != layout.stride:
-                # Neither read nor written in its own strides.
+                # With other strides it can be neither read directly nor overwritten.
                 wanted = [None if x is given[i] else x for x in wanted]
                 given[i] = layout.empty().copy_(given[i])
         results = [empty() if x is None else x for x, empty in zip(wanted, self.empty, strict=True)]
-        self.function(self.call, self.pointers(*[x.data_ptr() for x in (*given, *results)]))
+        self.function(self.group, self.pointers(*[x.data_ptr() for x in (*given, *results)]))
         return results

@@ -1,23 +1,23 @@
-"""C++ source of element-wise loops."""
+"""C++ source of fused element-wise loops."""
 
 from pathlib import Path
 
 from torch import fx
 
-from funcnets.compiler.kernels.build import COMPUTED, STORED
+from funcnets.compiler.kernels.build import MEMORY_TYPES, REGISTER_TYPES
 from funcnets.compiler.loops.expressions import EXACT, expression
-from funcnets.compiler.loops.grouping import Run
+from funcnets.compiler.loops.grouping import Region
 
-DEPTH = 4  # loops in each other, in the template
-CHUNK = 1 << 12  # numbers that one thread takes at a time
-LONGEST = 1 << 15  # numbers that one thread takes alone
+MAX_DEPTH = 4  # nested loops of the template
+CHUNK_SIZE = 1 << 12  # numbers that a thread takes at a time
+MAX_SERIAL_SIZE = 1 << 15  # numbers up to which one thread does all
 
 HEADER = Path(__file__).with_name("loops.hpp").read_text()
 TEMPLATE = """
 extern "C" void NAME(void** at, const long* size, const long* stride) {{
     const long rows = size[3] < {chunk} ? {chunk} / size[3] : 1;
-    const bool many = size[0] * size[1] * size[2] * size[3] > {longest};
-#pragma omp parallel for collapse(4) if (many)
+    const bool is_large = size[0] * size[1] * size[2] * size[3] > {limit};
+#pragma omp parallel for collapse(4) if (is_large)
     for (long a = 0; a < size[0]; ++a)
     for (long b = 0; b < size[1]; ++b)
     for (long row = 0; row < size[2]; row += rows)
@@ -37,30 +37,46 @@ POINTER = (
 )
 
 
-def source(run: Run) -> str:
-    """C++ of a run, as the function NAME: the same for runs that walk alike, whatever the sizes."""
-    operands, results, nest = run.operands, run.results, run.nest
+def source(region: Region) -> str:
+    """Return C++ of a region as the function NAME.
+
+    Sizes and outer strides are arguments, so that regions that differ in them alone share it.
+    """
+    operands, results, nest = region.operands, region.results, region.nest
     steps = nest[-1][1] if nest else (0,) * (len(operands) + len(results))
+    types = [MEMORY_TYPES[node.meta["val"].dtype] for node in (*operands, *results)]
+    pointers = [POINTER.format(each, i, MAX_DEPTH * i) for i, each in enumerate(types)]
+    return TEMPLATE.format(
+        chunk=CHUNK_SIZE,
+        limit=MAX_SERIAL_SIZE,
+        pointers=" ".join(pointers),
+        body=" ".join(_body(region, [_element(i, step) for i, step in enumerate(steps)])),
+    )
 
-    def element(i: int) -> str:
-        return f"p{i}[{ {0: '0', 1: 'i'}.get(steps[i], f'i * stride[{DEPTH * i + DEPTH - 1}]') }]"
 
-    types = [STORED[node.meta["val"].dtype] for node in (*operands, *results)]
+def _element(i: int, step: int) -> str:
+    """Return C++ of the current element of the i-th pointer, whose inner stride is `step`."""
+    index = {0: "0", 1: "i"}.get(step, f"i * stride[{MAX_DEPTH * i + MAX_DEPTH - 1}]")
+    return f"p{i}[{index}]"
+
+
+def _body(region: Region, elements: list[str]) -> list[str]:
+    """Return the statements of the innermost loop."""
     names: dict[fx.Node, str] = {}
     lines: list[str] = []
 
-    def note(node: fx.Node, value: str) -> None:
+    def define(node: fx.Node, value: str) -> None:
         names[node] = f"v{len(lines)}"
-        lines.append(f"const {COMPUTED[node.meta['val'].dtype]} {names[node]} = {value};")
+        lines.append(f"const {REGISTER_TYPES[node.meta['val'].dtype]} {names[node]} = {value};")
 
-    for i, node in enumerate(operands):
-        note(node, f"computed({element(i)})")
-    for node in run.nodes:
-        value, to = expression(node, names), STORED[node.meta["val"].dtype]
-        note(node, value if node.target in EXACT else f"rounded<{to}>({value})")
-    for i, node in enumerate(results, len(operands)):
-        lines.append(f"{element(i)} = kept<{types[i]}>({names[node]});")
-    pointers = [POINTER.format(each, i, DEPTH * i) for i, each in enumerate(types)]
-    return TEMPLATE.format(
-        chunk=CHUNK, longest=LONGEST, pointers=" ".join(pointers), body=" ".join(lines)
-    )
+    count = len(region.operands)
+    for node, element in zip(region.operands, elements[:count], strict=True):
+        define(node, f"to_real({element})")
+    for node in region.nodes:
+        value = expression(node, names)
+        stored = MEMORY_TYPES[node.meta["val"].dtype]
+        define(node, value if node.target in EXACT else f"rounded<{stored}>({value})")
+    for node, element in zip(region.results, elements[count:], strict=True):
+        stored = MEMORY_TYPES[node.meta["val"].dtype]
+        lines.append(f"{element} = to_stored_exact<{stored}>({names[node]});")
+    return lines

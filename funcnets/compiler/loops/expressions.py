@@ -1,4 +1,4 @@
-"""What loops are made of: operations element by element, as C++ of their operands."""
+"""Element-wise operations as C++ expressions of their operands."""
 
 import functools
 import math
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from funcnets.compiler.kernels.build import COMPUTED, STORED
+from funcnets.compiler.kernels.build import MEMORY_TYPES, REGISTER_TYPES
 
 aten = torch.ops.aten
 
-# Operations as C++ of their operands, in order; what else they take by name.
+# C++ of each operation; positional operands by their index, keyword arguments by their name.
 EXPRESSIONS: dict[Any, str] = {
     aten.add.Tensor: "{0} + {alpha} * {1}",
     aten.sub.Tensor: "{0} - {alpha} * {1}",
@@ -21,36 +21,36 @@ EXPRESSIONS: dict[Any, str] = {
     aten.mul.Scalar: "{0} * {1}",
     aten.div.Scalar: "{0} / {1}",
     aten.neg.default: "-{0}",
-    aten.rsqrt.default: "1 / root({0})",
-    aten.pow.Tensor_Scalar: "{0} * {0} * {0}",  # as the derivative of rsqrt has it
+    aten.rsqrt.default: "1 / square_root({0})",
+    aten.pow.Tensor_Scalar: "{0} * {0} * {0}",  # the cube, as the derivative of rsqrt has it
     aten.addcmul.default: "{0} + {value} * {1} * {2}",
     aten.lerp.Scalar: "{2} < 0.5 ? {0} + {2} * ({1} - {0}) : {1} - (1 - {2}) * ({1} - {0})",
-    # These let what isn't a number through, as ATen does.
+    # Comparisons are such that NaN passes, as with ATen.
     aten.relu.default: "{0} <= 0 ? 0 : {0}",
     aten.threshold_backward.default: "{1} <= {2} ? 0 : {0}",
     aten.sigmoid.default: "1 / (1 + exponential(-{0}))",
     aten.sigmoid_backward.default: "{0} * (1 - {1}) * {1}",
     aten.tanh_backward.default: "{0} * (1 - {1} * {1})",
-    aten._to_copy.default: "{0}",  # to another type
+    aten._to_copy.default: "{0}",  # to another dtype
 }
-# Those whose results need no rounding, where their operands are rounded.
+# Results that need no rounding, as the operands are rounded.
 EXACT = {aten.neg.default, aten.relu.default, aten.threshold_backward.default}
 
 
 def is_element_wise(node: fx.Node) -> bool:
-    """True if the node is one of `EXPRESSIONS`, of tensors on the CPU in types that loops know."""
+    """True if the node is one of `EXPRESSIONS`, on CPU tensors of dtypes that loops support."""
     converts = node.target is aten._to_copy.default
     known = {"dtype", "layout", "device"} if converts else {"alpha", "value"}
     if node.target not in EXPRESSIONS or node.kwargs.keys() - known:
         return False
     values = [node.meta["val"], *(operand.meta["val"] for operand in node.all_input_nodes)]
-    numbers = [x for x in (*node.args, *node.kwargs.values()) if not isinstance(x, fx.Node)]
+    scalars = [x for x in (*node.args, *node.kwargs.values()) if not isinstance(x, fx.Node)]
     return (
-        all(x.device.type == "cpu" and x.dtype in STORED for x in values)
-        and (converts or _promotes(*(x.dtype for x in values)))
-        and (converts or all(isinstance(x, int | float) and math.isfinite(x) for x in numbers))
-        and (node.target is not aten.pow.Tensor_Scalar or numbers == [3])
-        and (node.target is not aten.add.Scalar or len(numbers) == 1)  # no factor
+        all(x.device.type == "cpu" and x.dtype in MEMORY_TYPES for x in values)
+        and (converts or _is_promoted(*(x.dtype for x in values)))
+        and (converts or all(isinstance(x, int | float) and math.isfinite(x) for x in scalars))
+        and (node.target is not aten.pow.Tensor_Scalar or scalars == [3])
+        and (node.target is not aten.add.Scalar or len(scalars) == 1)  # no alpha
     )
 
 
@@ -59,20 +59,19 @@ def element_wise(graph: fx.Graph) -> frozenset[fx.Node]:
     return frozenset(filter(is_element_wise, graph.nodes))
 
 
-def _promotes(result: torch.dtype, *operands: torch.dtype) -> bool:
-    """Whether the result has the type of the widest operand, in which it is then computed."""
+def _is_promoted(result: torch.dtype, *operands: torch.dtype) -> bool:
+    """True if the result has the promoted dtype of the operands, in which a loop computes."""
     return functools.reduce(torch.promote_types, operands) is result
 
 
 def expression(node: fx.Node, names: dict[fx.Node, str]) -> str:
-    """C++ of an operation, with its operands by their names."""
+    """Return C++ of an operation, with the names of its operands."""
 
     def literal(number: Any) -> str:
-        return f"{COMPUTED[node.meta['val'].dtype]}({float(number)!r})"
+        return f"{REGISTER_TYPES[node.meta['val'].dtype]}({float(number)!r})"
 
     values = [names[x] if isinstance(x, fx.Node) else literal(x) for x in node.args]
     if node.target is aten._to_copy.default:
         return values[0]
-    factors = {"alpha": 1, "value": 1} | node.kwargs
-    scalars = {name: literal(factor) for name, factor in factors.items()}
+    scalars = {name: literal(x) for name, x in ({"alpha": 1, "value": 1} | node.kwargs).items()}
     return EXPRESSIONS[node.target].format(*values, **scalars)

@@ -1,4 +1,4 @@
-"""Runs: which operations of a graph can be one pass over a map, and what brings them together."""
+"""Regions of a graph that can be one loop each, and rewrites that make them larger."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,91 +14,93 @@ from funcnets.compiler.loops.expressions import element_wise
 aten = torch.ops.aten
 
 
-class Run:
-    """Operations on maps of one shape that can be one loop, where the last of them stands.
+class Region:
+    """Element-wise operations on tensors of one shape that can be one loop, at the last of them.
 
-    What they take is read off the graph each time, as other runs in it may have become loops.
+    Operands and results are read from the graph at each access, as other regions of the graph may
+    have become loops meanwhile.
     """
 
     def __init__(self, nodes: Sequence[fx.Node]) -> None:
         self.nodes = tuple(nodes)
 
-    def split(self, values: Sequence[fx.Node]) -> tuple["Run", "Run"]:
-        """The operations that `values` are made of, and the others."""
+    def split(self, values: Sequence[fx.Node]) -> tuple["Region", "Region"]:
+        """Return the operations that `values` depend on, and the others."""
         needed = set(values)
         for node in reversed(self.nodes):
             if node in needed:
                 needed.update(node.all_input_nodes)
         parts = ([node for node in self.nodes if (node in needed) is of] for of in (True, False))
-        return Run(next(parts)), Run(next(parts))
+        return Region(next(parts)), Region(next(parts))
 
     @property
     def operands(self) -> list[fx.Node]:
-        """What they take from elsewhere, each once."""
+        """Values from outside, each once."""
         inside = set(self.nodes)
         taken = dict.fromkeys(x for node in self.nodes for x in node.all_input_nodes)
         return [operand for operand in taken if operand not in inside]
 
     @property
     def results(self) -> list[fx.Node]:
-        """Those that are read elsewhere."""
+        """Values that are read outside."""
         inside = set(self.nodes)
         return [node for node in self.nodes if not inside.issuperset(node.users)]
 
     @property
     def size(self) -> int:
-        """How many numbers each operation gives."""
-        return _value(self.nodes[-1]).numel()
+        """Number of elements of each operation's result."""
+        size: int = _value(self.nodes[-1]).numel()
+        return size
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing but the caller reads its results."""
+        """True if only the output of the graph reads its results."""
         return all(user.op == "output" for node in self.results for user in node.users)
 
     @property
     def nest(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Its loops, and the steps of operands and results in them, as `nest` gives them."""
+        """Loop nest over operands and results, as `loop_nest` returns it."""
         values = [_value(node) for node in (*self.operands, *self.results)]
-        return nest(values[-1], values)
+        return loop_nest(values[-1], values)
 
 
-def runs(compilation: Compilation) -> list[Run]:
-    """Find runs of operations, in order; many are of one alone.
+def find_regions(compilation: Compilation) -> list[Region]:
+    """Return the regions of a graph in order; many have a single operation.
 
-    Where something else reads a value of a run, what it is made of ends there, so that it can stand
-    there as a whole.  The rest goes on, so that a later loop can compute it for itself; it moves to
-    that place in the graph.
+    If an operation outside reads a value of a region, the operations that this value depends on
+    become a region that ends there, so that it can be computed there. The other operations stay
+    open for more: they move behind that place in the graph.
     """
     writers, fusible = compilation.analysis(memory).writers, compilation.analysis(element_wise)
-    begun: dict[fx.Node, Run] = {}  # runs that can go on, by their nodes
-    found: dict[Run, None] = {}
+    open_regions: dict[fx.Node, Region] = {}  # regions that can grow, by their nodes
+    found: dict[Region, None] = {}
 
-    def begin(run: Run) -> None:
-        begun.update(dict.fromkeys(run.nodes, run))
-        found[run] = None
+    def open_region(region: Region) -> None:
+        open_regions.update(dict.fromkeys(region.nodes, region))
+        found[region] = None
 
     for node in compilation.graph.nodes:
         if node in writers:
-            begun.clear()  # what stands before this must be read before it
-        read = [operand for operand in node.all_input_nodes if operand in begun]
+            open_regions.clear()  # operations before a write must read before it
+        read = [operand for operand in node.all_input_nodes if operand in open_regions]
         fitting = [x for x in read if node in fusible and _shape(x) == _shape(node)]
-        joined = dict.fromkeys(begun[operand] for operand in fitting)
-        for run in dict.fromkeys(begun[operand] for operand in read):
-            if run in joined:
+        joined = dict.fromkeys(open_regions[operand] for operand in fitting)
+        for region in dict.fromkeys(open_regions[operand] for operand in read):
+            if region in joined:
                 continue
-            needed, rest = run.split(read)
-            for member in run.nodes:
-                del begun[member]
-            del found[run]
+            needed, rest = region.split(read)
+            for member in region.nodes:
+                del open_regions[member]
+            del found[region]
             found[needed] = None
             if rest.nodes:
-                begin(rest)
+                open_region(rest)
             for member in rest.nodes:  # nothing has read them yet, and they may read `needed`
                 node.prepend(member)
         if node in fusible:
-            for run in joined:
-                del found[run]
-            begin(Run([member for run in joined for member in run.nodes] + [node]))
+            for region in joined:
+                del found[region]
+            open_region(Region([member for region in joined for member in region.nodes] + [node]))
     return list(found)
 
 
@@ -112,8 +114,8 @@ def repeat_conversions(compilation: Compilation) -> bool:
             continue
         if not overwritten.isdisjoint((node, *node.all_input_nodes)):
             continue
-        types = [_value(x).dtype for x in (*node.all_input_nodes, node)]
-        if types == [torch.bfloat16, torch.float32]:
+        dtypes = [_value(x).dtype for x in (*node.all_input_nodes, node)]
+        if dtypes == [torch.bfloat16, torch.float32]:
             for user in list(node.users):
                 if user in fusible and _shape(user) == _shape(node):
                     with graph.inserting_before(user):
@@ -125,56 +127,56 @@ def repeat_conversions(compilation: Compilation) -> bool:
 def flatten_vectors(compilation: Compilation) -> bool:
     """Compute operations on vectors, one number for each channel, without dimensions of size 1.
 
-    What reads the result in another shape reads a view of it.  So no view stands between operations
-    that can be one loop.
+    Operations that read the result in another shape read a view of it. So no view stands between
+    operations that can be one loop.
     """
     graph, fusible = compilation.graph, compilation.analysis(element_wise)
     is_changed = False
     for node in list(graph.nodes):
         operands = node.all_input_nodes
-        usual = node in fusible and all(_is_line(x, node) for x in (*operands, node))
-        if not usual or any(user.op == "output" for user in node.users):
+        fits = node in fusible and all(_is_vector(x, node) for x in (*operands, node))
+        if not fits or any(user.op == "output" for user in node.users):
             continue
         with graph.inserting_before(node):
-            lines = {x: _line(x) for x in operands}
-            arguments = (lines.get(x, x) if isinstance(x, fx.Node) else x for x in node.args)
-            line = emit(graph, node.target, *arguments, **node.kwargs)
-            is_flat = len(_shape(node)) == 1
-            seen = line if is_flat else emit(graph, aten.view.default, line, _shape(node))
-        node.replace_all_uses_with(seen)
+            flat = {x: _flat(x) for x in operands}
+            arguments = (flat.get(x, x) if isinstance(x, fx.Node) else x for x in node.args)
+            result = emit(graph, node.target, *arguments, **node.kwargs)
+            if len(_shape(node)) > 1:
+                result = emit(graph, aten.view.default, result, _shape(node))
+        node.replace_all_uses_with(result)
         graph.erase_node(node)
         is_changed = True
     return is_changed
 
 
-def _is_line(node: fx.Node, like: fx.Node) -> bool:
-    """Whether it is numbers in a row, as many as `like` has."""
+def _is_vector(node: fx.Node, like: fx.Node) -> bool:
+    """True if at most one dimension is larger than 1, with as many elements as `like` has."""
     value, length = _value(node), _value(like).numel()
-    return value.is_contiguous() and value.numel() == length == max(value.shape, default=0)
+    return bool(value.is_contiguous()) and value.numel() == length == max(value.shape, default=0)
 
 
-def _line(node: fx.Node) -> fx.Node:
-    """The numbers of a line as one dimension: what it is a view of, or a new view."""
+def _flat(node: fx.Node) -> fx.Node:
+    """Return a vector as one dimension: the value that it is a view of, or a new view."""
     base: fx.Node | None = node
-    while base is not None and _is_line(base, node):
+    while base is not None and _is_vector(base, node):
         if len(_shape(base)) == 1:
             return base
         base = viewed(base)
     return emit(node.graph, aten.view.default, node, (_value(node).numel(),))
 
 
-def whole(node: fx.Node) -> fx.Node:
-    """The value that `node` is a view of, where that has the same numbers in the same order."""
+def unviewed(node: fx.Node) -> fx.Node:
+    """Return the value that `node` is a view of, if both have the same elements in one order."""
     base, result = viewed(node), node
     while base is not None:
-        if _walk(base) == _walk(node):
+        if _memory_order(base) == _memory_order(node):
             result = base
         base = viewed(base)
     return result
 
 
-def _walk(node: fx.Node) -> Any:
-    """How one goes through a value in memory."""
+def _memory_order(node: fx.Node) -> Any:
+    """Return what decides which elements of memory a value has, and in which order."""
     value = _value(node)
     sides = zip(value.shape, value.stride(), strict=True)
     return value.dtype, value.storage_offset(), [side for side in sides if side[0] != 1]
@@ -188,10 +190,10 @@ def _shape(node: fx.Node) -> Any:
     return _value(node).shape
 
 
-def nest(result: Tensor, tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
-    """Loops over `result`, the innermost last: the size of each, and how far each tensor steps.
+def loop_nest(result: Tensor, tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the loops over `result`, innermost last: the size of each, and each tensor's step.
 
-    Dimensions that all tensors walk through evenly are one loop.
+    Neighbouring dimensions that all tensors step through evenly are one loop.
     """
     strides = [_expanded_strides(tensor, result.ndim) for tensor in tensors]
     loops: list[tuple[int, tuple[int, ...]]] = []
@@ -206,6 +208,6 @@ def nest(result: Tensor, tensors: Sequence[Tensor]) -> list[tuple[int, tuple[int
 
 
 def _expanded_strides(tensor: Tensor, ndim: int) -> list[int]:
-    """The strides of a tensor that is expanded to a larger shape, of `ndim` dimensions."""
+    """Return the strides of a tensor that is broadcast to `ndim` dimensions."""
     sides = zip(tensor.shape, tensor.stride(), strict=True)
     return [0] * (ndim - tensor.ndim) + [0 if size == 1 else stride for size, stride in sides]

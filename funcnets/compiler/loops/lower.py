@@ -1,10 +1,11 @@
-"""Loops: runs of operations element by element become one pass each, in C++ for the whole graph.
+"""Element-wise fusion: regions of element-wise operations become loops in C++.
 
-What lies between convolutions, matrix products and pools is bound by memory, so each pass that is
-saved is time saved; what is small is bound by the calls, so small runs that can stand at one place
-are one call.  All loops of a graph are compiled at once; equal ones, as those of repeated blocks,
-are one function, whatever their sizes.  In bfloat16 each operation is computed in float32 and
-rounded, as if it stood alone.  Without a compiler the graph stays as it is.
+Operations between convolutions, matrix products and pools are bound by memory bandwidth, so each
+pass over a feature map that is saved is time saved; small ones are bound by the overhead of calls,
+so small regions that can run at one place share a call. All loops of a graph are compiled as one
+library; equal loops, as those of repeated blocks, are one function for all sizes. In bfloat16 each
+operation is computed in float32 and rounded, as if it stood alone. Without a compiler the graph
+stays as it is.
 """
 
 import operator
@@ -16,91 +17,99 @@ from funcnets.compiler.graph.aliasing import memory
 from funcnets.compiler.graph.compilation import Compilation
 from funcnets.compiler.kernels import build
 from funcnets.compiler.loops.call import Loop, plan
-from funcnets.compiler.loops.codegen import DEPTH, HEADER, source
-from funcnets.compiler.loops.grouping import Run, runs, whole
+from funcnets.compiler.loops.codegen import HEADER, MAX_DEPTH, source
+from funcnets.compiler.loops.grouping import Region, find_regions, unviewed
 
-LARGEST_IN_GROUP = 1 << 16  # numbers of a run that can be one of many in a call
+MAX_GROUPED_SIZE = 1 << 16  # elements up to which a region shares a call with others
 
 
 def fuse_loops(compilation: Compilation) -> bool:
-    """Replace groups of element-wise operations by calls of loops in C++, noted as `source`.
+    """Replace regions of element-wise operations by calls of loops in C++, noted as `source`.
 
     The graph stays as it is where nothing can be fused, or there is no compiler.
     """
-    names: dict[str, str] = {}  # of functions, by their sources
-    found = groups(compilation)
-    made = {node for group in found for run in group for node in run.nodes}
+    names: dict[str, str] = {}  # of functions, by their source
+    groups = group_regions(compilation)
+    fused = {node for group in groups for region in group for node in region.nodes}
     plans = [
-        [plan(run, names.setdefault(source(run), f"loop{len(names)}"), made) for run in group]
-        for group in found
-    ]
-    code = "\n".join(
         [
-            build.NUMBERS,
-            f"constexpr long DEPTH = {DEPTH};",
-            HEADER,
-            *(text.replace("NAME", name) for text, name in names.items()),
+            plan(region, names.setdefault(source(region), f"loop{len(names)}"), fused)
+            for region in group
         ]
-    )
-    library = build.load(code) if found else None
+        for group in groups
+    ]
+    code = _library_source(names)
+    library = build.load(code) if groups else None
     if library is None:
         return False
-    for i, (group, each) in enumerate(zip(found, plans, strict=True)):
+    for i, (group, each) in enumerate(zip(groups, plans, strict=True)):
         compilation.module.add_submodule(f"loop{i}", Loop(each, library))
         _replace(compilation.graph, group, f"loop{i}")
     compilation.source = code
     return True
 
 
-def groups(compilation: Compilation) -> list[list[Run]]:
-    """Return runs that are called together: small ones at the ends of the graph, others alone.
+def _library_source(names: dict[str, str]) -> str:
+    functions = [text.replace("NAME", name) for text, name in names.items()]
+    depth = f"constexpr long MAX_DEPTH = {MAX_DEPTH};"
+    return "\n".join([build.NUMBERS, depth, HEADER, *functions])
 
-    What is made of arguments alone can all be made at the beginning, and what only the caller reads
-    at the end.  A single operation is left to ATen, unless it is in such a group.
+
+def group_regions(compilation: Compilation) -> list[list[Region]]:
+    """Return the regions of each call: small ones at either end of the graph share one.
+
+    Regions that depend on arguments of the graph alone can all run at its beginning, and those
+    that only its output reads at its end. A single operation is left to ATen, unless it is in
+    such a group.
     """
     overwritten = compilation.analysis(memory).overwritten
-    first: list[Run] = []
-    last: list[Run] = []
-    alone: list[list[Run]] = []
-    for run in runs(compilation):
-        if not run.size or len(run.nest) > DEPTH:
+    at_begin: list[Region] = []
+    at_end: list[Region] = []
+    alone: list[list[Region]] = []
+    for region in find_regions(compilation):
+        if not region.size or len(region.nest) > MAX_DEPTH:
             continue
-        is_small = run.size <= LARGEST_IN_GROUP
-        if is_small and _is_first(run):
-            first.append(run)
-        elif is_small and run.is_last and overwritten.isdisjoint(run.operands):
-            last.append(run)
-        elif len(run.nodes) > 1:
-            alone.append([run])
-    return [group for group in (first, *alone, last) if sum(len(run.nodes) for run in group) > 1]
+        is_small = region.size <= MAX_GROUPED_SIZE
+        if is_small and _reads_arguments_only(region):
+            at_begin.append(region)
+        elif is_small and region.is_last and overwritten.isdisjoint(region.operands):
+            at_end.append(region)
+        elif len(region.nodes) > 1:
+            alone.append([region])
+    groups = [at_begin, *alone, at_end]
+    return [group for group in groups if sum(len(region.nodes) for region in group) > 1]
 
 
-def _is_first(run: Run) -> bool:
-    """Whether arguments of the graph are all that it reads."""
-    return all(whole(operand).op == "placeholder" for operand in run.operands)
+def _reads_arguments_only(region: Region) -> bool:
+    return all(unviewed(operand).op == "placeholder" for operand in region.operands)
 
 
-def _replace(graph: fx.Graph, group: Sequence[Run], name: str) -> None:
-    """Let the loop of this name do what the runs do."""
-    operands = [list(map(whole, run.operands)) for run in group]
-    results = [node for run in group for node in run.results]
-    with graph.inserting_before(_place(graph, group)):
-        call = graph.call_module(name, (operands, [[None] * len(run.results) for run in group]))
+def _replace(graph: fx.Graph, group: Sequence[Region], name: str) -> None:
+    """Replace regions by a call of the loop `name`."""
+    operands = [list(map(unviewed, region.operands)) for region in group]
+    results = [node for region in group for node in region.results]
+    with graph.inserting_before(_position(graph, group)):
+        targets = [[None] * len(region.results) for region in group]
+        call = graph.call_module(name, (operands, targets))
         call.meta["val"] = [node.meta["val"] for node in results]
-        inside = {node for run in group for node in run.nodes}
+        inside = {node for region in group for node in region.nodes}
         for i, node in enumerate(results):
             part = graph.call_function(operator.getitem, (call, i))
             part.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
-    for run in group:
-        for node in reversed(run.nodes):
+    for region in group:
+        for node in reversed(region.nodes):
             graph.erase_node(node)
 
 
-def _place(graph: fx.Graph, group: Sequence[Run]) -> fx.Node:
-    """The node before which a group can stand: after its operands, and before those who read it."""
+def _position(graph: fx.Graph, group: Sequence[Region]) -> fx.Node:
+    """Return the node before which a group can run: after its operands, before its readers."""
     if len(group) == 1:
         return group[0].nodes[-1]
-    if all(map(_is_first, group)):
-        return next(node for node in graph.nodes if node.op != "placeholder")
-    return next(iter(graph.find_nodes(op="output")))
+    is_at_begin = all(map(_reads_arguments_only, group))
+    position: fx.Node = next(
+        node
+        for node in graph.nodes
+        if node.op == "output" or (is_at_begin and node.op != "placeholder")
+    )
+    return position

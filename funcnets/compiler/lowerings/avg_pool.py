@@ -1,8 +1,8 @@
-"""Average pools whose windows don't overlap, in C++ for the size of the window.
+"""Average pooling of NCHW feature maps with windows that tile them, in C++ for each window size.
 
-ATen's kernel goes through the pixels of a plain map one by one (256×6×24×24, 2×2 windows, on two
-cores with AVX-512, milliseconds: 0.81 and back 0.84 against 0.06 and 0.06; in bfloat16 0.87 and
-1.32 against 0.09 and 0.11).  For channels_last it has a quick one.
+ATen's kernel reads an NCHW map pixel by pixel (256×6×24×24, 2×2 windows, on two cores with AVX-512,
+milliseconds of pooling and its derivative: 0.81 and 0.84 against 0.06 and 0.06; in bfloat16 0.87
+and 1.32 against 0.09 and 0.11). Its kernel for channels_last is fast.
 """
 
 from collections.abc import Sequence
@@ -11,57 +11,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets.compiler.kernels.avg_pool import AVERAGE, SPREAD, _sides, library
-from funcnets.compiler.kernels.build import STORED
+from funcnets.compiler.kernels import avg_pool as kernel
+from funcnets.compiler.kernels import build
 from funcnets.compiler.lowerings.table import Lowering
 
-MOST_PIXELS = 4  # of a window
+MAX_WINDOW = 4  # pixels
 
 aten = torch.ops.aten
 
 
-def is_apart(
+def is_faster(
     x: Tensor,
-    kernel: Sequence[int],
+    window: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0,),
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> bool:
-    """Whether it is a plain map on the CPU, and windows cover it each pixel once."""
-    height, width = _sides(kernel)
+    """True if `x` is an NCHW map on the CPU, and small windows cover each pixel exactly once."""
+    height, width = kernel.window(window)
     return (
         x.ndim == 4
         and x.device.type == "cpu"
-        and x.dtype in STORED
+        and x.dtype in build.MEMORY_TYPES
         and x.is_contiguous()
         and x.numel() > 0
-        and height * width <= MOST_PIXELS
-        and (not stride or _sides(stride) == (height, width))
+        and height * width <= MAX_WINDOW
+        and (not stride or kernel.window(stride) == (height, width))
         and not any(padding)
         and x.shape[2] % height == x.shape[3] % width == 0
         and divisor_override is None
-        and library(height, width, x.dtype) is not None
+        and build.is_available()
     )
 
 
-def average_forward(x: Tensor, kernel: Sequence[int], *how: Any) -> Tensor:
-    """`aten.avg_pool2d` where `is_apart`."""
-    return AVERAGE(x, kernel)
+def prepare(x: Tensor, window: Sequence[int], *how: Any) -> None:
+    """Begin to compile the kernel for this window."""
+    kernel.KERNEL.begin(x.dtype, *kernel.window(window))
 
 
-def average_backward(grad: Tensor, x: Tensor, kernel: Sequence[int], *how: Any) -> Tensor:
-    """`aten.avg_pool2d_backward` where `is_apart`."""
-    return SPREAD(grad, kernel)
+def forward(x: Tensor, window: Sequence[int], *how: Any) -> Tensor:
+    """Return `aten.avg_pool2d`."""
+    result: Tensor = kernel.AVG_POOL(x, window)
+    return result
 
 
-AVERAGE_FORWARD = Lowering(
-    "pooling.average_forward", aten.avg_pool2d.default, is_apart, average_forward
-)
-AVERAGE_BACKWARD = Lowering(
-    "pooling.average_backward",
+def backward(grad: Tensor, x: Tensor, window: Sequence[int], *how: Any) -> Tensor:
+    """Return `aten.avg_pool2d_backward`."""
+    result: Tensor = kernel.AVG_POOL_BACKWARD(grad, window)
+    return result
+
+
+FORWARD = Lowering("avg_pool.forward", aten.avg_pool2d.default, is_faster, forward, prepare)
+BACKWARD = Lowering(
+    "avg_pool.backward",
     aten.avg_pool2d_backward.default,
-    lambda grad, x, *how: is_apart(x, *how),
-    average_backward,
+    lambda grad, x, *how: is_faster(x, *how),
+    backward,
+    lambda grad, x, *how: prepare(x, *how),
 )

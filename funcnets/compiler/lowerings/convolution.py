@@ -1,11 +1,4 @@
-"""Convolutions on maps of a few pixels, as matrix products.
-
-There most of a kernel's taps fall on the padding, and oneDNN's weight gradients are slow.  The
-convolution is one dense matrix product over (channel, pixel) instead, which leaves those taps out:
-at 1×1 a 3×3 kernel is its centre alone, 9 times less work; at 2×2, 2.25 times less.  There the
-matrix is 16/9 of the kernel's size, and making it pays for large batches alone (512→512, one core,
-milliseconds against oneDNN's: 23 and 15 at batch 8, 36 and 65 at batch 64, 81 and 250 at 256).
-"""
+"""Common parts of the lowerings of convolutions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,38 +10,45 @@ from funcnets.compiler.lowerings.table import Lowering
 
 aten = torch.ops.aten
 
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, weight and bias
 
-def both_ways(
+
+def both_directions(
     name: str,
     applies: Callable[..., bool],
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Gradients],
+    prepare: Callable[..., object] = lambda x, weight, *how: None,
 ) -> tuple[Lowering, Lowering]:
-    """Lowerings of a convolution and of its derivative, `name` with `forward` and `backward`.
+    """Return lowerings `name.forward` and `name.backward` of a convolution and its derivative.
 
-    `applies` is the rule of both, of the input, the weight, and how they are convolved.  Where they
-    don't fit together it isn't asked, and ATen says what is wrong.
+    `applies` and `prepare` take the input, the weight, and the rest of a convolution's arguments
+    after its bias. Neither is called for operands that don't fit together: ATen raises the error.
     """
     return (
         Lowering(
-            f"{name}forward",
+            f"{name}.forward",
             aten.convolution.default,
-            lambda x, weight, bias, *how: fits(x, weight, bias, *how) and applies(x, weight, *how),
+            lambda x, weight, bias, *how: (
+                is_valid(x, weight, bias, *how) and applies(x, weight, *how)
+            ),
             forward,
+            lambda x, weight, bias, *how: prepare(x, weight, *how),
         ),
         Lowering(
-            f"{name}backward",
+            f"{name}.backward",
             aten.convolution_backward.default,
             lambda grad, x, weight, bias_sizes, *how: (
-                fits(x, weight, None, *how[:-1]) and applies(x, weight, *how[:-1])
+                is_valid(x, weight, None, *how[:-1]) and applies(x, weight, *how[:-1])
             ),
             backward,
+            lambda grad, x, weight, bias_sizes, *how: prepare(x, weight, *how[:-1]),
         ),
     )
 
 
-def fits(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> bool:
-    """Whether they are the operands of a convolution of images that can be computed."""
+def is_valid(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> bool:
+    """True if the arguments are those of a 2D convolution that ATen can compute."""
     stride, padding, dilation, transposed, _, groups = how
     lengths = {len(each) for each in (stride, padding, dilation)}
     if transposed or not x.ndim == weight.ndim == 4 or lengths != {2}:
@@ -73,6 +73,6 @@ def is_plain_convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> bool:
-    """Whether it is a convolution of images, on the CPU, without groups or dilation."""
-    usual = groups == 1 and not transposed and set(dilation) == {1}
-    return usual and x.ndim == 4 and x.device.type == "cpu" and x.numel() > 0
+    """True if it is a 2D convolution on the CPU, without groups, dilation or transposition."""
+    is_plain = groups == 1 and not transposed and set(dilation) == {1}
+    return is_plain and x.ndim == 4 and x.device.type == "cpu" and x.numel() > 0

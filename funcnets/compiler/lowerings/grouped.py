@@ -1,8 +1,8 @@
-"""Grouped convolutions, which is what `vmap` makes of a convolution whose weights it maps over.
+"""Grouped convolutions, which `vmap` makes of a convolution whose weights it maps over.
 
-On tiny maps they are taken apart, as each group by itself is lowered on to a matrix product.  On
-larger ones they stay: oneDNN takes up to twice as long for groups whose channels don't fill its
-vectors (6 to 16, say), but in a compiled step taking apart and joining costs more than it saves.
+On feature maps of a few pixels they are split, as each group alone can be a matrix product. On
+larger maps they stay: oneDNN takes up to twice as long for groups whose channels don't fill its
+vectors (6 to 16, say), but in a compiled step splitting and concatenating costs more than it saves.
 """
 
 from collections.abc import Sequence
@@ -11,50 +11,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets.compiler.lowerings.convolution import both_ways
-from funcnets.compiler.lowerings.dense import is_tiny
+from funcnets.compiler.lowerings import dense
+from funcnets.compiler.lowerings.convolution import Gradients, both_directions
 
-MOST_GROUPS = 64  # each is an operation of its own in the graph
+MAX_GROUPS = 64  # each is an operation of its own in the graph
 
 aten = torch.ops.aten
 
 
-def is_faster_split(x: Tensor, weight: Tensor, *how: Any) -> bool:
-    """Whether a convolution of these arguments is done faster as one convolution a group.
+def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
+    """True if a convolution of these operands is faster as one convolution a group.
 
-    Not with one input channel a group (depthwise), for which oneDNN has kernels of its own.
+    Depthwise convolutions, with one input channel a group, stay: oneDNN has kernels for them.
     """
-    *alone, groups = how
-    if weight.shape[1] == 1 or not 1 < groups <= MOST_GROUPS:
+    *rest, groups = how
+    if weight.shape[1] == 1 or not 1 < groups <= MAX_GROUPS:
         return False
-    return is_tiny(x, weight, *alone, 1)
+    return dense.is_faster(x, weight, *rest, 1)
 
 
-def split_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
-    """`aten.convolution` of several groups, each a convolution of its own."""
-    *alone, groups = how
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    """Return `aten.convolution`, as a convolution for each group."""
+    *rest, groups = how
     biases = [None] * groups if bias is None else bias.chunk(groups)
     parts = zip(x.chunk(groups, 1), weight.chunk(groups), biases, strict=True)
-    return torch.cat([aten.convolution(*part, *alone, 1) for part in parts], 1)
+    return torch.cat([aten.convolution(*part, *rest, 1) for part in parts], 1)
 
 
-def split_backward(
+def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, *how: Any
-) -> tuple[Tensor | None, ...]:
-    """`aten.convolution_backward` of several groups, each by itself.
+) -> Gradients:
+    """Return `aten.convolution_backward`, by each group alone.
 
-    The last argument is the mask of what is wanted: gradients of input, weight and bias.
+    The last argument is the mask of gradients that are wanted: of input, weight and bias.
     """
-    *alone, groups, mask = how
+    *rest, groups, mask = how
     sizes = None if bias_sizes is None else [size // groups for size in bias_sizes]
     parts = zip(grad.chunk(groups, 1), x.chunk(groups, 1), weight.chunk(groups), strict=True)
-    grads = [aten.convolution_backward(*part, sizes, *alone, 1, mask) for part in parts]
-    return tuple(
-        torch.cat(pieces, axis) if wanted else None
-        for pieces, axis, wanted in zip(zip(*grads, strict=True), (1, 0, 0), mask, strict=True)
+    grads = [aten.convolution_backward(*part, sizes, *rest, 1, mask) for part in parts]
+    pieces = list(zip(*grads, strict=True))
+    grad_x, grad_weight, grad_bias = (
+        torch.cat(pieces[i], axis) if mask[i] else None for i, axis in enumerate((1, 0, 0))
     )
+    return grad_x, grad_weight, grad_bias
 
 
-SPLIT_FORWARD, SPLIT_BACKWARD = both_ways(
-    "grouped.split_", is_faster_split, split_forward, split_backward
-)
+FORWARD, BACKWARD = both_directions("grouped", is_faster, forward, backward)

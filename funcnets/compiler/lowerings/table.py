@@ -1,4 +1,4 @@
-"""What a lowering is, and the table of them that a trace consults."""
+"""Lowering, and the decomposition table of lowerings that a trace consults."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -8,38 +8,47 @@ from typing import Any
 from torch._ops import OpOverload
 
 
+def _begin_nothing(*arguments: Any, **options: Any) -> None:
+    """Begin no compilation: the rewrite has no kernel of its own."""
+
+
 @dataclass(frozen=True)
 class Lowering:
-    """One operation done otherwise.
+    """Rule that replaces one ATen operation by other operations while a graph is traced.
+
+    All three functions take the arguments of the operation.
 
     Attributes:
-        name: what a trace calls it.
+        name: its name in a trace.
         operation: the ATen operation that it replaces.
-        applies: whether it does for these arguments; looks at shapes, dtypes and devices alone.
-        rewrite: the replacement; takes the operation's arguments and gives its results.
+        applies: returns True if it is to be replaced; decides by shapes, strides, dtypes, devices
+            and the processor, and has no side effect.
+        rewrite: returns the results of the operation.
+        prepare: begins to compile the kernels of the rewrite in the background; called before it.
     """
 
     name: str
     operation: OpOverload
     applies: Callable[..., bool]
     rewrite: Callable[..., Any]
+    prepare: Callable[..., object] = _begin_nothing
 
 
-# Is told of each lowering that is used, with the arguments of the operation.
+# Callback that is told of each lowering that is used, with the arguments of the operation.
 Watch = Callable[[Lowering, tuple[Any, ...], dict[str, Any]], None]
 
 
 def unwatched(*rewrite: object) -> None:
-    """What is told of rewrites and looks away."""
+    """Watch callback that does nothing."""
 
 
 class Recorder:
-    """A decomposition table of lowerings, which counts in `fired` those that were used."""
+    """Decomposition table of lowerings that counts in `fired` how often each was used."""
 
     def __init__(self, lowerings: Iterable[Lowering], watch: Watch = unwatched) -> None:
         self.fired: dict[str, int] = {}
         self._watch = watch
-        self._under_way: set[str] = set()
+        self._active: set[str] = set()
         by_operation: dict[OpOverload, list[Lowering]] = defaultdict(list)
         for lowering in lowerings:
             by_operation[lowering.operation].append(lowering)
@@ -48,19 +57,20 @@ class Recorder:
         }
 
     def _dispatch(self, candidates: list[Lowering]) -> Callable[..., Any]:
-        def rewrite(*args: Any, **kwargs: Any) -> Any:
+        def decomposition(*args: Any, **kwargs: Any) -> Any:
             for lowering in candidates:
-                if lowering.name not in self._under_way and lowering.applies(*args, **kwargs):
+                if lowering.name not in self._active and lowering.applies(*args, **kwargs):
                     return self._rewrite(lowering, args, kwargs)
             return NotImplemented
 
-        return rewrite
+        return decomposition
 
     def _rewrite(self, lowering: Lowering, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.fired[lowering.name] = self.fired.get(lowering.name, 0) + 1
         self._watch(lowering, args, kwargs)
-        self._under_way.add(lowering.name)
+        lowering.prepare(*args, **kwargs)
+        self._active.add(lowering.name)
         try:
             return lowering.rewrite(*args, **kwargs)
         finally:
-            self._under_way.discard(lowering.name)
+            self._active.discard(lowering.name)

@@ -1,22 +1,22 @@
-"""Winograd's minimal filtering: convolutions of stride 1 by fewer multiplications.
+"""Winograd convolution: convolutions of stride 1 by fewer multiplications.
 
-A tile of m×m outputs of a k×k kernel sees (m+k-1)² inputs.  Both it and the kernel are turned into
-that many numbers by small fixed matrices; these are multiplied one by one, which over channels
-makes (m+k-1)² matrix products, and a third matrix turns the result back:
+A tile of m×m outputs of a k×k kernel depends on (m+k-1)² inputs. Small fixed matrices transform
+the tile and the kernel to that many numbers each; these are multiplied element by element, which
+over channels makes (m+k-1)² matrix products; a third matrix transforms the result:
 
     y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ x B)] A
 
-For 4×4 outputs a 3×3 kernel takes 36 multiplications in place of 144, a 5×5 kernel 64 in place of
-400.  The transposed formulas give the gradient of the weight; that of the input is such a
-convolution again.  (Lavin and Gray, 2015, "Fast algorithms for convolutional neural networks"; the
-matrices are Cook and Toom's, which evaluate polynomials at some points and infinity.)
+For 4×4 outputs a 3×3 kernel takes 36 multiplications instead of 144, a 5×5 kernel 64 instead of
+400. The transposed formulas give the gradient of the weight; that of the input is such a
+convolution itself. (Lavin and Gray, 2015, "Fast algorithms for convolutional neural networks"; the
+matrices are Cook's and Toom's, which evaluate polynomials at some points and infinity.)
 
-All of it is C++, compiled while the graph is traced; without a compiler convolutions stay ATen's.
+Everything is C++, compiled while the graph is traced; without a compiler convolutions stay ATen's.
 Rounding errors are a few times those of a direct convolution: up to 2e-6 (3×3) and 1e-5 (5×5) of
 the largest number in float32, and 2e-2 in bfloat16 (3×3), where rounding the output alone takes up
-to 4e-3.  The points 0, ±2/3 and ±3/2 leave less than half of the error of 0, ±1 and
-±2 (Barabasz et al., 2020, "Error analysis and improving the accuracy of Winograd convolution for
-deep neural networks").  An infinite number spreads over the outputs of its tile, as no number.
+to 4e-3. The points 0, ±2/3 and ±3/2 leave less than half of the error of 0, ±1 and ±2 (Barabasz et
+al., 2020, "Error analysis and improving the accuracy of Winograd convolution for deep neural
+networks"). An infinite input makes all outputs of its tile NaN.
 """
 
 from collections.abc import Sequence
@@ -25,41 +25,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets.compiler.kernels.build import STORED
+from funcnets.compiler.kernels import build
+from funcnets.compiler.kernels import winograd as kernel
 from funcnets.compiler.kernels.cpu import channels_last, has_avx512, has_bfloat16
-from funcnets.compiler.kernels.winograd import (
-    CONVOLVE,
-    POINTS,
-    STEP,
-    WEIGHT_GRADIENT,
-    Sizes,
-    factors,
-    library,
-    sizes,
-)
-from funcnets.compiler.lowerings.convolution import both_ways, is_plain_convolution
+from funcnets.compiler.lowerings.convolution import Gradients, both_directions, is_plain_convolution
 from funcnets.compiler.lowerings.layout import in_format_of
 
-# Multiplications for each number that is transformed, by `saved`.
-LEAST_SAVED, LEAST_SAVED_AVX512 = 29, 60
+# Multiplications saved for each number that is transformed, as `saved` returns them.
+MIN_SAVED, MIN_SAVED_AVX512 = 29, 60
 aten = torch.ops.aten
 
 
-def saved(given: Sizes, side: int, cost: float = 1) -> float:
-    """Multiplications that tiles save, for each number that has to be transformed for them.
+def saved(sizes: kernel.Sizes, side: int, cost: float = 1) -> float:
+    """Return the multiplications that tiles save, for each number to be transformed for them.
 
-    `cost`: how many of the direct convolution's take as long as one of the tiles'.
+    cost: time of a multiplication in tiles, in multiplications of the direct convolution.
     """
-    inputs, outputs, tiles = given.channels, given.outputs, given.tiles
-    direct = side**2 * given.images * given.out_height * given.out_width
-    done = cost * (STEP + side - 1) ** 2 * tiles
-    # Kernels are transformed number by number, and for each batch anew.
+    inputs, outputs, tiles = sizes.channels, sizes.outputs, sizes.tiles
+    direct = side**2 * sizes.images * sizes.out_height * sizes.out_width
+    done = cost * (kernel.OUTPUT_TILE + side - 1) ** 2 * tiles
+    # Kernels are transformed without vectors, and again for each batch: they count three times.
     transformed = tiles * (inputs + outputs) + 3 * inputs * outputs
     return (direct / done - 1) * tiles * inputs * outputs / transformed
 
 
 def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
-    """Whether such a convolution, or a gradient of it, is done faster by tiles, and can be.
+    """True if such a convolution, or a gradient of it, is faster by tiles, and can be.
 
     By multiplications saved, on two cores with AVX-512, against the better of oneDNN's two memory
     formats: for the output, the gradients of input and of weight, in float32 and in bfloat16:
@@ -73,47 +64,53 @@ def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
     if not is_plain_convolution(x, weight, *how) or set(stride) != {1}:
         return False
     side = weight.shape[2]
-    usual = weight.shape[3] == side and side in POINTS and max(padding) < side
-    if not usual or x.dtype not in STORED:
+    fits = weight.shape[3] == side and side in kernel.POINTS and max(padding) < side
+    if not fits or x.dtype not in build.MEMORY_TYPES:
         return False
     cost = 1
     if x.dtype is torch.bfloat16 and has_bfloat16():
         if torch.cpu._is_amx_tile_supported():
-            return False  # products in AMX take a fourth or less of a vector's time
-        cost = 1 if factors(side, x.dtype) is x.dtype else 2
-    least = LEAST_SAVED_AVX512 if has_avx512() else LEAST_SAVED
-    if saved(sizes(x, weight.shape[0], side, padding), side, cost) < least:
-        return False
-    # Asked last, as the first answer begins to compile.
-    return library(side, x.dtype) is not None
+            return False  # AMX multiplies four times as fast as vectors, or faster
+        cost = 1 if kernel.factor_dtype(side, x.dtype) is x.dtype else 2
+    least = MIN_SAVED_AVX512 if has_avx512() else MIN_SAVED
+    sizes = kernel.sizes(x, weight.shape[0], side, padding)
+    return saved(sizes, side, cost) >= least and build.is_available()
+
+
+def prepare(x: Tensor, weight: Tensor, *how: Any) -> None:
+    """Begin to compile the kernel for this side of the weight."""
+    kernel.KERNEL.begin(x.dtype, *kernel.settings(weight.shape[2], x.dtype))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
-    """`aten.convolution` where `is_faster`."""
-    return CONVOLVE(channels_last(x), weight, bias, how[1], False)
+    """Return `aten.convolution`, in channels_last."""
+    result: Tensor = kernel.CONVOLUTION(channels_last(x), weight, bias, how[1], False)
+    return result
 
 
 def input_gradient(grad: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
-    """The gradient of such a convolution's input."""
+    """Return the gradient of the input, as a convolution of `grad` with the transposed weight."""
     around = [weight.shape[2] - 1 - p for p in padding]
-    return CONVOLVE(channels_last(grad), weight, None, around, True)
+    result: Tensor = kernel.CONVOLUTION(channels_last(grad), weight, None, around, True)
+    return result
 
 
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Sequence[int] | None, *rest: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """`aten.convolution_backward` where `is_faster`.
+) -> Gradients:
+    """Return `aten.convolution_backward`.
 
-    The last argument is the mask of what is wanted: gradients of input, weight and bias.
+    The last argument is the mask of gradients that are wanted: of input, weight and bias.
     """
     *how, mask = rest
     grad_x = grad_weight = None
     if mask[0]:
         grad_x = input_gradient(grad, weight, how[1])
     if mask[1]:
-        tiles = channels_last(grad), channels_last(x)
-        grad_weight = in_format_of(weight, WEIGHT_GRADIENT(*tiles, weight.shape[2], how[1]))
+        maps = channels_last(grad), channels_last(x)
+        grad_weight = kernel.WEIGHT_GRADIENT(*maps, weight.shape[2], how[1])
+        grad_weight = in_format_of(weight, grad_weight)
     return grad_x, grad_weight, grad.sum((0, 2, 3)) if mask[2] else None
 
 
-FORWARD, BACKWARD = both_ways("winograd.", is_faster, forward, backward)
+FORWARD, BACKWARD = both_directions("winograd", is_faster, forward, backward, prepare)

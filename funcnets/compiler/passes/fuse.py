@@ -25,9 +25,10 @@ from funcnets.compiler.graph.edit import (
     fake_value,
     replace,
 )
-from funcnets.compiler.kernels.max_pool import GATHER, MAXIMA, is_usual
-from funcnets.compiler.kernels.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCALED, library
-from funcnets.compiler.kernels.winograd import CONVOLVE
+from funcnets.compiler.kernels import build, moments
+from funcnets.compiler.kernels import max_pool as max_pool_kernel
+from funcnets.compiler.kernels.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCALE_AND_SHIFT
+from funcnets.compiler.kernels.winograd import CONVOLUTION
 
 aten = torch.ops.aten
 Rule = Callable[[fx.Node], Replacements]
@@ -162,33 +163,38 @@ def max_pool(node: fx.Node) -> Replacements:
     is_all = all(calls(each, operation) and each.args[-1] is parts[1] for each in gradients)
     if 0 not in parts or not is_all:
         return {}
-    if not is_usual(fake_value(x), kernel, stride, padding, *rest):
+    value = fake_value(x)
+    is_channels_last = value.is_contiguous(memory_format=torch.channels_last)
+    supported = max_pool_kernel.is_supported(value, kernel, stride, padding, *rest)
+    if not is_channels_last or not supported:
         return {}
+    max_pool_kernel.KERNEL.begin(value.dtype)
     graph, (image, small) = node.graph, (fake_value(each).shape[2:] for each in (x, parts[0]))
-    results = emit(graph, MAXIMA, x, kernel, stride, padding, list(small))
-    maxima, where = (emit(graph, operator.getitem, results, i) for i in (0, 1))
+    results = emit(graph, max_pool_kernel.MAX_POOL, x, kernel, stride, padding, list(small))
+    maxima, taps = (emit(graph, operator.getitem, results, i) for i in (0, 1))
     replaced = {parts[0]: maxima}
     for each in gradients:
         with graph.inserting_before(each):
-            grad = arguments(each)[0]
-            replaced[each] = emit(graph, GATHER, grad, where, kernel, stride, padding, list(image))
+            operands = arguments(each)[0], taps, kernel, stride, padding, list(image)
+            replaced[each] = emit(graph, max_pool_kernel.MAX_POOL_BACKWARD, *operands)
     return replaced
 
 
 def rectified(node: fx.Node) -> Replacements:
     """Apply a ReLU where a Winograd convolution writes its tiles."""
     (convolution,) = arguments(node)
-    if not calls_for_one(convolution, CONVOLVE):
+    if not calls_for_one(convolution, CONVOLUTION):
         return {}
-    x, weight, bias, padding, turned, *_ = arguments(convolution)  # which may be a ReLU already
-    return {node: emit(node.graph, CONVOLVE, x, weight, bias, padding, turned, True)}
+    operands = arguments(convolution)[:5]  # without the last one, relu
+    return {node: emit(node.graph, CONVOLUTION, *operands, True)}
 
 
 def as_stored(node: fx.Node) -> Replacements:
     """Compute statistics of converted feature maps from the bfloat16 maps in memory."""
     narrow = [_narrow(operand) for operand in arguments(node)]
-    if None in narrow or library(torch.bfloat16) is None:
+    if None in narrow or not build.is_available():
         return {}
+    moments.KERNEL.begin(torch.bfloat16)
     operation: Any = node.target
     results = emit(node.graph, operation, *narrow)
     return {part: emit(node.graph, operator.getitem, results, part.args[1]) for part in node.users}
@@ -213,15 +219,16 @@ def scaled(node: fx.Node) -> Replacements:
         if not narrow or not _are_maps(narrow) or not _is_of_channels(scale, x):
             continue
         if shift is None or _is_of_channels(shift, x):
+            moments.KERNEL.begin(torch.bfloat16)
             line = emit(node.graph, aten.view.default, scale, (-1,))
             plus = shift and emit(node.graph, aten.view.default, shift, (-1,))
-            return {node: emit(node.graph, SCALED, narrow, line, plus)}
+            return {node: emit(node.graph, SCALE_AND_SHIFT, narrow, line, plus)}
     return {}
 
 
 def _is_of_channels(value: Any, like: fx.Node) -> bool:
     """True if the value is one number for each channel of `like`, of its dtype and contiguous."""
-    if not isinstance(value, fx.Node) or library(torch.bfloat16) is None:
+    if not isinstance(value, fx.Node) or not build.is_available():
         return False
     x, numbers = fake_value(like), fake_value(value)
     shape = [1] * (x.ndim - numbers.ndim) + list(numbers.shape)
