@@ -363,7 +363,7 @@ def sequential(*layers: Layer, **named: Layer) -> Layer:
     >>> x = torch.zeros(1, 1, 28, 28)
     >>> params, state = net.init(random.key(0), x)
     >>> tree.names(params)
-    ['conv.weight', 'conv.bias']
+    ['conv.bias', 'conv.weight']
     >>> tuple(net.apply(params, state, x)[0].shape)
     (1, 8, 13, 13)
     """

@@ -1,5 +1,6 @@
-"""Exchange with `torch.nn`: state dicts and modules, both ways."""
+"""Exchange with `torch.nn`: any module as a layer, and state dicts and modules both ways."""
 
+from funcnets.interop.lifting import lift
 from funcnets.interop.state_dict import (
     FunctionModule,
     InteropError,
@@ -21,6 +22,7 @@ __all__ = [
     "Values",
     "from_module",
     "from_state_dict",
+    "lift",
     "to_module",
     "to_state_dict",
     "transplant",

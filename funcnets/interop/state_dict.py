@@ -55,25 +55,42 @@ def from_state_dict(
     >>> bool((params["weight"] == module[0].weight).all())
     True
     """
-    return _convert(state_dict, lambda name: name.split(".")[-1] in _STATE, like, rename)
+    if like is not None:
+        return _convert(state_dict, like, rename)
+    trees: list[dict[str, Tensor]] = [{}, {}]
+    entries = [name for name in state_dict if _last(name) != _COUNTER]
+    for name, leaf in _by_new_name(state_dict, entries, rename).items():
+        trees[_last(name) in _STATE][name] = _copy(leaf)
+    return tree.unflatten_named(trees[0]), tree.unflatten_named(trees[1])
 
 
 def from_module(
     module: nn.Module, *, like: Values | None = None, rename: Rename | None = None
 ) -> tuple[Params, State]:
-    """Return `(params, state)` with the values of a module's state dict.
+    """Return `(params, state)` with the values of a module.
 
-    Arguments and errors are those of `from_state_dict`; without `like`, the module's parameters
-    are params and its buffers are state.
+    Without `like`, they are what `lift(module)` takes: all parameters and all buffers, each by its
+    first name.  With it, arguments and errors are those of `from_state_dict`.
 
     >>> import torch
     >>> from funcnets import interop, tree
     >>> params, state = interop.from_module(torch.nn.BatchNorm2d(4))
     >>> tree.names(params), tree.names(state)
-    (['weight', 'bias'], ['running_mean', 'running_var'])
+    (['bias', 'weight'], ['num_batches_tracked', 'running_mean', 'running_var'])
     """
-    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    return _convert(module.state_dict(), buffers.__contains__, like, rename)
+    named = dict(module.named_parameters()), dict(module.named_buffers())
+    if like is None:
+        params, state = (
+            tree.unflatten_named(
+                {
+                    name: _copy(leaf)
+                    for name, leaf in _by_new_name(leaves, [*leaves], rename).items()
+                }
+            )
+            for leaves in named
+        )
+        return params, state
+    return from_state_dict(module.state_dict(), like=like, rename=rename)
 
 
 class Transplanted(NamedTuple):
@@ -115,7 +132,7 @@ def transplant(source: Values, like: Values, *, rename: Rename | None = None) ->
     >>> trained = network(10).init(random.key(0), x)
     >>> result = interop.transplant(trained, network(2).init(random.key(1), x))
     >>> result.taken, result.new
-    (['body.weight', 'body.bias'], ['head.weight', 'head.bias'])
+    (['body.bias', 'body.weight'], ['head.bias', 'head.weight'])
     """
     flat = tree.flatten_named(source[0]) | tree.flatten_named(source[1])
     found = _by_new_name(flat, list(flat), rename)
@@ -172,7 +189,7 @@ def to_module(net: Layer, params: Params, state: State) -> "FunctionModule":
     >>> net = layers.linear(2)
     >>> module = interop.to_module(net, *net.init(random.key(0), torch.ones(1, 3)))
     >>> module(torch.ones(5, 3)).shape, [name for name, _ in module.named_parameters()]
-    (torch.Size([5, 2]), ['weight', 'bias'])
+    (torch.Size([5, 2]), ['bias', 'weight'])
     """
     return FunctionModule(net, params, state)
 
@@ -261,21 +278,20 @@ def _by_new_name(
     return found
 
 
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _convert(
-    state_dict: Mapping[str, Tensor],
-    is_state: Callable[[str], bool],
-    like: Values | None,
-    rename: Rename | None,
+    state_dict: Mapping[str, Tensor], like: Values, rename: Rename | None
 ) -> tuple[Params, State]:
-    """Return params and state; without `like`, `is_state` tells them apart by the given names."""
-    entries = [name for name in state_dict if name.split(".")[-1] != _COUNTER]
+    """Return trees like those of `like`, with the values of a state dict."""
+    expected = tree.flatten_named(like[0]) | tree.flatten_named(like[1])
+    entries = [
+        name for name in state_dict if _last(name) != _COUNTER or _renamed(name, rename) in expected
+    ]
     found = _by_new_name(state_dict, entries, rename)
-    if like is None:
-        parts: list[dict[str, Tensor]] = [{}, {}]
-        for name in entries:
-            parts[is_state(name)][_renamed(name, rename)] = _copy(state_dict[name])
-        return tree.unflatten_named(parts[0]), tree.unflatten_named(parts[1])
-    _check_entries(found, tree.flatten_named(like[0]) | tree.flatten_named(like[1]))
+    _check_entries(found, expected)
     params, state = (tree.map_named(lambda name, _: _copy(found[name]), part) for part in like)
     return params, state
 

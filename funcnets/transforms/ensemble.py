@@ -90,7 +90,8 @@ def create(
         x: an example batch, as `net.init` takes it.
         rates: (M,) floating, a learning rate for each member.
 
-    Raises ValueError for another shape of `keys` or `rates`, or rates without `rated`.
+    Raises ValueError for another shape of `keys` or `rates`, rates without `rated`, or members that
+    are equal although their keys differ.
     """
     if not isinstance(keys, Tensor) or keys.ndim != 2:
         kind = type(keys).__name__
@@ -100,7 +101,25 @@ def create(
             "give a key for each member, as funcnets.random.split(key, members)"
         )
     members = stack([train.create(net, optimizer, key, x) for key in keys])
+    _check_distinct(keys, tree.leaves(members.params))
     return members if rates is None else _with_rates(members, rates)
+
+
+def _check_distinct(keys: Tensor, params: Sequence[Tensor]) -> None:
+    """Raise ValueError for a member that equals the first one, and has another key."""
+    if keys.is_meta or not params:
+        return
+    same = (keys != keys[0]).any(1)
+    for leaf in params:
+        if not same.any():
+            return
+        same = same & (leaf == leaf[0]).flatten(1).all(1)
+    if same.any():
+        raise ValueError(
+            f"members 0 and {int(same.nonzero()[0])} have different keys and equal parameters: "
+            "init ignores its key, as that of a lifted module does; lift a function that makes the "
+            "module, or, to begin with equal members, use ensemble.stack"
+        )
 
 
 def _with_rates(members: TrainState, rates: Tensor) -> TrainState:

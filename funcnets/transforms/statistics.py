@@ -97,13 +97,18 @@ def record_moments(net: Layer, into: MomentsByNumber) -> Layer:
     """Return the network whose batch norms in training write the moments of their input to `into`.
 
     Raises LayerError for a batch norm inside a layer under `remat`: a recorded value can't leave it
-    together with its derivatives.
+    together with its derivatives; and, from `apply`, for one that runs twice in a call.
     """
     _check_not_rematerialized(net, ())
 
     def normalize(
         number: int, layer: Layer, tag: BatchStatistics, params: Params, state: State, x: Tensor
     ) -> tuple[Tensor, State]:
+        if number in into:
+            raise LayerError(
+                f"{layer.kind}: runs twice in a call, so it has no single statistics of the whole "
+                "batch: use a batch norm for each place, or frozen statistics"
+            )
         into[number] = layers.channel_statistics(x)
         return layer.apply(params, state, x, train=True)
 

@@ -1,0 +1,198 @@
+"""`lift`: any `torch.nn.Module` as a `Layer`, a pure function of parameters, state and key."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from funcnets import tree
+from funcnets.core import Init, Layer, LayerError, Params, State, to_meta
+from funcnets.interop.inspection import global_generators
+from funcnets.interop.keyed_draws import KeyedConstruction
+from funcnets.interop.module_copy import Structure, all_leaves, objects_in
+from funcnets.interop.module_parts import module_layer
+from funcnets.interop.state_dict import from_module
+from funcnets.layers.normalization import is_vmapped
+
+Factory = Callable[[], nn.Module]
+
+
+def lift(source: nn.Module | Factory) -> Layer:
+    """Return the `Layer` of a module, or of a function without arguments that makes one.
+
+    `apply` is pure: it runs private copies of the modules, so that `source` is never changed nor
+    put into another mode, and several threads may call it.  All transforms of this package take the
+    layer: batch norms and dropouts are parts of it, and so is each child, by its name.
+
+    - Parameters and state have the names that the module gives them; state is all buffers, with
+      `num_batches_tracked` of batch norms.  A tensor with several names has the first.
+    - `init` of a function runs it with the draws of its constructors by the key, on the key's
+      device; floating values are cast to the dtype of `x`, in state to float32 at least.  `init`
+      of a module gives copies of its values, whatever the key.
+    - Draws in a forward are by keys: the i-th draw or call of a child in a module has
+      `fold_in(key, i)`.
+
+    Raises LayerError, from `lift`, `init` or `apply`, by the path of the module, for all that
+    can't be a pure function: modules that are scripted, compiled or lazy, backward hooks,
+    `torch.utils.checkpoint`, parameters reached by closures or lists, random functions that have
+    no keyed stand-in, and changes in a call of parameters, or of attributes that are no buffers.
+    What is called by other means than attributes of the module, and mixes the examples of a batch
+    by other means than batch norm, isn't known to transforms.
+
+    >>> import torch
+    >>> from funcnets import interop, random
+    >>> def network():
+    ...     return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2))
+    >>> net, x = interop.lift(network), torch.ones(4, 3)
+    >>> params, state = net.init(random.key(0), x)
+    >>> logits, state = net.apply(params, state, x)
+    >>> tuple(logits.shape), list(params)
+    ((4, 2), ['0', '1'])
+    """
+    if isinstance(source, nn.Module):
+        return module_layer(_structure(source), _init_by_copy(source), is_root=True)
+    if not callable(source):
+        raise TypeError(
+            f"lift: got {source!r}, expected a torch.nn.Module, or a function without arguments "
+            "that makes one"
+        )
+    first = _construct(source, None)
+    structure = _structure(first)
+    init = _init_by_construction(source, structure, weakref.ref(first))
+    return module_layer(structure, init, is_root=True)
+
+
+def _init_by_copy(module: nn.Module) -> Init:
+    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        values = from_module(module)
+        return to_meta(values) if key.is_meta else values
+
+    return init
+
+
+def _init_by_construction(
+    factory: Factory, structure: Structure, first: "weakref.ref[nn.Module]"
+) -> Init:
+    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        if key.is_meta:
+            leaves = structure.params, structure.buffers
+        elif type(key) is not Tensor or is_vmapped(key):
+            raise LayerError(
+                "lift: init runs constructors of modules, so it can't run under vmap or jit: call "
+                "it for each key, and use funcnets.transforms.ensemble.stack"
+            )
+        else:
+            module = _construct(factory, key)
+            _check_repeated(module, first(), structure)
+            leaves = dict(module.named_parameters()), dict(module.named_buffers())
+        precise = torch.promote_types(x.dtype, torch.float32)
+        dtypes = (x.dtype, precise) if x.is_floating_point() else (None, None)
+        params, state = map(_cast, leaves, dtypes)
+        return params, state
+
+    return init
+
+
+def _cast(leaves: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Any]:
+    """Return a tree of the leaves, the floating ones in `dtype`, if there is one."""
+    return tree.unflatten_named(
+        {
+            name: leaf.detach().to(dtype if dtype and leaf.is_floating_point() else leaf.dtype)
+            for name, leaf in leaves.items()
+        }
+    )
+
+
+def _construct(factory: Factory, key: Tensor | None) -> nn.Module:
+    """Return the module that `factory` makes, with draws by the key, or zeros if there is none."""
+    before = global_generators()
+    with torch.device("cpu" if key is None else key.device), KeyedConstruction(key):
+        module = factory()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"lift: the function returned {module!r}, expected a torch.nn.Module")
+    if global_generators() != before:
+        raise LayerError(
+            "lift: a constructor seeds a global generator of PyTorch, NumPy or Python, or draws "
+            "from it by other means than functions of PyTorch, so a key can't decide its values "
+            "(if another thread drew meanwhile, call again)"
+        )
+    return module
+
+
+def _check_repeated(module: nn.Module, first: nn.Module | None, structure: Structure) -> None:
+    """Raise LayerError unless `module` differs from the first one in the values of leaves alone."""
+    if module is first:
+        raise LayerError(
+            "lift: the function returned one module twice, so a key can't decide its values: "
+            "construct it in the function, or lift the module itself"
+        )
+    new = Structure.of(module)
+    difference = tree.difference(new.params | new.buffers, structure.params | structure.buffers)
+    if difference is not None:
+        name, found, expected = difference
+        raise LayerError(f"lift: {name} is {found}, and was {expected} when the function ran first")
+    constants = dict(structure.constants())
+    for name, value in new.constants():
+        if not torch.equal(value.cpu(), constants[name].cpu()):
+            raise LayerError(
+                f"lift: `{name}` has other values in each module, and is neither parameter nor "
+                "buffer: register it as a buffer"
+            )
+
+
+def _structure(module: nn.Module) -> Structure:
+    """Return the structure of a module.
+
+    Raises LayerError for what can't be lifted, by the path of the module that has it.
+    """
+    memory: dict[int, str] = {}
+    registered = {id(known) for known in (*module.modules(), *all_leaves(module))}
+    for path, part in module.named_modules():
+        if (problem := _problem(part) or _foreign(part, registered)) is not None:
+            names = tuple(path.split(".")) if path else ()
+            raise LayerError(f"lift: {type(part).__name__} {problem}", names)
+    for name, leaf in (*module.named_parameters(), *module.named_buffers()):
+        place = leaf.untyped_storage().data_ptr()
+        other = memory.setdefault(place, name)
+        if place and other != name:  # meta tensors have no memory
+            raise LayerError(
+                f"lift: {name} and {other} share memory, and are two tensors: make one of them, "
+                "which both names stand for, or clone one"
+            )
+    return Structure.of(module)
+
+
+def _problem(module: nn.Module) -> str | None:
+    """Return the reason for which this module, apart from its children, can't be lifted."""
+    attributes = vars(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is scripted: lift the module that it was made of"
+    if "_orig_mod" in attributes["_modules"] or attributes.get("_compiled_call_impl") is not None:
+        return "is compiled: lift the module itself, and use funcnets.jit"
+    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return "is a wrapper for several devices: lift its `module`"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return "is lazy and has no shapes yet: run it once on an example"
+    if attributes["_backward_hooks"] or attributes["_backward_pre_hooks"]:
+        return "has backward hooks, which run outside of a pure function: remove them"
+    if "forward" in attributes:
+        return "has a forward of its own, assigned to this object: define it in a class"
+    if type(module).train is not nn.Module.train:
+        return "overrides train(), and apply sets the mode of all modules by train=: leave it out"
+    return None
+
+
+def _foreign(module: nn.Module, registered: set[int]) -> str | None:
+    """Return the reason if an attribute has parameters in it that the whole doesn't have."""
+    for name, value in vars(module).items():
+        for item in objects_in(value):
+            is_trained = isinstance(item, Tensor) and item.requires_grad
+            if (is_trained or isinstance(item, nn.Module)) and id(item) not in registered:
+                return (
+                    f"keeps a {type(item).__name__} in `{name}` that isn't registered, so it would "
+                    "get no update: use nn.ModuleList, nn.ModuleDict, nn.ParameterList or "
+                    "nn.Parameter"
+                )
+    return None
