@@ -1,12 +1,10 @@
-"""Train LeNet at a constant rate, and evaluate it beside a moving average of itself.
+"""Train LeNet at a constant learning rate, and evaluate it and its moving average.
 
     python examples/averaging.py --epochs 10
 
-At a constant rate of 1 the test accuracy swings from epoch to epoch; that of the exponential moving
-average of parameters and statistics does not.
+At a constant learning rate of 1 the test accuracy swings from epoch to epoch; that of the
+exponential moving average of parameters and running statistics doesn't.
 """
-
-import argparse
 
 import arguments
 import torch
@@ -16,16 +14,16 @@ from funcnets import data, optim, random, train, transforms
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--decay", type=float, default=0.99)
-    parser.add_argument("--rate", type=float, default=1.0)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend")
-    options = parser.parse_args(argv)
-    dataset = arguments.dataset(parser, options)
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--epochs", type=arguments.positive, default=10)
+    parser.add_argument("--decay", type=arguments.fraction, default=0.99)
+    parser.add_argument("--rate", type=arguments.non_negative, default=1.0, help="learning rate")
+    parser.add_argument("--batch-size", type=arguments.positive, default=128)
+    parser.add_limit()
+    parser.add_data()
+    parser.add_backend()
+    options = parser.parse(argv)
+    dataset = parser.load_data(options.data, options.limit_train)
     images, tested = (
         data.prepare(part, side=28) for part in (dataset.train_images, dataset.test_images)
     )

@@ -1,11 +1,11 @@
-"""Train networks at several learning rates together, and draw what their ensembles gain.
+"""Train networks at several learning rates in one step, and draw what their ensembles gain.
 
     python examples/ensemble.py --seeds 5 --rates 0.01 0.03 0.1 0.3 1 3 --picture ensemble.png
 
-One ensemble trains seeds × rates in one step.  The picture shows the test accuracy of each member
-and of each rate's ensemble, and how well both know what they don't know: the expected calibration
-error, the mean distance of confidence and accuracy over ten bins of confidence (Guo et al., On
-Calibration of Modern Neural Networks, 2017, equation 3).
+One ensemble has a member for each seed and learning rate.  The picture shows the test accuracy of
+each member, and of the ensemble of each learning rate, and their expected calibration error (ECE):
+the mean distance of confidence and accuracy over ten bins of confidence (Guo et al., "On
+calibration of modern neural networks", 2017, equation 3).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from funcnets.transforms import ensemble
 
 
 class Row(NamedTuple):
-    """What the members of one rate, and their ensemble (last), reach on the test images."""
+    """Test results of the members of one learning rate, and of their ensemble, which is last."""
 
     rate: float
     accuracy: list[float]
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 10) -> float:
-    """The expected calibration error of predictions (N, K), in [0, 1]."""
+    """Return the expected calibration error of logits (N, K), in [0, 1]."""
     confidence, predicted = logits.softmax(1).max(1)
     right = (predicted == labels).to(confidence.dtype)
     bin = (confidence * bins).long().clamp(max=bins - 1)
@@ -41,7 +41,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 10) -> float:
 
 
 def measure(rate: float, logits: Tensor, labels: Tensor) -> Row:
-    """A row from the logits (M, N, K) of the members of one rate."""
+    """Return a row from the logits (M, N, K) of the members of one learning rate."""
     each = [*logits, ensemble.combine_logits(logits)]
     return Row(
         rate,
@@ -52,7 +52,7 @@ def measure(rate: float, logits: Tensor, labels: Tensor) -> Row:
 
 
 def run(dataset: Dataset, options: argparse.Namespace) -> list[Row]:
-    """Train all members, and measure them rate by rate."""
+    """Train all members, and return a row for each learning rate."""
     net, recipe = funcnets.models.get(options.net)
     steps = options.epochs * -(-len(dataset.train_labels) // recipe.batch_size)
     optimizer = ensemble.rated(lambda rate: optim.sgd(optim.linear(rate, steps)), 0.1)
@@ -70,7 +70,7 @@ def run(dataset: Dataset, options: argparse.Namespace) -> list[Row]:
         if progress.batch == progress.batches:
             shown = " ".join(f"{one.accuracy:.2f}" for one in progress.running)
             print(f"epoch {progress.epoch + 1}: train accuracy {shown}", flush=True)
-    parts = dataset.test_images.split(250)
+    parts = torch.split(dataset.test_images, 250)
     logits = torch.cat(
         [
             ensemble.member_logits(net, members.params, members.state, prepare(images))
@@ -78,18 +78,16 @@ def run(dataset: Dataset, options: argparse.Namespace) -> list[Row]:
         ],
         1,
     )
-    groups = zip(options.rates, logits.split(options.seeds), strict=True)
+    groups = zip(options.rates, torch.split(logits, options.seeds), strict=True)
     return [measure(rate, group, dataset.test_labels) for rate, group in groups]
 
 
 def draw(rows: list[Row], path: str) -> None:
-    """Accuracy and calibration error against the learning rate, members and ensemble."""
-    import matplotlib
+    """Draw accuracy and calibration error by learning rate, of members and ensembles."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
     rates = [row.rate for row in rows]
     for axis, field, title in zip(
         axes,
@@ -110,21 +108,21 @@ def draw(rows: list[Row], path: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, loc="best")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("net", nargs="?", default="lenet_bn")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1, 3])
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend")
-    parser.add_argument("--picture", type=arguments.picture, default="ensemble.png")
-    options = parser.parse_args(argv)
-    dataset = arguments.dataset(parser, options)
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("net", nargs="?", default="lenet_bn", choices=arguments.NETWORKS)
+    parser.add_argument("--seeds", type=arguments.positive, default=5, help="members of each rate")
+    rates = [0.01, 0.03, 0.1, 0.3, 1, 3]
+    parser.add_argument("--rates", type=arguments.above_zero, nargs="+", default=rates)
+    parser.add_argument("--epochs", type=arguments.positive, default=5)
+    parser.add_limit()
+    parser.add_data()
+    parser.add_backend()
+    parser.add_picture("ensemble.png")
+    options = parser.parse(argv)
+    dataset = parser.load_data(options.data, options.limit_train)
     print(dataset.source)
     rows = run(dataset, options)
     print(
@@ -136,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         shown = [f"{float(torch.tensor(c[:-1]).median()):.3f} | {c[-1]:.3f}" for c in cells]
         print(f"| {row.rate:g} | {' | '.join(shown)} |")
     draw(rows, options.picture)
-    print(f"drawn in {options.picture}")
+    print(f"picture: {options.picture}")
 
 
 if __name__ == "__main__":

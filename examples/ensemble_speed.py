@@ -1,35 +1,35 @@
-"""Time a step of an ensemble both ways, by `vmap` and member by member, and show which is taken.
+"""Time a step of an ensemble by both strategies, `vmap` and `loop`, and show which is chosen.
 
     python examples/ensemble_speed.py lenet_bn --members 4 8 --batch-size 16 256
     python examples/ensemble_speed.py resnet18 --width 8
 
-`ensemble.jit_step` chooses by a rule, from shapes alone: `vmap` does each operation once for all
-members, but its convolutions are grouped, and those are slow where they are large.  The two take
-turns in one process, so that a machine whose speed drifts treats them alike; only ratios mean
-anything.
+`ensemble.jit_step` chooses by a rule on shapes: `vmap` runs each operation once for all members,
+but its convolutions are grouped, which are slow if they are large.  The two are timed in turns in
+one process, so that a machine whose speed drifts treats them alike; only ratios mean anything.
 """
 
-import argparse
 from collections.abc import Callable
 
+import arguments
 import torch
 
 import funcnets
 from funcnets import optim, random, timing, train, tree
+from funcnets.compiler.backends.select import Backend
 from funcnets.core import Layer
 from funcnets.train import Batch, TrainState
 from funcnets.transforms import ensemble
 
 
 def build(name: str, width: int | None) -> Layer:
-    """The network, or a residual one of `width` channels in its first stage."""
+    """Return the network; with `width`, a ResNet with as many channels in its first stage."""
     if width is None:
         return funcnets.models.get(name)[0]
     return funcnets.models.get(name, channels=[width << stage for stage in range(4)])[0]
 
 
 def repeat(step: train.TrainStep, members: TrainState, batch: Batch) -> Callable[[], None]:
-    """A function that trains one more step at each call, from a copy of `members` on."""
+    """Return a function that trains one more step at each call, from a copy of `members` on."""
     members = tree.map(torch.clone, members)
 
     def run() -> None:
@@ -40,9 +40,9 @@ def repeat(step: train.TrainStep, members: TrainState, batch: Batch) -> Callable
 
 
 def measure(
-    net: Layer, count: int, batch: Batch, backend: str, rounds: int
+    net: Layer, count: int, batch: Batch, backend: Backend | None, rounds: int
 ) -> tuple[dict[str, list[float]], str]:
-    """Seconds a step of `count` members by each way, and the way that would be chosen."""
+    """Return the seconds of steps of `count` members by strategy, and the strategy chosen."""
     optimizer = ensemble.rated(optim.sgd, 0.05)
     step = train.make_train_step(net, optimizer)
     members = ensemble.create(net, optimizer, random.split(random.key(0), count), batch[0])
@@ -60,19 +60,22 @@ def measure(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("net", nargs="?", default="lenet_bn")
-    parser.add_argument("--width", type=int, help="channels of a resnet's first stage")
-    parser.add_argument("--members", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[16, 256])
-    parser.add_argument("--side", type=int, default=28)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--backend")
-    options = parser.parse_args(argv)
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("net", nargs="?", default="lenet_bn", choices=arguments.NETWORKS)
+    parser.add_argument("--width", type=arguments.positive, help="channels of resnet18's stage 1")
+    parser.add_argument("--members", type=arguments.positive, nargs="+", default=[4, 8])
+    parser.add_argument("--batch-size", type=arguments.positive, nargs="+", default=[16, 256])
+    parser.add_argument("--side", type=arguments.positive, default=28)
+    parser.add_argument("--rounds", type=arguments.positive, default=15)
+    parser.add_backend()
+    options = parser.parse(argv)
+    if options.width and options.net != "resnet18":
+        parser.error(f"argument --width: it is for resnet18, not for {options.net}")
     net = build(options.net, options.width)
+    parser.check_side(net, options.side)
     print(
         f"{options.net}, {options.rounds} rounds, {torch.get_num_threads()} threads; "
-        "ms a step of all members"
+        "ms per step of all members"
     )
     print("| members | batch | by | median | best | times the loop's speed | auto |")
     print("|---|---|---|---|---|---|---|")

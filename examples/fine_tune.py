@@ -1,14 +1,13 @@
-"""Move a network trained on eight classes to a head for the other two, the rest frozen.
+"""Give a network trained on eight classes a new head for the other two, the rest frozen.
 
     python examples/fine_tune.py
 
-LeNet is trained on eight classes and saved; its checkpoint is transplanted into a network with
-another head, and the head alone is trained on a few images of classes that the body has never
-seen.  For comparison a whole network is trained on the same images from scratch.  Each seed draws
-other images and another head, and the table has the mean over seeds, and the least and the most.
+LeNet is trained on eight classes and saved.  Its checkpoint is transplanted into a network with
+another head, and the head alone is trained on a few images of the other two classes.  For
+comparison, a whole network is trained on the same images from scratch.  Each seed draws other
+images and another head; the table has mean, minimum and maximum over the seeds.
 """
 
-import argparse
 import math
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import funcnets
 from funcnets import checkpoint, data, interop, metrics, optim, random, train, transforms, tree
+from funcnets.compiler.backends.select import Backend
 from funcnets.core import Layer, Params, State
 from funcnets.train import TrainState
 
@@ -27,32 +27,32 @@ Examples = tuple[Tensor, Tensor]
 
 
 def of_classes(images: Tensor, labels: Tensor, classes: list[int]) -> Examples:
-    """The images of these classes, which are numbered anew from 0."""
+    """Return the images of these classes, with labels renumbered from 0."""
     numbers = torch.full((10,), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))
     chosen = (numbers[labels] >= 0).nonzero()[:, 0]
     return data.prepare(images[chosen], side=28), numbers[labels[chosen]]
 
 
 def draw(examples: Examples, each: int, key: Tensor) -> Examples:
-    """So many examples of each class."""
+    """Draw `each` examples of each class."""
     images, labels = examples
     order = random.permutation(key, len(labels))
-    of_each = [order[labels[order] == label][:each] for label in labels.unique()]
+    of_each = [order[labels[order] == label][:each] for label in torch.unique(labels)]
     chosen = torch.cat(of_each)
     return images[chosen], labels[chosen]
 
 
 class Trainer:
-    """Trains a network by steps of one graph."""
+    """Training of a network by one compiled step."""
 
-    def __init__(self, net: Layer, optimizer: optim.Optimizer, backend: str) -> None:
+    def __init__(self, net: Layer, optimizer: optim.Optimizer, backend: Backend | None) -> None:
         self.net, self.optimizer = net, optimizer
         self.step = funcnets.jit(train.make_train_step(net, optimizer), backend=backend)
 
     def __call__(
         self, values: tuple[Params, State], key: Tensor, examples: Examples, size: int, epochs: int
     ) -> tuple[Params, State]:
-        """Parameters and statistics after so many epochs in batches of `size`."""
+        """Return parameters and state after `epochs` epochs in batches of `size`."""
         params, state = values
         step = torch.zeros((), dtype=torch.int64)
         train_state = TrainState(step, params, state, self.optimizer.init(params), key)
@@ -61,7 +61,9 @@ class Trainer:
         return train_state.params, train_state.state
 
 
-def save_body(path: Path, examples: Examples, classes: int, epochs: int, backend: str) -> None:
+def save_body(
+    path: Path, examples: Examples, classes: int, epochs: int, backend: Backend | None
+) -> None:
     """Train a whole network on these examples, and save it at `path`."""
     net, size = funcnets.models.lenet_bn(classes), 64
     rate = optim.linear(1.0, epochs * math.ceil(len(examples[1]) / size))
@@ -71,23 +73,23 @@ def save_body(path: Path, examples: Examples, classes: int, epochs: int, backend
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    known = {"type": int, "choices": range(10), "nargs": "+"}
-    parser.add_argument("--classes", **known, default=[0, 6], help="of the new head")
-    parser.add_argument("--few", type=int, default=10, help="images of each class for the head")
+    parser = arguments.Parser(__doc__)
+    positive = arguments.positive
     parser.add_argument(
-        "--limit-train", type=arguments.positive, default=4000, help="images of the others"
+        "--classes", type=int, choices=range(10), nargs="+", default=[0, 6], help="of the new head"
     )
-    parser.add_argument("--epochs", type=int, default=6, help="on the others")
-    parser.add_argument("--steps", type=int, default=100, help="on the few images")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend")
-    options = parser.parse_args(argv)
+    parser.add_argument("--few", type=positive, default=10, help="images of each class of the head")
+    parser.add_argument("--limit-train", type=positive, default=4000, help="images of the others")
+    parser.add_argument("--epochs", type=positive, default=6, help="on the others")
+    parser.add_argument("--steps", type=positive, default=100, help="on the few images")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_data()
+    parser.add_backend()
+    options = parser.parse(argv)
     classes = options.classes
     if not len(classes) == len(set(classes)) < 10:
         parser.error(f"argument --classes: {classes}; expected each once, and nine at most")
-    dataset = data.load(options.data)
+    dataset = parser.load_data(options.data)
     others = [number for number in range(10) if number not in classes]
     pool = of_classes(dataset.train_images, dataset.train_labels, classes)
     test = of_classes(dataset.test_images, dataset.test_labels, classes)
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     same = all(torch.equal(before[name], after[name]) for name in before if HEAD not in name)
     print(f"frozen leaves unchanged: {same}")
     print(f"classes {classes}, {len(few[1])} images, {options.seeds} seeds:")
-    print("| network | test accuracy | least to most |\n|---|---|---|")
+    print("| network | test accuracy | minimum to maximum |\n|---|---|---|")
     for name, accuracies in found.items():
         mean = sum(accuracies) / len(accuracies)
         print(f"| {name} | {mean:.3f} | {min(accuracies):.3f} to {max(accuracies):.3f} |")

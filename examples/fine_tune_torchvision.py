@@ -2,22 +2,24 @@
 
     python examples/fine_tune_torchvision.py --weights resnet18-f37072fd.pth
 
-A state dict of torchvision's form becomes parameters and statistics by renaming; its logits are
-compared with torchvision's own.  Then its body is transplanted into a network with another head,
-which alone is trained, on a few grey images repeated to three channels.  Without `--weights` the
-body is torchvision's random one: that shows the way, and not what ImageNet is good for.
+A state dict of torchvision becomes parameters and state by renaming; the logits are compared with
+torchvision's own.  Then the body is transplanted into a network with another head, and the head
+alone is trained, on a few grey images repeated to three channels.  Without `--weights` the body is
+torchvision's random one: that shows the steps, but not the use of training on ImageNet.
 """
 
-import argparse
+import pickle
 import re
 from functools import partial
 from pathlib import Path
 
+import arguments
 import torch
 from torch import Tensor
 
 import funcnets
 from funcnets import data, interop, metrics, models, optim, random, train, transforms, tree
+from funcnets.compiler.backends.select import Backend
 from funcnets.core import Layer, Params, State
 from funcnets.train import Batch, TrainState
 
@@ -32,29 +34,29 @@ def network(classes: int) -> Layer:
 
 
 def rename(name: str) -> str:
-    """Our name for torchvision's: `layer2.0.downsample.0` is `stage2.block1.shortcut.conv`."""
+    """Return our name for torchvision's: `layer2.0.conv1` is `stage2.block1.conv1`."""
     name = re.sub(r"^(conv|bn)1\.", r"stem.\1.", name)
     name = re.sub(r"layer(\d)\.(\d)", lambda m: f"stage{m[1]}.block{int(m[2]) + 1}", name)
     return name.replace("downsample.0", "shortcut.conv").replace("downsample.1", "shortcut.bn")
 
 
 def prepare(images: Tensor, side: int) -> Tensor:
-    """Grey bytes (N, 1, H, W) as ImageNet's networks expect colours, (N, 3, side, side)."""
+    """Convert grey uint8 images (N, 1, H, W) to normalised colour images (N, 3, side, side)."""
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
     return (data.prepare(images, side=side).expand(-1, 3, -1, -1) - mean) / deviation
 
 
 def draw(batch: Batch, each: int, key: Tensor) -> Batch:
-    """So many examples of each class."""
+    """Draw `each` examples of each class."""
     images, labels = batch
     order = random.permutation(key, len(labels))
-    chosen = torch.cat([order[labels[order] == label][:each] for label in labels.unique()])
+    chosen = torch.cat([order[labels[order] == label][:each] for label in torch.unique(labels)])
     return images[chosen], labels[chosen]
 
 
-def take(weights: Path | None, x: Tensor) -> tuple[Params, State]:
-    """Parameters and statistics of torchvision's network, compared with it on `x`."""
-    import torchvision
+def convert(weights: Path | None, x: Tensor) -> tuple[Params, State]:
+    """Return parameters and state of torchvision's network, compared with it on `x`."""
+    import torchvision  # type: ignore[import-untyped]
 
     module = torchvision.models.resnet18(weights=None).eval()
     if weights is None:
@@ -67,14 +69,14 @@ def take(weights: Path | None, x: Tensor) -> tuple[Params, State]:
     with torch.no_grad():
         expected, actual = module(x), whole.apply(params, state, x)[0]
     difference = float((actual - expected).abs().max() / expected.abs().max())
-    print(f"logits as torchvision's, up to {difference:.1e} of the largest")
+    print(f"logits differ from torchvision's by at most {difference:.1e} of the largest")
     return params, state
 
 
 def train_head(
-    net: Layer, start: tuple[Params, State], batch: Batch, steps: int, backend: str
+    net: Layer, start: tuple[Params, State], batch: Batch, steps: int, backend: Backend | None
 ) -> tuple[Params, State]:
-    """Parameters and statistics after so many steps on one batch; all but the head is frozen."""
+    """Return parameters and state after `steps` steps on one batch; all but the head is frozen."""
     params, state = start
     optimizer = optim.partition({f"{HEAD}.*": optim.adam(0.01), "*": optim.frozen()})
     frozen = transforms.frozen_statistics(net)
@@ -87,19 +89,25 @@ def train_head(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="a state dict of torchvision's resnet18")
-    parser.add_argument("--few", type=int, default=10, help="images of each class for the head")
-    parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--limit-test", type=int, default=500)
-    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend")
-    options = parser.parse_args(argv)
-    dataset = data.load(options.data)
+    parser = arguments.Parser(__doc__)
+    positive = arguments.positive
+    parser.add_argument(
+        "--weights", type=arguments.existing_file, help="a state dict of torchvision's resnet18"
+    )
+    parser.add_argument("--few", type=positive, default=10, help="images of each class of the head")
+    parser.add_argument("--side", type=positive, default=64)
+    parser.add_argument("--steps", type=positive, default=30)
+    parser.add_argument("--limit-test", type=positive, default=500)
+    parser.add_data()
+    parser.add_backend()
+    options = parser.parse(argv)
+    dataset = parser.load_data(options.data)
     few, labels = draw((dataset.train_images, dataset.train_labels), options.few, random.key(0))
     batch = (prepare(few, options.side), labels)
-    source = take(options.weights, batch[0][:8])
+    try:
+        source = convert(options.weights, batch[0][:8])
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        parser.error(f"argument --weights: not weights of torchvision's resnet18: {error}")
 
     net = network(10)
     moved = interop.transplant(source, net.init(random.key(0), batch[0]))

@@ -2,8 +2,8 @@
 
     python examples/full_set.py --nets lenet_bn lenet_bn_scratch --seeds 0 1 2 3 4
 
-A network's step is compiled once for each recipe and serves all seeds.  A seed whose loss is no
-finite number any more is reported as diverged.
+The step of a network is compiled once for each recipe, for all seeds.  A seed whose loss is no
+longer a finite number is reported as diverged.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def run(
     dataset: data.Dataset,
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Train one network by one recipe from each seed; one row a seed."""
+    """Train one network by one recipe from each seed; return a row for each seed."""
     net, recipe = funcnets.models.get(name, recipe_name)
     images, labels = dataset.train_images, dataset.train_labels
     epochs = options.epochs or recipe.epochs
@@ -74,8 +74,8 @@ def run(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Median and range over the seeds of each network and recipe."""
-    lines = ["| net | recipe | seeds | loss | train | test | test, least to most |"]
+    """Return medians and ranges over the seeds of each network and recipe."""
+    lines = ["| net | recipe | seeds | loss | train | test | test, minimum to maximum |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name, recipe in dict.fromkeys((row["net"], row["recipe"]) for row in rows):
         mine = [row for row in rows if (row["net"], row["recipe"]) == (name, recipe)]
@@ -98,18 +98,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nets", nargs="+", default=["lenet_bn", "lenet_bn_scratch"])
-    parser.add_argument("--recipes", nargs="+", default=["reference", "tuned"])
+    parser = arguments.Parser(__doc__)
+    nets, recipes = arguments.NETWORKS, arguments.RECIPES
+    parser.add_argument("--nets", nargs="+", choices=nets, default=["lenet_bn", "lenet_bn_scratch"])
+    parser.add_argument("--recipes", nargs="+", choices=recipes, default=[*recipes])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--data", help="a directory, or `bundled`")
-    parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--backend")
-    cpu = precision.available("cpu")
-    parser.add_argument("--precision", default="float32", choices=cpu)
-    options = parser.parse_args(argv)
-    dataset = arguments.dataset(parser, options)
+    parser.add_argument("--epochs", type=arguments.positive, help="instead of the recipe's")
+    parser.add_data(default=None)
+    parser.add_limit()
+    parser.add_backend()
+    precisions = precision.available("cpu")
+    parser.add_argument("--precision", default="float32", choices=precisions)
+    options = parser.parse(argv)
+    dataset = parser.load_data(options.data, options.limit_train)
     print(dataset.source)
     rows: list[dict[str, Any]] = []
     for name in options.nets:

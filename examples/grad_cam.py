@@ -1,14 +1,13 @@
-"""Where a network looks: Grad-CAM on test images, for the class that it predicts.
+"""Show where a network looks: Grad-CAM on test images, for the class that it predicts.
 
     python examples/grad_cam.py --picture grad_cam.png
 
-The maps of a stage of a small ResNet are weighted by the mean gradient of the class's logit with
-respect to them, and what is above zero in their sum says which places speak for the class.
-The maps are 7×7, so each place stands for several pixels.  Selvaraju et al., Grad-CAM: visual
-explanations from deep networks via gradient-based localization, 2017.
+The feature maps of a stage of a small ResNet are weighted by the mean gradient of the class's logit
+with respect to them; positive values of their sum are places that speak for the class.  The maps
+are 7×7, so each value stands for several pixels.  Selvaraju et al., "Grad-CAM: visual explanations
+from deep networks via gradient-based localization", 2017.
 """
 
-import argparse
 import math
 from functools import partial
 
@@ -24,12 +23,14 @@ from funcnets.core import Layer, Params, State
 from funcnets.models.resnet import resnet
 from funcnets.transforms import capture
 
-CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat")
-CLASSES += ("sandal", "shirt", "sneaker", "bag", "boot")
+CLASSES = (
+    *("T-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "boot"),
+)
 
 
 def grad_cam(net: Layer, params: Params, state: State, x: Tensor, path: str) -> Tensor:
-    """(N, H, W) in [0, 1]: how much each place of the maps at `path` speaks for the prediction."""
+    """Return heat maps (N, H, W) in [0, 1], from the feature maps of the part at `path`."""
 
     def score(shifts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         captured = capture(net, params, state, x, paths=[path], shifts=shifts)
@@ -38,19 +39,16 @@ def grad_cam(net: Layer, params: Params, state: State, x: Tensor, path: str) -> 
     like = capture(net, params, state, x, paths=[path]).activations
     gradients, maps = torch.func.grad(score, has_aux=True)(tree.map(torch.zeros_like, like))
     weights = reduce(gradients[path], "n c h w -> n c 1 1", "mean")
-    heat = reduce(weights * maps, "n c h w -> n h w", "sum").relu()
+    heat: Tensor = reduce(weights * maps, "n c h w -> n h w", "sum").relu()
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def draw(images: Tensor, heat: Tensor, titles: list[str], path: str) -> None:
-    """Each image, and below it the same under its heat map, written to `path`."""
-    import matplotlib as mpl
+    """Draw each image, and below it the image with its heat map."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    count = len(images)
-    figure, axes = plt.subplots(2, count, figsize=(1.25 * count, 2.9), layout="constrained")
+    figure = Figure(figsize=(1.25 * len(images), 2.9), layout="constrained")
+    axes = figure.subplots(2, len(images))
     large = interpolate(heat[:, None], size=images.shape[2:], mode="bilinear")[:, 0]
     for column, title in enumerate(titles):
         for axis in axes[:, column]:
@@ -60,21 +58,33 @@ def draw(images: Tensor, heat: Tensor, titles: list[str], path: str) -> None:
         axes[1, column].imshow(shown, cmap="autumn_r", alpha=0.8 * shown, vmin=0, vmax=1)
         axes[0, column].set_title(title, fontsize=8)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+
+
+def check_layer(parser: arguments.Parser, net: Layer, path: str) -> None:
+    """End the example unless the part at `path` gives feature maps."""
+    x = torch.empty(1, 1, 28, 28, device="meta")
+    params, state = net.init(random.key(0, "meta"), x)
+    try:
+        found = capture(net, params, state, x, paths=[path]).activations
+    except ValueError as error:
+        parser.error(f"argument --layer: {error}")
+    if [*found] != [path] or found[path].ndim != 4:
+        parser.error(f"argument --layer: {path!r}; expected one part with feature maps")
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--limit-train", type=int, default=3000)
-    parser.add_argument("--layer", default="stage1", help="path of the maps to look at")
-    parser.add_argument("--data", help="a directory, or `bundled`")
-    parser.add_argument("--backend")
-    parser.add_argument("--picture", type=arguments.picture, default="grad_cam.png")
-    options = parser.parse_args(argv)
-    dataset = arguments.dataset(parser, options)
+    parser = arguments.Parser(__doc__)
+    parser.add_argument("--epochs", type=arguments.positive, default=5)
+    parser.add_limit(3000)
+    parser.add_argument("--layer", default="stage1", help="path of the part with the feature maps")
+    parser.add_data(default=None)
+    parser.add_backend()
+    parser.add_picture("grad_cam.png")
+    options = parser.parse(argv)
+    dataset = parser.load_data(options.data, options.limit_train)
     net = resnet((2,), channels=(32,))
     prepare = partial(data.prepare, side=28)
+    check_layer(parser, net, options.layer)
     steps = options.epochs * math.ceil(len(dataset.train_labels) / 64)
     optimizer = optim.sgd(optim.linear(0.1, steps))
     step = train.make_train_step(net, optimizer, prepare=prepare)

@@ -1,16 +1,15 @@
-"""Calibrate LeNet's predictions by the Laplace approximation, and draw how sure they are.
+"""Calibrate LeNet's predictions by the Laplace approximation, and draw their reliability.
 
     python examples/laplace.py --picture laplace.png
 
-Trained for long on few images, the network is surer than it is right.  Two approximations lower its
-NLL and ECE: of the last layer alone with its whole matrix, and of all parameters with the diagonal.
-The prior's precision is that of the least NLL on images that are in neither training nor test.  The
-one of the largest evidence is printed beside it, and is far smaller for the diagonal: don't choose
-by it there.  ECE is the expected calibration error over ten
-bins of confidence: Guo et al., On calibration of modern neural networks, 2017.
+Trained for long on few images, the network is overconfident.  Two approximations lower its NLL and
+ECE: of the last layer with the full matrix, and of all parameters with the diagonal.  The prior's
+precision is the one with the least NLL on held-out images, which are in neither training nor test
+set.  The one with the largest evidence is printed beside it; for the diagonal it is far too small:
+don't choose by evidence there.  ECE is the expected calibration error over ten bins of confidence:
+Guo et al., "On calibration of modern neural networks", 2017.
 """
 
-import argparse
 from typing import Any, NamedTuple
 
 import arguments
@@ -29,7 +28,7 @@ Examples = tuple[Tensor, Tensor]
 
 
 class Bins(NamedTuple):
-    """Predictions sorted by their confidence into bins of one width."""
+    """Predictions grouped by their confidence, into bins of the same width."""
 
     share: Tensor  # (BINS,), of all predictions
     confidence: Tensor  # (BINS,), mean
@@ -37,6 +36,7 @@ class Bins(NamedTuple):
 
 
 def bins(probabilities: Tensor, labels: Tensor) -> Bins:
+    """Return the bins of class probabilities (N, K)."""
     confidence, predicted = probabilities.max(1)
     place = (confidence * BINS).long().clamp(max=BINS - 1)
     counts, sure, right = (
@@ -47,11 +47,12 @@ def bins(probabilities: Tensor, labels: Tensor) -> Bins:
 
 
 def calibration_error(found: Bins) -> float:
+    """Return the expected calibration error."""
     return float((found.share * (found.confidence - found.accuracy).abs()).sum())
 
 
 def trained(net: Layer, examples: Examples, epochs: int, backend: Any) -> TrainState:
-    """The network after Adam without decay of rate or weights."""
+    """Return the network trained by Adam, without decay of learning rate or weights."""
     optimizer = optim.adam(0.003)
     step = funcnets.jit(train.make_train_step(net, optimizer), donate_argnums=0, backend=backend)
     train_state = train.create(net, optimizer, random.key(0), examples[0])
@@ -61,16 +62,17 @@ def trained(net: Layer, examples: Examples, epochs: int, backend: Any) -> TrainS
 
 
 def nll(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the mean negative log-likelihood of the labels."""
     return float(losses.cross_entropy(probabilities.log(), labels))
 
 
 class Prediction(NamedTuple):
-    """Of the test images, at the prior's precision of the least NLL on held-out ones."""
+    """Class probabilities of the test images, and the prior's precision."""
 
-    precision: float
-    by_evidence: float  # the precision of the largest evidence
-    probit: Tensor
-    drawn: Tensor
+    precision: float  # of the least NLL on held-out images
+    by_evidence: float  # of the largest evidence
+    probit: Tensor  # (N, K)
+    drawn: Tensor  # (N, K), by samples
 
 
 def calibrated(
@@ -81,11 +83,14 @@ def calibrated(
     test: Tensor,
     structure: laplace.Structure,
 ) -> Prediction:
-    batches = zip(*(part.split(100) for part in training), strict=True)
+    """Fit the approximation, choose the prior's precision, and predict the test images."""
+    batches = zip(*(torch.split(part, 100) for part in training), strict=True)
     fitted = laplace.fit(model, params, batches, structure=structure)
 
     def logits(x: Tensor, precision: float) -> tuple[Tensor, Tensor]:
-        parts = [laplace.logit_distribution(fitted, model, p, precision) for p in x.split(100)]
+        parts = [
+            laplace.logit_distribution(fitted, model, p, precision) for p in torch.split(x, 100)
+        ]
         mean, covariance = (torch.cat(column) for column in zip(*parts, strict=True))
         return mean, covariance
 
@@ -100,14 +105,11 @@ def calibrated(
 
 
 def draw(found: dict[str, Bins], path: str) -> None:
-    """Accuracy against confidence, a panel for each way to predict, and write it to `path`."""
-    import matplotlib as mpl
+    """Draw accuracy by confidence, a reliability diagram for each kind of prediction."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    size = (3.1 * len(found), 4)
-    figure, axes = plt.subplots(1, len(found), figsize=size, sharey=True, layout="constrained")
+    figure = Figure(figsize=(3.1 * len(found), 4), layout="constrained")
+    axes = figure.subplots(1, len(found), sharey=True)
     for axis, (name, values) in zip(axes, found.items(), strict=True):
         some = values.share > 0
         centers = ((torch.arange(BINS) + 0.5)[some] / BINS).numpy()
@@ -124,20 +126,22 @@ def draw(found: dict[str, Bins], path: str) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--limit-train", type=arguments.positive, default=500)
-    parser.add_argument("--held-out", type=int, default=300, help="images to choose the prior by")
-    parser.add_argument("--limit-test", type=int, default=1000)
-    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend")
-    parser.add_argument("--picture", type=arguments.picture, default="laplace.png")
-    options = parser.parse_args(argv)
-    dataset = data.load(options.data)
+    parser = arguments.Parser(__doc__)
+    positive = arguments.positive
+    parser.add_argument("--epochs", type=positive, default=100)
+    parser.add_argument("--limit-train", type=positive, default=500, help="training images")
+    parser.add_argument("--held-out", type=positive, default=300, help="to choose the prior by")
+    parser.add_argument("--limit-test", type=positive, default=1000)
+    parser.add_data()
+    parser.add_backend()
+    parser.add_picture("laplace.png")
+    options = parser.parse(argv)
+    dataset = parser.load_data(options.data)
+    if options.limit_train + options.held_out > len(dataset.train_labels):
+        parser.error(f"--limit-train and --held-out: there are {len(dataset.train_labels)} images")
     images, labels = dataset.train_images, dataset.train_labels
     train_on, choose_by = (
         (data.prepare(images[part], side=28), labels[part])
@@ -166,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, model, mean, structure in ways:
         made = calibrated(model, mean, train_on, choose_by, test, structure)
         print(
-            f"{name}: the prior's precision is {made.precision:.3g} by held-out images, and would "
+            f"{name}: the prior's precision is {made.precision:.3g} by held-out images; it would "
             f"be {made.by_evidence:.3g} by evidence"
         )
         predictions |= {f"{name}, probit": made.probit, f"{name}, draws": made.drawn}

@@ -1,10 +1,11 @@
-"""Train a small network with differential privacy (DP-SGD), and plot what the noise costs.
+"""Train a small network with differential privacy (DP-SGD), and draw what the noise costs.
 
     python examples/private_training.py --noise 0 2 8 32 --picture private.png
 
-Each example's gradient is clipped, and noise is added to their mean (Abadi et al., 2016): so no
-single image moves the network by much.  `--noise` is the noise's deviation in units of the clipping
-norm.  Prints a table, and draws the test accuracy of each amount of noise over the epochs.
+The gradient of each example is clipped, and noise is added to their mean (Abadi et al., 2016), so
+that no single image moves the network by much.  `--noise` is the noise multiplier: the standard
+deviation of the noise relative to the clipping norm.  Prints a table, and draws the test accuracy
+for each amount of noise over the epochs.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from funcnets.core import Layer
 
 
 def lenet() -> Layer:
-    """LeNet for images of 28 × 28, without batch norm, which would mix the examples."""
+    """Return a LeNet for 28×28 images, without batch norm, which would mix the examples."""
     return funcnets.sequential(
         conv1=layers.conv2d(8, 5, stride=2, padding=2),
         tanh1=layers.tanh(),
@@ -34,7 +35,7 @@ def lenet() -> Layer:
 
 
 def accuracies(noise: float, dataset: data.Dataset, options: argparse.Namespace) -> list[float]:
-    """The test accuracy after each epoch."""
+    """Return the test accuracy after each epoch."""
     net, prepare = lenet(), partial(data.prepare, side=28)
     init_key, noise_key = random.split(random.key(options.seed))
     private = optim.private(options.max_norm, noise, options.batch_size, noise_key)
@@ -61,49 +62,47 @@ def accuracies(noise: float, dataset: data.Dataset, options: argparse.Namespace)
 
 
 def draw(found: dict[float, list[float]], path: str) -> None:
-    """The curves of all amounts of noise."""
-    import matplotlib
+    """Draw test accuracy by epoch, a curve for each amount of noise."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    colours = plt.get_cmap("viridis")([i / max(len(found) - 1, 1) * 0.9 for i in range(len(found))])
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"]([i / max(len(found) - 1, 1) * 0.9 for i in range(len(found))])
     for (noise, values), colour in zip(found.items(), colours, strict=True):
         axes.plot(range(1, len(values) + 1), values, "o-", color=colour, label=f"{noise:g}")
     axes.set(xlabel="epoch", ylabel="test accuracy", title="What privacy's noise costs")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title="noise", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 2.0, 8.0, 32.0])
-    parser.add_argument("--max-norm", type=float, default=1.0)
-    parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--chunk-size", type=int, help="gradients at once; all if not given")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser = arguments.Parser(__doc__)
+    number, positive = arguments.non_negative, arguments.positive
+    parser.add_argument("--noise", nargs="+", type=number, default=[0.0, 2.0, 8.0, 32.0])
+    parser.add_argument("--max-norm", type=arguments.above_zero, default=1.0)
+    parser.add_argument("--learning-rate", type=number, default=0.1)
+    parser.add_argument("--batch-size", type=positive, default=250)
+    parser.add_argument("--chunk-size", type=positive, help="gradients at a time; default all")
+    parser.add_argument("--epochs", type=positive, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--limit-train", type=int)
-    parser.add_argument("--backend")
-    parser.add_argument(
-        "--picture", type=arguments.picture, help="a file for the curves, such as private.png"
-    )
-    options = parser.parse_args(argv)
-    dataset = arguments.dataset(parser, options)
+    parser.add_data()
+    parser.add_limit()
+    parser.add_backend()
+    parser.add_picture(None)
+    options = parser.parse(argv)
+    dataset = parser.load_data(options.data, options.limit_train)
     if options.batch_size > len(dataset.train_labels):
         parser.error(
             f"argument --batch-size: {options.batch_size}; expected {len(dataset.train_labels)} or "
-            "less, as many as there are images"
+            "less, the number of images"
         )
     print(dataset.source)
-    print(f"{math.ceil(len(dataset.train_labels) / options.batch_size)} steps an epoch")
+    print(f"{math.ceil(len(dataset.train_labels) / options.batch_size)} steps per epoch")
     print("| noise | test accuracy |\n|---|---|")
     found: dict[float, list[float]] = {}
     for noise in options.noise:

@@ -1,14 +1,14 @@
-"""Watch the curvature of the loss while LeNet trains by full-batch gradient descent.
+"""Measure the curvature of the loss while LeNet trains by full-batch gradient descent.
 
     python examples/sharpness.py --picture sharpness.png
 
-Beyond an eigenvalue of 2 / rate gradient descent on a quadratic diverges.  The largest one of the
-Hessian comes down to one to three times that, and stays there while the loss falls: at the larger
-rate the network is where the loss is flatter, by the trace as well.  Batch norm is in training.
-Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, 2021.
+Gradient descent on a quadratic diverges if an eigenvalue is above 2 / rate.  The largest eigenvalue
+of the Hessian comes down to one to three times that, and stays there while the loss falls: at the
+larger learning rate the network is where the loss is flatter, also by its trace.  Batch norm is in
+training mode.  Cohen et al., "Gradient descent on neural networks typically occurs at the edge of
+stability", 2021.
 """
 
-import argparse
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from funcnets.transforms import curvature
 
 
 class Row(NamedTuple):
-    """What is measured before a step."""
+    """Measurements before a step."""
 
     step: int
     loss: float
@@ -31,13 +31,11 @@ class Row(NamedTuple):
 
 
 def draw(found: dict[float, list[Row]], path: str) -> None:
-    """Loss, sharpness and trace against the step, a line for each rate, written to `path`."""
-    import matplotlib as mpl
+    """Draw loss, sharpness and trace by step, a line for each learning rate."""
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3)
     for number, (rate, rows) in enumerate(found.items()):
         steps, loss, sharpness, traces, errors = map(list, zip(*rows, strict=True))
         style = {"color": f"C{number}", "marker": ".", "label": f"rate {rate:g}"}
@@ -50,11 +48,10 @@ def draw(found: dict[float, list[Row]], path: str) -> None:
     axes[2].set(title="trace, and its standard error", xlabel="step")
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 class Options(NamedTuple):
-    """How a training is measured."""
+    """Options of the measurements."""
 
     steps: int
     every: int  # steps between two measurements
@@ -63,7 +60,7 @@ class Options(NamedTuple):
 
 
 def trained(batch: tuple[Tensor, Tensor], rate: float, options: Options, jit: Any) -> list[Row]:
-    """What is measured along a training at this rate on this batch; printed too."""
+    """Train at this learning rate on this batch; print and return the measurements."""
     images, labels = batch
     net, optimizer = funcnets.models.lenet_bn(), optim.sgd(rate)
     train_state = train.create(net, optimizer, random.key(0), images)
@@ -98,18 +95,21 @@ def trained(batch: tuple[Tensor, Tensor], rate: float, options: Options, jit: An
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--every", type=int, default=6, help="steps between two measurements")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.3])
-    parser.add_argument("--iterations", type=int, default=8, help="of Lanczos")
-    parser.add_argument("--samples", type=int, default=4, help="for the trace")
-    parser.add_argument("--limit-train", type=int, default=100)
-    parser.add_argument("--data", default="bundled", help="a directory, or `bundled`")
-    parser.add_argument("--backend")
-    parser.add_argument("--picture", type=arguments.picture, default="sharpness.png")
-    options = parser.parse_args(argv)
-    dataset = arguments.dataset(parser, options)
+    parser = arguments.Parser(__doc__)
+    positive = arguments.positive
+    parser.add_argument("--steps", type=positive, default=60)
+    parser.add_argument("--every", type=positive, default=6, help="steps between two measurements")
+    parser.add_argument("--rates", type=arguments.above_zero, nargs="+", default=[1.0, 0.3])
+    parser.add_argument("--iterations", type=positive, default=8, help="of Lanczos")
+    parser.add_argument("--samples", type=positive, default=4, help="for the trace, at least 2")
+    parser.add_limit(100)
+    parser.add_data()
+    parser.add_backend()
+    parser.add_picture("sharpness.png")
+    options = parser.parse(argv)
+    if options.samples < 2:
+        parser.error("argument --samples: 1; expected 2 or more, for a standard error")
+    dataset = parser.load_data(options.data, options.limit_train)
     batch = (data.prepare(dataset.train_images, side=28), dataset.train_labels)
     how = Options(options.steps, options.every, options.iterations, options.samples)
     jit = partial(funcnets.jit, backend=options.backend)

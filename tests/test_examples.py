@@ -50,31 +50,86 @@ def test_every_example_is_tested(path):
     assert f'load("{path.stem}")' in Path(__file__).read_text()
 
 
+COMMANDS = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "arguments"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_example_has_its_command_in_its_docstring(name):
+    assert f"    python examples/{name}.py" in load(name).__doc__
+
+
+def refusal(name, arguments, capsys):
+    """The one line that ends the example."""
+    with pytest.raises(SystemExit) as ended:
+        load(name).main(arguments.split())
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
         *(
-            (name, "--limit-train 0", "limit of 0 training images; expected 1 to 10000")
-            for name in ("against_twin", "averaging", "ensemble", "full_set", "grad_cam")
+            (name, "--limit-train 0", "argument --limit-train: '0'; expected a whole number")
+            for name in ("against_twin", "averaging", "ensemble", "full_set", "grad_cam", "laplace")
         ),
-        ("averaging", "--limit-train 10001", "limit of 10001 training images; expected 1 to"),
-        ("laplace", "--limit-train 0", "argument --limit-train: '0'; expected a whole number"),
+        *(
+            (name, "--backend fast", "argument --backend: invalid choice: 'fast' (choose from")
+            for name in COMMANDS
+            if name != "accumulation"
+        ),
+        *(
+            (name, "--data /nowhere", "data directory /nowhere: no train-images")
+            for name in COMMANDS
+            if name not in ("accumulation", "ensemble_speed", "remat_memory")
+        ),
+        *(
+            (name, "renset", "argument net: invalid choice")
+            for name in ("ensemble", "against_twin")
+        ),
+        ("averaging", "--limit-train 10001 --data bundled", "limit of 10001 training images"),
+        ("averaging", "--decay 1", "argument --decay: '1'; expected a number in [0, 1)"),
+        ("averaging", "--rate fast", "argument --rate: 'fast'; expected a number, 0 or more"),
+        ("accumulation", "--batch-size 20000", "argument --batch-size: there are 10000 images"),
+        ("ensemble", "--rates 0.1 0", "argument --rates: '0'; expected a number above 0"),
+        ("ensemble_speed", "--side 2", "argument --side: 2; conv1"),
+        ("ensemble_speed", "--width 8", "argument --width: it is for resnet18, not for lenet_bn"),
+        ("full_set", "--recipes best", "argument --recipes: invalid choice: 'best'"),
+        ("grad_cam", "--layer stage9", "argument --layer: "),
+        ("grad_cam", "--layer fc", "argument --layer: 'fc'; expected one part with feature maps"),
+        ("laplace", "--limit-train 9999", "--held-out: there are 10000 images"),
         ("fine_tune", "--classes 11", "argument --classes: invalid choice: 11"),
         ("fine_tune", "--classes 0 0", "argument --classes: [0, 0]; expected each once"),
+        ("fine_tune_torchvision", "--weights /nowhere", "argument --weights: '/nowhere'; there is"),
+        (
+            "fine_tune_torchvision",
+            f"--weights {__file__} --few 1 --side 32",
+            "not weights of torch",
+        ),
         ("private_training", "--picture /nowhere/x.png", "'/nowhere/x.png'; expected a file in a"),
         ("private_training", "--limit-train 256 --batch-size 512", "512; expected 256 or less"),
+        ("remat_memory", "--side 1", "argument --side: 1; pool"),
+        ("sharpness", "--samples 1", "argument --samples: 1; expected 2 or more"),
     ],
 )
 def test_wrong_arguments_end_an_example_with_one_line(name, arguments, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        load(name).main([*arguments.split(), "--data", "bundled"])
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert message in refusal(name, arguments, capsys)
+
+
+@pytest.mark.parametrize("name", ["ensemble", "grad_cam", "laplace", "sharpness"])
+def test_an_example_that_draws_says_at_once_that_matplotlib_is_missing(name, capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+    )
+    assert "pip install matplotlib" in refusal(name, "", capsys)
 
 
 def test_arguments_are_taken_as_they_are(tmp_path):
     arguments = load("arguments")
     assert arguments.positive("12") == 12
+    assert arguments.fraction("0.5") == 0.5
     assert arguments.picture("picture.png") == "picture.png"
     assert arguments.picture(str(tmp_path / "a.png")) == str(tmp_path / "a.png")
 
@@ -112,7 +167,8 @@ def test_private_training_draws_its_curves(tmp_path):
 def printed(example: ModuleType, arguments: str, path: Path, capsys: pytest.CaptureFixture) -> str:
     """What the example prints; it must leave a picture at `path`."""
     pytest.importorskip("matplotlib")
-    example.main([*arguments.split(), "--data", "bundled", "--picture", str(path)])
+    options = [*arguments.split(), "--data", "bundled", "--backend", "graph"]
+    example.main([*options, "--picture", str(path)])
     assert path.read_bytes()[:4] == b"\x89PNG"
     return capsys.readouterr().out
 
@@ -135,10 +191,10 @@ def test_laplace_prints_the_calibration_of_each_prediction(tmp_path, capsys):
 
 
 def test_fine_tune_leaves_the_frozen_part_as_it_was(capsys):
-    arguments = "--few 10 --limit-train 64 --epochs 1 --steps 2 --seeds 2"
+    arguments = "--few 10 --limit-train 64 --epochs 1 --steps 2 --seeds 2 --backend graph"
     load("fine_tune").main(arguments.split())
     out = capsys.readouterr().out
-    assert "new: fc3.weight, fc3.bias" in out
+    assert "new: fc3.bias, fc3.weight" in out
     assert "frozen leaves unchanged: True" in out
 
 
@@ -152,11 +208,12 @@ def test_fine_tune_torchvision_trains_a_head_on_its_weights(capsys, tmp_path):
             buffer.fill_(0.1)
     torch.save(module.state_dict(), tmp_path / "weights.pth")
     arguments = f"--weights {tmp_path / 'weights.pth'} --few 2 --side 32 --steps 5 --limit-test 100"
+    arguments += " --backend graph"
     load("fine_tune_torchvision").main(arguments.split())
     out = capsys.readouterr().out
-    (difference,) = re.findall(r"as torchvision's, up to ([\d.e+-]+)", out)
+    (difference,) = re.findall(r"from torchvision's by at most ([\d.e+-]+)", out)
     assert float(difference) < 1e-4
-    assert "taken from torchvision: 100 leaves; new: fc.weight, fc.bias" in out
+    assert "taken from torchvision: 100 leaves; new: fc.bias, fc.weight" in out
     assert "frozen leaves unchanged: True" in out
     accuracies = [float(row.split("|")[2]) for row in out.splitlines()[-2:]]
     assert accuracies[0] < accuracies[1]
@@ -164,7 +221,7 @@ def test_fine_tune_torchvision_trains_a_head_on_its_weights(capsys, tmp_path):
 
 def test_fine_tune_torchvision_says_where_it_has_no_weights(capsys):
     pytest.importorskip("torchvision")
-    load("fine_tune_torchvision").take(None, torch.zeros(1, 3, 32, 32))
+    load("fine_tune_torchvision").convert(None, torch.zeros(1, 3, 32, 32))
     assert "trained on nothing" in capsys.readouterr().out
 
 
@@ -212,7 +269,9 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
 
 
 def test_averaging_evaluates_both(capsys):
-    arguments = "--epochs 2 --limit-train 256 --batch-size 64 --decay 0.5 --rate 0.1"
+    arguments = (
+        "--epochs 2 --limit-train 256 --batch-size 64 --decay 0.5 --rate 0.1 --backend graph"
+    )
     load("averaging").main(arguments.split())
     *_, first, second = capsys.readouterr().out.splitlines()
     rows = [[float(cell) for cell in row.strip("| ").split("|")] for row in (first, second)]
