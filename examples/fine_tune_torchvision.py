@@ -9,8 +9,6 @@ torchvision's random one: that shows the steps, but not the use of training on I
 """
 
 import pickle
-import re
-from functools import partial
 from pathlib import Path
 
 import arguments
@@ -25,19 +23,6 @@ from funcnets.train import Batch, TrainState
 
 HEAD = "fc"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours
-
-
-def network(classes: int) -> Layer:
-    """ResNet-18 in torchvision's form: convolutions without bias, batch norm in the shortcuts."""
-    block = partial(models.residual_block, bias=False, norm_shortcut=True)
-    return models.resnet18(classes, block=block, stem_bias=False)
-
-
-def rename(name: str) -> str:
-    """Return our name for torchvision's: `layer2.0.conv1` is `stage2.block1.conv1`."""
-    name = re.sub(r"^(conv|bn)1\.", r"stem.\1.", name)
-    name = re.sub(r"layer(\d)\.(\d)", lambda m: f"stage{m[1]}.block{int(m[2]) + 1}", name)
-    return name.replace("downsample.0", "shortcut.conv").replace("downsample.1", "shortcut.bn")
 
 
 def prepare(images: Tensor, side: int) -> Tensor:
@@ -63,7 +48,7 @@ def convert(weights: Path | None, x: Tensor) -> tuple[Params, State]:
         print("no --weights: the body is torchvision's random one, trained on nothing")
     else:
         module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    whole = network(1000)
+    whole, rename = models.torchvision.get("resnet18")
     like = whole.init(random.key(0, "meta"), x.to("meta"))
     params, state = interop.from_state_dict(module.state_dict(), like=like, rename=rename)
     with torch.no_grad():
@@ -109,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         parser.error(f"argument --weights: not weights of torchvision's resnet18: {error}")
 
-    net = network(10)
+    net, _ = models.torchvision.get("resnet18", num_classes=10)
     moved = interop.transplant(source, net.init(random.key(0), batch[0]))
     print(f"taken from torchvision: {len(moved.taken)} leaves; new: {', '.join(moved.new)}")
     before = (moved.params, moved.state)

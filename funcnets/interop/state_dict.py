@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from funcnets import tree
 from funcnets.core import Layer, Params, State
 
-Rename = Callable[[str], str] | Mapping[str, str]
+Rename = Callable[[str], str | None] | Mapping[str, str]
 """A function from names to names, or a mapping from names of parts to names of parts.
 
-In a mapping the name of a part stands for all names below it (`{"features.0": "conv1"}`), and the
-longest name that matches counts.
+An entry for which a function returns None is left out.  In a mapping the name of a part stands for
+all names below it (`{"features.0": "conv1"}`), and the longest name that matches counts.
 """
 
 Values = tuple[Params, State]
@@ -253,7 +253,7 @@ def _submodule(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module, leaf
 
 
-def _renamed(name: str, rename: Rename | None) -> str:
+def _renamed(name: str, rename: Rename | None) -> str | None:
     if rename is None:
         return name
     if callable(rename):
@@ -268,8 +268,9 @@ def _renamed(name: str, rename: Rename | None) -> str:
 def _by_new_name(
     state_dict: Mapping[str, Tensor], entries: list[str], rename: Rename | None
 ) -> dict[str, Tensor]:
-    ours = {name: _renamed(name, rename) for name in entries}
-    found = {ours[name]: state_dict[name] for name in entries}
+    renamed = {name: _renamed(name, rename) for name in entries}
+    ours = {name: new for name, new in renamed.items() if new is not None}
+    found = {new: state_dict[name] for name, new in ours.items()}
     if len(found) < len(ours):
         twice = [
             f"{name} as {new}" for name, new in ours.items() if [*ours.values()].count(new) > 1

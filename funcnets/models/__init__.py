@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from funcnets.core import Layer
+from funcnets.models import torchvision
 from funcnets.models.alexnet import alexnet
 from funcnets.models.densenet import dense_block, densenet, transition_block
 from funcnets.models.googlenet import googlenet, inception
@@ -32,6 +33,7 @@ __all__ = [
     "residual_block",
     "resnet",
     "resnet18",
+    "torchvision",
     "transition_block",
     "vgg",
     "vgg11",

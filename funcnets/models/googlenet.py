@@ -1,10 +1,11 @@
 """GoogLeNet: Szegedy et al., Going deeper with convolutions, 2014; `STAGES` is its table 1."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 from funcnets.core import Layer, concat, sequential
-from funcnets.layers import conv2d, flatten, global_avg_pool, linear, max_pool, relu
+from funcnets.layers import conv2d, dropout, flatten, global_avg_pool, linear, max_pool, relu
 
 Branches = tuple[int, tuple[int, int], tuple[int, int], int]  # c1, (r2, c2), (r3, c3), c4
 Variant = Literal["reference", "paper"]
@@ -74,12 +75,18 @@ def inception(
     )
 
 
+_pool = partial(max_pool, stride=2, padding=1)
+
+
 def googlenet(
     num_classes: int = 10,
     *,
-    variant: Variant = "reference",
+    variant: Variant | tuple[int, int] = "reference",
     stem: tuple[int, int, int] = (64, 64, 192),
     stages: Mapping[str, Mapping[str, Branches]] = STAGES,
+    convolution: Callable[..., Layer] = conv2d,
+    pool: Callable[[int], Layer] = _pool,
+    rate: float = 0.0,
 ) -> Layer:
     """Return GoogLeNet without auxiliary classifiers, (N, C, 96, 96) -> (N, num_classes).
 
@@ -88,24 +95,29 @@ def googlenet(
         variant: kernels of the Inception blocks, as in `inception`.
         stem: channels of the three convolutions before the first stage.
         stages: channels of the Inception blocks, by the names of stage and block.
+        convolution: layer before each ReLU, as in `inception`.
+        pool: function from a kernel to the max pool between stages.
+        rate: probability of dropout before the last layer.
     """
+    block = partial(inception, variant=variant, convolution=convolution)
     blocks = {
-        stage: sequential(**{name: inception(*row, variant) for name, row in rows.items()})
+        stage: sequential(**{name: block(*row) for name, row in rows.items()})
         for stage, rows in stages.items()
     }
     return sequential(
         stem=sequential(
-            conv1=conv2d(stem[0], 7, stride=2, padding=3),
+            conv1=convolution(stem[0], 7, stride=2, padding=3),
             relu1=relu(),
-            pool1=max_pool(3, 2, 1),
-            conv2=conv2d(stem[1], 1),
+            pool1=pool(3),
+            conv2=convolution(stem[1], 1),
             relu2=relu(),
-            conv3=conv2d(stem[2], 3, padding=1),
+            conv3=convolution(stem[2], 3, padding=1),
             relu3=relu(),
-            pool3=max_pool(3, 2, 1),
+            pool3=pool(3),
         ),
-        stage3=sequential(blocks["stage3"], pool=max_pool(3, 2, 1)),
-        stage4=sequential(blocks["stage4"], pool=max_pool(2, 2, 1)),
+        stage3=sequential(blocks["stage3"], pool=pool(3)),
+        stage4=sequential(blocks["stage4"], pool=pool(2)),
         stage5=sequential(blocks["stage5"], pool=global_avg_pool(), flatten=flatten()),
+        **({"dropout": dropout(rate)} if rate else {}),
         fc=linear(num_classes),
     )

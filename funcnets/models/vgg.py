@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from functools import partial
 
 from funcnets.core import Layer, sequential
-from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, max_pool, relu
+from funcnets.layers import (
+    adaptive_avg_pool,
+    batch_norm,
+    conv2d,
+    dropout,
+    flatten,
+    linear,
+    max_pool,
+    relu,
+)
 
 Architecture = Sequence[tuple[int, int]]  # (convolutions, channels) of each block
 
@@ -24,7 +33,13 @@ def vgg_block(convolutions: int, channels: int, *, norm: bool = False) -> Layer:
 
 
 def vgg(
-    arch: Architecture, num_classes: int = 10, *, hidden: int = 4096, rate: float = 0.5
+    arch: Architecture,
+    num_classes: int = 10,
+    *,
+    hidden: int = 4096,
+    rate: float = 0.5,
+    norm: bool = False,
+    side: int | None = None,
 ) -> Layer:
     """Return VGG, (N, C, 224, 224) -> (N, num_classes).
 
@@ -33,10 +48,15 @@ def vgg(
         num_classes: number of logits.
         hidden: features of the two hidden linear layers.
         rate: probability of their dropout.
+        norm: True for a batch norm after each convolution.
+        side: height and width to which the last feature maps are pooled, so that images of any
+            size fit the linear layers; None for no such pooling.
     """
-    blocks = {f"block{i}": vgg_block(*block) for i, block in enumerate(arch, 1)}
+    blocks = {f"block{i}": vgg_block(*block, norm=norm) for i, block in enumerate(arch, 1)}
+    average = {} if side is None else {"average": adaptive_avg_pool(side)}
     return sequential(
         **blocks,
+        **average,
         flatten=flatten(),
         fc1=linear(hidden),
         relu1=relu(),
@@ -48,7 +68,13 @@ def vgg(
     )
 
 
-vgg11 = partial(vgg, ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)))
-vgg13 = partial(vgg, ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512)))
-vgg16 = partial(vgg, ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)))
-vgg19 = partial(vgg, ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)))
+ARCHITECTURES: dict[str, Architecture] = {
+    "vgg11": ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)),
+    "vgg13": ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512)),
+    "vgg16": ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
+    "vgg19": ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)),
+}
+vgg11 = partial(vgg, ARCHITECTURES["vgg11"])
+vgg13 = partial(vgg, ARCHITECTURES["vgg13"])
+vgg16 = partial(vgg, ARCHITECTURES["vgg16"])
+vgg19 = partial(vgg, ARCHITECTURES["vgg19"])
