@@ -1,6 +1,8 @@
 """A saved program does what the traced one does, and is taken for nothing else."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +17,7 @@ import funcnets
 from funcnets import data, random
 from funcnets.cli import preparation
 from funcnets.cli.configuration import configure
-from funcnets.compiler import TraceError
+from funcnets.compiler import TraceError, disk_cache
 from funcnets.compiler.backends import program_cache
 from funcnets.compiler.kernels import build
 from funcnets.compiler.lowerings import DEFAULT
@@ -40,8 +42,14 @@ def step(state, x):
     return new, ((x * 2).relu() - x, None)
 
 
-def untraced(state, x):
-    raise AssertionError("traced again")
+@pytest.fixture
+def untraced(monkeypatch):
+    """After a call of it nothing is traced any more."""
+
+    def trace(*arguments):
+        raise AssertionError("traced again")
+
+    return lambda: monkeypatch.setattr("funcnets.compiler.pipeline.trace", trace)
 
 
 def arguments(rows=5):
@@ -49,8 +57,8 @@ def arguments(rows=5):
     return {"mean": x.sum(0), "count": torch.tensor(2)}, x
 
 
-def refused(function=untraced, **how):
-    """Whether the step isn't found as it was saved, but traced."""
+def refused(function=step, **how):
+    """True if the function isn't found as it was saved, but traced."""
     call = funcnets.jit(function, **{"saved_as": "step", "backend": "graph", **how})
     with pytest.raises(AssertionError, match="traced again"):
         call(*arguments())
@@ -59,30 +67,32 @@ def refused(function=untraced, **how):
 
 @pytest.mark.parametrize("donate", [(), 0])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_saved_program_is_the_function(backend, donate):
+def test_a_saved_program_is_the_function(untraced, backend, donate):
     how = {"saved_as": "step", "backend": backend, "donate_argnums": donate}
     expected = step(*arguments())
-    for function in (step, untraced):
+    for _ in range(2):
         state, x = arguments()
-        result = funcnets.jit(function, **how)(state, x)
+        result = funcnets.jit(step, **how)(state, x)
+        untraced()
         torch.testing.assert_close(result[0], expected[0])
         torch.testing.assert_close(result[1][0], expected[1][0])
         assert result[1][1] is None
         assert (result[0]["mean"] is state["mean"]) is (donate == 0)
 
 
-def test_what_differs_is_another_program(cache):
+def test_what_differs_is_another_program(cache, untraced):
     funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
     assert len(programs(cache)) == 1
+    untraced()
     assert refused(saved_as="other")
     assert refused(saved_as=None)
     assert refused(backend="native")
     assert refused(lowerings=None)
     assert refused(lowerings=DEFAULT[:-1])
     assert refused(donate_argnums=0)
-    funcnets.jit(untraced, saved_as="step", backend="graph")(*arguments())
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
     with pytest.raises(AssertionError, match="traced again"):
-        funcnets.jit(untraced, saved_as="step", backend="graph")(*arguments(rows=6))
+        funcnets.jit(step, saved_as="step", backend="graph")(*arguments(rows=6))
     torch.set_default_dtype(torch.float64)
     try:
         assert refused()
@@ -119,8 +129,9 @@ def test_what_only_prints_the_same_is_not_saved(cache):
     assert programs(cache) == []
 
 
-def test_other_versions_are_other_programs(monkeypatch):
+def test_other_versions_are_other_programs(monkeypatch, untraced):
     funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    untraced()
     monkeypatch.setattr(program_cache, "versions", lambda: "another PyTorch")
     assert refused()
 
@@ -144,7 +155,7 @@ def local_class():
 
 @pytest.mark.parametrize("as_argument", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_cannot_be_pickled_is_not_saved(cache, backend, as_argument):
+def test_a_result_of_a_local_class_is_not_saved(cache, backend, as_argument):
     made = local_class()
     how = {"saved_as": "local", "backend": backend}
     call = funcnets.jit(lambda given: made(given[0] * 2), **how)
@@ -153,36 +164,75 @@ def test_what_cannot_be_pickled_is_not_saved(cache, backend, as_argument):
     assert programs(cache) == []
 
 
-def test_what_fails_when_it_is_pickled_is_not_saved(cache, monkeypatch):
-    def dumps(program):
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("pickle.dumps", dumps)
-    call = funcnets.jit(step, saved_as="step", backend="graph")
-    torch.testing.assert_close(call(*arguments())[0], step(*arguments())[0])
-    assert programs(cache) == []
-
-
 def test_a_damaged_file_is_written_anew(cache):
     funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
     (path,) = programs(cache)
     whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"no program", b"\x80\x04K\x01."):
+    flipped = whole.replace(b"relu", b"rely", 1)
+    for damaged in (b"", whole[: len(whole) // 2], b"no program", b"\x80\x04K\x01.", flipped):
         path.write_bytes(damaged)
-        funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+        result = funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+        torch.testing.assert_close(result[0], step(*arguments())[0])
         assert path.read_bytes() == whole
+
+
+def test_what_is_whole_but_no_program_is_written_anew(cache, untraced):
+    funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
+    (path,) = programs(cache)
+    key = path.name.split("-")[0]
+    for content in (b"[]", b"no JSON", b"{}", b'{"structure": [1, 2]}'):
+        path.unlink()
+        path = disk_cache.write(key, ".program", content)
+        assert program_cache.read(key) is None
+
+
+def edited(factor):
+    names = {}
+    exec(f"def function(x):\n    return x * {factor}", names)
+    return names["function"]
+
+
+def scaling(factor):
+    return lambda x: x * factor
+
+
+def calling(inner):
+    return lambda x: inner(x) + 1
+
+
+def test_an_edited_function_is_another_program():
+    """Also where the edit is in what it calls, or in a number that it closes over."""
+    x = torch.ones(2)
+    for factor in (2, 5):
+        for function in (edited(factor), scaling(factor), calling(edited(factor))):
+            call = funcnets.jit(function, saved_as="step", backend="graph")
+            assert torch.equal(call(x), function(x))
+
+
+def test_an_edited_module_is_another_program(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for factor in (2, 5):
+        (tmp_path / "edited_module.py").write_text(f"def scale(x):\n    return x * {factor}\n")
+        sys.modules.pop("edited_module", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("edited_module")
+        os.utime(module.__file__, ns=(factor, factor))
+        call = funcnets.jit(calling(module.scale), saved_as="step", backend="graph")
+        assert call(torch.ones(1)).item() == factor + 1
 
 
 def test_no_place_to_write(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    for _ in range(2):
+    disk_cache._private.cache_clear()
+    with pytest.warns(UserWarning, match="compiled code isn't kept for later processes"):
         result = funcnets.jit(step, saved_as="step", backend="graph")(*arguments())
-        torch.testing.assert_close(result[0], step(*arguments())[0])
+    torch.testing.assert_close(result[0], step(*arguments())[0])
 
 
-def test_loops_that_no_compiler_is_left_for_are_traced_again(monkeypatch):
+def test_loops_that_no_compiler_is_left_for_are_traced_again(monkeypatch, untraced):
     funcnets.jit(step, saved_as="step", backend="native")(*arguments())
+    untraced()
     monkeypatch.setattr(build, "load", lambda source: None)
     assert refused(backend="native")
 
@@ -215,15 +265,12 @@ def test_a_new_process_needs_no_tracer():
 
 
 @pytest.mark.parametrize("command", [["train"], ["sweep", "--seeds", "2"]])
-def test_a_second_training_traces_nothing(run, monkeypatch, command):
+def test_a_second_training_traces_nothing(run, untraced, command):
     arguments = [command[0], "lenet_bn", *command[1:], "--epochs", 1, "--limit-train", 128]
     arguments += ["--backend", "graph", "--data", "bundled"]
     assert run(*arguments, "--run", "first")[0] == 0
 
-    def untraced(*arguments):
-        raise AssertionError("traced again")
-
-    monkeypatch.setattr("funcnets.compiler.pipeline.trace", untraced)
+    untraced()
     assert run(*arguments, "--run", "second")[0] == 0
     first, second = map(losses_of, ("first", "second"))
     assert second == first

@@ -4,9 +4,9 @@ import contextlib
 import functools
 import gc
 import math
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from inspect import Parameter, signature
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +27,10 @@ from funcnets.compiler.backends.select import (
     usual_backend,
 )
 from funcnets.compiler.captured import Captured
+from funcnets.compiler.fingerprint import fingerprint
 from funcnets.compiler.graph.compilation import Aliases, Compilation
 from funcnets.compiler.graph.structure import Structure
+from funcnets.compiler.kernels import build
 from funcnets.compiler.lowerings import DEFAULT, Lowering
 from funcnets.compiler.recorder import is_recording
 from funcnets.compiler.trace import Trace
@@ -99,30 +101,48 @@ class Jitted:
 
     def _build(self, call: Call) -> _Executable:
         backend = self.backend or _usual_backend(call.tensors)
-        place = self._place(call, backend)
-        executable = (place and _read(place)) or self._compile(call, backend, place)
+        key = self._program_key(call, backend)
+        executable = (key and _read(key)) or self._compile(call, backend, key)
         run = cuda.prepared(executable.run, call.tensors, call.donated, tf32=self.tf32)
         return executable._replace(run=run)
 
-    def _compile(self, call: Call, backend: Backend, place: Path | None) -> _Executable:
-        """Trace a call and compile it; what can be kept at `place` is."""
-        compilation = self._trace(call)
-        pipeline.finish(compilation, backend, call.donated)
-        run = place and program_cache.keep(compilation, place)
+    def _compile(self, call: Call, backend: Backend, key: str | None) -> _Executable:
+        """Trace and compile a call, and keep the program under `key` if that can be."""
+        with build.collect_begun() as kernels:
+            compilation = self._finish(call, backend)
+        if reason := _first_failure(kernels):
+            warnings.warn(
+                f"jit: a kernel can't be compiled ({reason}): the graph runs without kernels in "
+                "C++, more slowly",
+                stacklevel=4,
+            )
+            with build.without_kernels(), build.collect_begun() as kernels:
+                compilation = self._finish(call, backend)
+        if key is not None:
+            program_cache.keep(compilation, kernels, key)
         return _Executable(
-            run or compile_graph(compilation.module, backend),
+            compile_graph(compilation.module, backend),
             compilation.structure,
             compilation.aliases,
             _as_trace(compilation),
             Captured(compilation.constants()),
         )
 
-    def _place(self, call: Call, backend: Backend) -> Path | None:
-        """Return the file that keeps the program of a call between processes, if there is one."""
+    def _finish(self, call: Call, backend: Backend) -> Compilation:
+        compilation = self._trace(call)
+        pipeline.finish(compilation, backend, call.donated)
+        return compilation
+
+    def _program_key(self, call: Call, backend: Backend) -> str | None:
+        """Return the key of the program of a call between processes; None if it isn't kept."""
         if self.saved_as is None or backend == "inductor" or not prints_as_itself(call.static):
             return None
+        code = fingerprint(self.function)
+        if code is None:
+            return None
         lowerings = tuple(lowering.name for lowering in self.lowerings)
-        return program_cache.place(self.saved_as, backend, lowerings, call.donated, call.key)
+        how = (build.is_available(), backend, lowerings, call.donated)
+        return program_cache.key_of(self.saved_as, code, *how, call.key)
 
     def _trace(self, call: Call) -> Compilation:
         with _uncollected():
@@ -145,9 +165,18 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _read(place: Path) -> _Executable | None:
-    """Return the program that is kept in a file, if it is one that can be run here."""
-    program = program_cache.read(place)
+def _first_failure(kernels: build.Begun) -> str | None:
+    """Wait for all kernels, and return why one of them can't be compiled, if there is one.
+
+    A kernel that fails at its first call would leave a state half written.
+    """
+    found = (library.wait() for library in kernels.values())
+    return next((reason for reason in found if isinstance(reason, str)), None)
+
+
+def _read(key: str) -> _Executable | None:
+    """Return the program that is kept under a key, if it is one that can be run here."""
+    program = program_cache.read(key)
     run = program and program_cache.load(program)
     if not program or not run:
         return None
@@ -218,8 +247,8 @@ def jit(
         lowerings: rewrites of operations that the target runs badly; None for none.
         saved_as: a name for the function, under which `graph` and `native` keep what they made of
             it in the user's cache directory, so that no other process has to trace it again.  The
-            name must change with all that the function is made of, numbers that it captures too;
-            versions and arguments are seen to.  What captures a tensor isn't kept, nor are calls
+            code of the function, what it closes over, the modules that it comes from, versions and
+            arguments are all part of the key.  What captures a tensor isn't kept, nor are calls
             with static arguments other than numbers, strings and tuples of them.
         tf32: whether GPUs may round the factors of float32 products to TF32, whatever is set for
             the process; on a CPU it changes nothing.

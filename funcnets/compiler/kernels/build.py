@@ -3,14 +3,15 @@
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcnets.compiler import disk_cache
 from funcnets.compiler.errors import CompileError
 
 # Needs the C++ library, which a C compiler does not link, and takes almost no time to compile.
 _PROBE = "int* memory() { return new int; }"
+MAX_SECONDS = 300  # that a compiler may take
 MAX_COMPILERS = 3  # processes at a time: a network's long kernels don't wait for each other
 FLOAT_TYPES = {torch.float32: "float", torch.float64: "double"}
 MEMORY_TYPES = FLOAT_TYPES | {torch.bfloat16: "bfloat16"}  # C++ type of numbers in memory
@@ -50,30 +53,26 @@ def try_load(source: str) -> ctypes.CDLL | str:
     try:
         identity = target()
         if identity is None:
-            return f"there is no compiler {_command()[0]}"
-        name = hashlib.sha256("\0".join([source, identity]).encode()).hexdigest()
-        path = cache_directory() / f"{name[:32]}.so"
-        return _load_file(path) or _compile(source, path)
+            return f"there is no C++ compiler {_command()[0]}"
+        key = disk_cache.key_of(source, identity)
+        kept = disk_cache.read(key, ".so")
+        path = kept[0] if kept else disk_cache.write(key, ".so", _compile(source))
+        return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         lines = error.stderr.splitlines()
         return next((line for line in lines if "error" in line), f"{error.cmd[0]} failed")
+    except subprocess.TimeoutExpired as error:
+        return f"{error.cmd[0]} took longer than {MAX_SECONDS} s"
     except OSError as error:
         return str(error)
 
 
-def _load_file(path: Path) -> ctypes.CDLL | None:
-    """Return the library in a file; None if the file is missing or damaged."""
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        return None
-
-
-def _compile(source: str, path: Path) -> ctypes.CDLL:
-    """Compile `source` to a library at `path`, in place of any file that is there."""
-    with atomic_write(path) as built:
+def _compile(source: str) -> bytes:
+    """Return the library that `source` compiles to, as the content of a file."""
+    with tempfile.TemporaryDirectory(dir=disk_cache.directory(), prefix=".new-") as scratch:
+        built = Path(scratch) / "library.so"
         _output([*_command(), "-", "-o", str(built)], source)
-    return ctypes.CDLL(str(path))
+        return built.read_bytes()
 
 
 def register_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -106,11 +105,15 @@ class Library:
         self._pool = _pool
         self._compiled = _pool.submit(try_load, source)
 
-    def __getitem__(self, name: str) -> Callable[..., None]:
-        """Return the C function `name`; raise CompileError if the source does not compile."""
+    def wait(self) -> ctypes.CDLL | str:
+        """Return the library once it is compiled, or the reason why there is none."""
         # In a forked process a future of the parent may never be done, and its lock stay taken.
         is_forked = self._pool is not _pool
-        library = try_load(self._source) if is_forked else self._compiled.result()
+        return try_load(self._source) if is_forked else self._compiled.result()
+
+    def __getitem__(self, name: str) -> Callable[..., None]:
+        """Return the C function `name`; raise CompileError if the source does not compile."""
+        library = self.wait()
         if isinstance(library, str):
             raise CompileError(
                 f"jit: {_command()[0]} can't compile a kernel of funcnets ({library}): with "
@@ -148,7 +151,10 @@ class Kernel:
 
     def begin(self, dtype: torch.dtype, *settings: Hashable) -> Library:
         """Begin to compile in the background, once for each dtype and settings."""
-        return _library(self, dtype, settings)
+        library = _library(self, dtype, settings)
+        if (begun := _begun.get()) is not None:
+            begun[self.path.stem, dtype, settings] = library
+        return library
 
     def call(
         self,
@@ -168,6 +174,33 @@ class Kernel:
         if called.argtypes is None:
             called.argtypes = (ctypes.c_void_p,) * (len(pointers) + 1)
         called(*pointers, longs(*sizes))
+
+
+Begun = dict[tuple[str, torch.dtype, tuple[Hashable, ...]], Library]
+"""Libraries that a graph needs, by the kernel's name, dtype and settings."""
+_begun: ContextVar[Begun | None] = ContextVar("_begun", default=None)
+_is_off: ContextVar[bool] = ContextVar("_is_off", default=False)
+
+
+@contextlib.contextmanager
+def collect_begun() -> Iterator[Begun]:
+    """Context that collects the libraries that are begun in it."""
+    begun: Begun = {}
+    token = _begun.set(begun)
+    try:
+        yield begun
+    finally:
+        _begun.reset(token)
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Context in which no compiler is available, so that no rule takes a kernel."""
+    token = _is_off.set(True)
+    try:
+        yield
+    finally:
+        _is_off.reset(token)
 
 
 @functools.cache
@@ -191,7 +224,13 @@ def is_available() -> bool:
 
     The first call compiles a line of C++, unless the user's cache has it.
     """
-    return load(_PROBE) is not None
+    return not _is_off.get() and load(_PROBE) is not None
+
+
+def reason_unavailable() -> str | None:
+    """Return why C++ can't be compiled here, one line; None if it can be."""
+    found = try_load(_PROBE)
+    return found if isinstance(found, str) else None
 
 
 @functools.cache
@@ -206,39 +245,43 @@ def target() -> str | None:
     try:
         # The predefined macros have the version and the instructions.
         return "\0".join([_output([*command, "-dM", "-E", os.devnull]), *command])
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
-
-
-def cache_directory() -> Path:
-    """Return the directory of compiled code, which is made; raise OSError if it can't be."""
-    try:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as error:
-        raise FileNotFoundError("there is no home directory") from error
-    directory = Path(caches) / "funcnets"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def _command() -> list[str]:
     return [*(shlex.split(os.environ.get("CXX", "")) or ["g++"]), *FLAGS, "-x", "c++"]
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Context of a temporary file to write, which replaces `path` at the end.
-
-    Other processes see the whole file or the old one, even after a power failure; of several
-    writers the last one wins.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        file = Path(scratch) / path.name
-        yield file
-        with file.open("rb+") as written:
-            os.fsync(written.fileno())
-        file.replace(path)
-
-
 def _output(command: list[str], given: str = "") -> str:
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
+    """Return what a command prints; raise CalledProcessError, TimeoutExpired or OSError.
+
+    It runs in a session of its own, so that Ctrl-C in a terminal stops the training alone.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, errors = process.communicate(given, timeout=MAX_SECONDS)
+        except BaseException:
+            _kill_session(process)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, printed, errors)
+    return printed
+
+
+def _kill_session(process: subprocess.Popen[str]) -> None:
+    """Kill a compiler with the processes that it has started."""
+    with contextlib.suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
