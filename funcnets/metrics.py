@@ -6,11 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from funcnets.losses import check_logits_and_labels
+from funcnets import losses
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the number of rows of `logits` (N, K) whose maximum is at the label (N,), 0-d int64.
+
+    Of labels that are probabilities (N, K), the label is the most probable class.
 
     Raises ValueError for another rank, dtype or batch size.
 
@@ -19,8 +21,20 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     >>> metrics.correct(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     tensor(1)
     """
-    check_logits_and_labels(logits, labels)
-    return (logits.argmax(dim=1) == labels).sum()
+    losses.check_logits_and_labels(logits, labels)
+    classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
+    return (logits.argmax(dim=1) == classes).sum()
+
+
+def measure(loss: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the measurements of a batch: its mean `loss`, and its number of `correct` predictions.
+
+    `correct` is there if the labels name classes, see `losses.name_classes`: a regression has no
+    correct predictions.
+    """
+    if losses.name_classes(logits, labels):
+        return {"loss": loss, "correct": correct(logits, labels)}
+    return {"loss": loss}
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,17 +57,16 @@ class Running(NamedTuple):
     """
 
     loss_sum: float = 0.0
-    correct: int = 0
+    correct: int | None = 0  # None for a regression, which has no correct predictions
     count: int = 0  # type: ignore[assignment]  # hides the method of tuples
 
-    def add(self, loss: float | Tensor, correct: int | Tensor, count: int) -> "Running":
+    def add(self, loss: float | Tensor, correct: int | Tensor | None, count: int) -> "Running":
         """Return the averages with one more batch: its mean loss, correct examples and size.
 
-        Reading a 0-d tensor waits for its device.
+        `correct` is None for a regression.  Reading a 0-d tensor waits for its device.
         """
-        return Running(
-            self.loss_sum + float(loss) * count, self.correct + int(correct), self.count + count
-        )
+        known = None if correct is None or self.correct is None else self.correct + int(correct)
+        return Running(self.loss_sum + float(loss) * count, known, self.count + count)
 
     @property
     def loss(self) -> float:
@@ -62,5 +75,5 @@ class Running(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Fraction of correct examples; nan before the first batch."""
-        return self.correct / self.count if self.count else math.nan
+        """Fraction of correct examples; nan before the first batch, and for a regression."""
+        return math.nan if self.correct is None or not self.count else self.correct / self.count

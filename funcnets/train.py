@@ -27,15 +27,16 @@ import torch
 from torch import Tensor
 
 from funcnets import data, losses, metrics, optim, precision, random
+from funcnets._validate import check, is_whole
 from funcnets.core import Layer, Params, State, check_layer
 from funcnets.optim import Optimizer
 from funcnets.optim.transformations import check_optimizer
 from funcnets.precision import Policy
 
-Batch = tuple[Tensor, Tensor]  # images, labels
+Batch = tuple[Tensor, Tensor]  # images (N, …), and labels (N, …): class numbers or other targets
 Measurements = dict[str, Tensor]
 Prepare = Callable[[Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K), labels (N,) -> 0-d
+Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (N, …), labels (N, …) -> mean, 0-d
 
 
 class TrainState(NamedTuple):
@@ -56,7 +57,8 @@ class Gradient(Protocol):
     """`gradient(net, loss, params, state, (x, labels), key=key) -> (grads, state, measurements)`.
 
     Computes the gradients for the optimizer, the new running statistics, and the measurements of
-    the batch: its mean `loss` (0-d) and its number of `correct` predictions (0-d int64).
+    the batch: its mean `loss` (0-d) and its number of `correct` predictions (0-d int64), see
+    `metrics.measure`.  It refuses a batch that must not be empty, as `check_batch` does.
     """
 
     def __call__(  # noqa: D102
@@ -102,6 +104,7 @@ def shuffle_key(train_state: TrainState) -> Tensor:
 def check_batch(batch: Batch, *, least: int = 1) -> None:
     """Raise TypeError or ValueError unless the batch has images, and a label for each.
 
+    Labels of any shape and type that begins with N pass: the loss decides what labels are.
     `least` is the number of images below which a batch is refused.
     """
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
@@ -111,10 +114,11 @@ def check_batch(batch: Batch, *, least: int = 1) -> None:
             'dict pass (batch["image"], batch["label"])'
         )
     images, labels = batch
-    if labels.ndim != 1 or len(images) != len(labels) or len(labels) < least:
+    has_dimensions = images.ndim and labels.ndim
+    if not has_dimensions or len(images) != len(labels) or len(labels) < least:
         raise ValueError(
             f"the batch has images of shape {tuple(images.shape)} and labels of shape "
-            f"{tuple(labels.shape)}; expected (N, …) and (N,), one label for each image, N ≥ 1"
+            f"{tuple(labels.shape)}; expected (N, …) and (N, …), one label for each image, N ≥ 1"
         )
 
 
@@ -155,7 +159,7 @@ def batch_gradient(
         return loss(logits, labels), (logits, new_state)
 
     grads, (value, (logits, state)) = torch.func.grad_and_value(loss_of, has_aux=True)(params)
-    return grads, state, {"loss": value, "correct": metrics.correct(logits, labels)}
+    return grads, state, metrics.measure(value, logits, labels)
 
 
 def make_train_step(
@@ -169,20 +173,24 @@ def make_train_step(
 ) -> TrainStep:
     """Return the pure function `step(train_state, batch) -> (train_state, measurements)`.
 
-    A batch is (images (N, …), labels (N,)).  The measurements are its mean `loss` and its number
-    of `correct` predictions, both before the update.
+    A batch is (images (N, …), labels (N, …)).  The loss decides what labels are: class numbers
+    (N,), probabilities (N, K), or the targets of a regression.  The measurements are its mean
+    `loss` and its number of `correct` predictions, both before the update.  Labels that are neither
+    class numbers nor of the shape of logits (N, K) have no `correct`; for a regression to K numbers
+    it counts the rows in which output and target have their maximum at the same place.
 
     Args:
         net: the network.
         optimizer: turns gradients into updates, such as `optim.sgd(0.1)`.
-        loss: (logits (N, K), labels (N,)) -> 0-d.
+        loss: (outputs (N, …), labels (N, …)) -> 0-d, the mean over the examples.
         prepare: applied to the images inside the step, such as
             `functools.partial(data.prepare, side=28)`.
         policy: the dtypes of the network; None keeps those of parameters and images.
         gradient: computes the gradients, such as `transforms.accumulate(64)`.
 
     Raises TypeError for an argument of another type, such as `optim.sgd` for `optim.sgd(0.1)`;
-    the step raises ValueError for a batch without images, or without a label for each.
+    the step raises ValueError for a batch without images, or without a label for each.  A batch may
+    be empty with `gradient=transforms.per_example("frozen")`, see there.
 
     >>> import torch
     >>> from funcnets import layers, optim, random, train
@@ -201,7 +209,7 @@ def make_train_step(
     net = net if policy is None else precision.cast(net, policy)
 
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
-        check_batch(batch, least=0)  # an empty shard is the gradient's matter
+        check_batch(batch, least=0)  # whether a batch may be empty is the gradient's matter
         images, labels = batch
         x = _prepared(images, prepare)
         key = None
@@ -237,7 +245,7 @@ def make_eval_step(
         check_batch(batch)
         images, labels = batch
         logits, _ = net.apply(params, state, _prepared(images, prepare))
-        return {"loss": loss(logits, labels), "correct": metrics.correct(logits, labels)}
+        return metrics.measure(loss(logits, labels), logits, labels)
 
     return step
 
@@ -251,18 +259,35 @@ class Position(NamedTuple):
 
 
 def shuffled_batches(
-    key: Tensor, batch: Batch, *, batch_size: int, epochs: int, start: int = 0
+    key: Tensor,
+    batch: Batch,
+    *,
+    batch_size: int,
+    epochs: int,
+    start: int = 0,
+    drop_last: bool = False,
 ) -> Iterator[tuple[Position, Batch]]:
     """Yield the batches of a training on `batch`, all images and labels, from step `start` on.
 
     The order of an epoch depends on the key (see `shuffle_key`) and the epoch alone.  The short
-    last batch of an epoch is kept.
+    last batch of an epoch is kept, unless `drop_last` is True.
+
+    Raises TypeError or ValueError for no examples, for labels that aren't as many as images, for a
+    batch size below 1, and where `drop_last` leaves no batch.
     """
+    check_batch(batch)
+    check("batch_size", batch_size, lambda size: is_whole(size, 1), "a whole number, 1 or more")
     images, labels = batch
-    batches = math.ceil(len(labels) / batch_size)
+    count = len(labels) // batch_size * batch_size if drop_last else len(labels)
+    if not count:
+        raise ValueError(
+            f"drop_last leaves no batch: {len(labels)} examples, batch_size {batch_size}: give a "
+            "smaller batch_size, or keep the last batch"
+        )
+    batches = math.ceil(count / batch_size)
     first, done = divmod(start, batches)
     for epoch in range(first, epochs):
-        order = data.shuffle(key, epoch, len(labels))
+        order = data.shuffle(key, epoch, len(labels))[:count]
         for indices in data.batches(order, batch_size, start=done):
             done += 1
             yield Position(epoch, done, batches), (images[indices], labels[indices])
@@ -292,32 +317,38 @@ def fit(
     batch_size: int,
     epochs: int,
     running: metrics.Running | None = None,
+    drop_last: bool = False,
 ) -> Iterator[Progress]:
     """Train on `batch`, all images and labels, and yield the progress after each step.
 
     The order of an epoch depends on the key and the epoch alone, and the place in it on
     `train_state.step`: from a state in the middle of an epoch the training continues to the same
-    bits.  The short last batch of an epoch is kept.
+    bits.
 
     Args:
         step: as `make_train_step` returns it, compiled or not.
         train_state: the state to start from.
-        batch: all training images (N, …) and labels (N,).
+        batch: all training images (N, …) and labels (N, …).
         batch_size: examples per step.
         epochs: the number of the last epoch, counted from the beginning of the training.
         running: for a state in the middle of an epoch, the averages over the epoch so far; ignored
             at the beginning of an epoch.
+        drop_last: True leaves out the last batch of an epoch if it is short, such as one example,
+            of which batch norm has no variance.  Each epoch leaves out other examples.
 
-    Raises NonFiniteLoss after a step whose loss isn't a finite number.
+    Raises NonFiniteLoss after a step whose loss isn't a finite number, and before the first step
+    the errors of `shuffled_batches`.
     """
     # The key is read before the first step, to which the state may be donated.
     key, start = shuffle_key(train_state), int(train_state.step)
-    parts = shuffled_batches(key, batch, batch_size=batch_size, epochs=epochs, start=start)
+    parts = shuffled_batches(
+        key, batch, batch_size=batch_size, epochs=epochs, start=start, drop_last=drop_last
+    )
     for position, part in parts:
         train_state, measured = step(train_state, part)
         if position.batch == 1 or running is None:
             running = metrics.Running()
-        running = running.add(measured["loss"], measured["correct"], len(part[1]))
+        running = running.add(measured["loss"], measured.get("correct"), len(part[1]))
         if not math.isfinite(running.loss_sum):
             raise NonFiniteLoss(
                 f"the loss is {float(measured['loss'])} at step {int(train_state.step)} (epoch "
@@ -334,9 +365,12 @@ def evaluate(
     *,
     batch_size: int = 500,
 ) -> metrics.Running:
-    """Return mean loss and accuracy over all of `batch`, images (N, …) and labels (N,).
+    """Return mean loss and accuracy over all of `batch`, images (N, …) and labels (N, …).
 
-    `step` is what `make_eval_step` returns; it is given `batch_size` examples at a time.
+    `step` is what `make_eval_step` returns; it is given `batch_size` examples at a time.  The
+    accuracy of a regression is nan.
+
+    Raises TypeError or ValueError for no examples, and for a batch size below 1.
 
     >>> import torch
     >>> from funcnets import layers, random, train
@@ -347,10 +381,11 @@ def evaluate(
     >>> result.count, result.accuracy in (0.0, 1.0)  # all images are the same
     (10, True)
     """
+    check_batch(batch)
     running = metrics.Running()
     everything = torch.arange(len(batch[1]), device=batch[1].device)
     for indices in data.batches(everything, batch_size):
         images, labels = (part[indices] for part in batch)
         measured = step(params, state, (images, labels))
-        running = running.add(measured["loss"], measured["correct"], len(indices))
+        running = running.add(measured["loss"], measured.get("correct"), len(indices))
     return running

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from funcnets import losses, metrics
+from funcnets import losses, metrics, random
 
 batches = st.tuples(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 12))
 examples = settings(deadline=None, max_examples=40)
@@ -102,7 +102,8 @@ def test_correct_and_accuracy_count_the_maxima(drawn):
         (torch.ones(2, 3), torch.tensor([0]), r"labels are int64 of shape \(1,\); .* \(2,\)"),
         (torch.ones(2, 3), torch.tensor([[0], [1]]), r"shape \(2, 1\)"),
         (torch.ones(2, 3), torch.ones(2, dtype=torch.uint8), r"labels are uint8 .*int64"),
-        (torch.ones(2, 3), torch.ones(2, 3), "labels are float32"),
+        (torch.ones(2, 3), torch.ones(2), "labels are float32"),
+        (torch.ones(2, 3), torch.ones(2, 2), r"\(2, 2\); .* floating of shape \(2, 3\), a prob"),
     ],
 )
 def test_wrong_ranks_and_dtypes_are_refused(function, logits, labels, message):
@@ -149,3 +150,21 @@ def test_running_averages_weigh_by_batch_size_and_survive_json(drawn, data):
 def test_running_averages_of_nothing_are_nan():
     assert math.isnan(metrics.Running().loss)
     assert math.isnan(metrics.Running().accuracy)
+
+
+@given(rows=st.integers(1, 5), classes=st.integers(1, 6), smoothing=st.floats(0, 1))
+@settings(max_examples=30)
+def test_cross_entropy_of_probabilities_is_torchs(rows, classes, smoothing):
+    logits = random.normal(random.key(rows), (rows, classes), torch.float64)
+    chances = random.uniform(random.key(classes), (rows, classes), torch.float64).softmax(1)
+    for reduction in losses.REDUCTIONS:
+        options = {"label_smoothing": smoothing, "reduction": reduction}
+        actual = losses.cross_entropy(logits, chances, **options)
+        assert torch.equal(actual, torch.nn.functional.cross_entropy(logits, chances, **options))
+    numbers = chances.argmax(1)
+    assert metrics.correct(logits, chances) == metrics.correct(logits, numbers)
+    hard = torch.nn.functional.one_hot(numbers, classes).to(torch.float32)
+    torch.testing.assert_close(
+        losses.cross_entropy(logits, hard, label_smoothing=smoothing),
+        losses.cross_entropy(logits, numbers, label_smoothing=smoothing),
+    )

@@ -1,5 +1,6 @@
 """The training step and the loop: what they count, keep, repeat and refuse."""
 
+import math
 from functools import partial
 
 import pytest
@@ -199,7 +200,7 @@ def create_of(x):
 
 
 @pytest.mark.parametrize(
-    "gradient", [train.batch_gradient, transforms.accumulate(2), transforms.per_example("frozen")]
+    "gradient", [train.batch_gradient, transforms.accumulate(2), transforms.per_example("batch")]
 )
 @pytest.mark.parametrize(("images", "labels"), [(4, 3), (0, 0)])
 def test_a_batch_without_images_and_a_label_for_each_is_refused(gradient, images, labels):
@@ -264,3 +265,112 @@ def test_a_batch_that_is_no_pair_of_tensors_is_refused(batch):
     state = train.create(net, optimizer, random.key(0), torch.zeros(2, 3))
     with pytest.raises(TypeError, match=r"expected two tensors, \(images, labels\)"):
         train.make_train_step(net, optimizer)(state, batch)
+
+
+def test_an_empty_batch_is_a_step_of_noise_alone_in_private_training():
+    images = random.normal(random.key(1), (8, 1, 5, 5))
+    batch_of_none = (images[:0], LABELS[:0])
+    private = optim.private(1.0, 1.1, 8, random.key(1))
+    optimizer = optim.chain(private, optim.sgd(0.1))
+    step = train.make_train_step(NET, optimizer, gradient=transforms.per_example("frozen"))
+    before = train.create(NET, optimizer, random.key(0), images)
+    after, measured = step(before, batch_of_none)
+    assert (float(measured["loss"]), int(measured["correct"])) == (0.0, 0)
+    assert same(after.state, before.state)
+    assert int(after.step) == 1
+    none = tree.map(lambda leaf: leaf.new_zeros(0, *leaf.shape), before.params)
+    noise, _ = private.update(none, private.init(before.params), before.params)
+    expected = tree.map(lambda leaf, drawn: leaf - 0.1 * drawn, before.params, noise)
+    for actual, wanted in zip(tree.leaves(after.params), tree.leaves(expected), strict=True):
+        torch.testing.assert_close(actual, wanted)
+    compiled = funcnets.jit(step, backend="graph", lowerings=None)(before, batch_of_none)
+    for actual, wanted in zip(tree.leaves(compiled), tree.leaves((after, measured)), strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+GRADIENTS = [
+    train.batch_gradient,
+    transforms.accumulate(4),
+    transforms.accumulate(4, statistics="micro_batch"),
+    transforms.per_example("batch"),
+]
+
+
+def measured_by(gradient, labels, loss=losses.cross_entropy):
+    params, state = NET.init(random.key(0), IMAGES)
+    return gradient(NET, loss, params, state, (IMAGES, labels), key=random.key(1))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_probabilities_of_one_class_are_its_number(gradient):
+    soft = torch.nn.functional.one_hot(LABELS, 3).double()
+    (grads, _, hard), (same_grads, _, same_measured) = (
+        measured_by(gradient, labels) for labels in (LABELS, soft)
+    )
+    assert same_measured["correct"] == hard["correct"]
+    pairs = ((grads, same_grads), (hard["loss"], same_measured["loss"]))
+    for expected, actual in pairs:
+        for one, other in zip(tree.leaves(expected), tree.leaves(actual), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+def squared_error(outputs, targets):
+    return (outputs - targets[:, None]).square().mean()
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_regression_has_a_loss_and_nothing_that_is_correct(gradient):
+    measured = measured_by(gradient, IMAGES.mean((1, 2, 3)), squared_error)[2]
+    assert measured.keys() == {"loss"}
+
+
+def test_fit_and_evaluate_take_targets_of_a_regression():
+    net, optimizer = funcnets.sequential(layers.flatten(), fc=layers.linear(1)), optim.sgd(0.05)
+    batch = (IMAGES, IMAGES[:, 0, 2, 2] + 1)
+    train_state = train.create(net, optimizer, random.key(0), IMAGES)
+    step = train.make_train_step(net, optimizer, loss=squared_error)
+    eval_step = train.make_eval_step(net, loss=squared_error)
+    before = train.evaluate(eval_step, train_state.params, train_state.state, batch)
+    *_, last = train.fit(step, train_state, batch, batch_size=5, epochs=20)
+    after = train.evaluate(eval_step, last.train_state.params, {}, batch, batch_size=4)
+    assert after.loss < 0.1 * before.loss
+    for running in (last.running, after):
+        assert running.correct is None
+        assert math.isnan(running.accuracy)
+
+
+def test_the_last_batch_is_dropped_where_it_is_short():
+    sizes = []
+
+    def step(train_state, batch):
+        sizes.append(len(batch[1]))
+        return train_state._replace(step=train_state.step + 1), {"loss": torch.zeros(())}
+
+    done = [*fit(step, start()[1], batch_size=11, drop_last=True)]
+    assert sizes == [11] * 4
+    assert [(progress.epoch, progress.batch, progress.batches) for progress in done] == [
+        (0, 1, 2), (0, 2, 2), (1, 1, 2), (1, 2, 2),
+    ]  # fmt: skip
+    assert len([*fit(step, done[2].train_state, batch_size=11, drop_last=True)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (0, {"batch_size": 4}, r"images of shape \(0, 1, 5, 5\) .* N ≥ 1"),
+        (5, {"batch_size": 0}, "batch_size is 0; expected a whole number, 1 or more"),
+        (5, {"batch_size": 2.5}, "batch_size is 2.5; expected a whole number"),
+        (5, {"batch_size": 6, "drop_last": True}, "drop_last leaves no batch: 5 examples"),
+    ],
+)
+def test_a_training_without_batches_is_refused(count, options, message):
+    step, train_state = start()
+    with pytest.raises(ValueError, match=message):
+        next(train.fit(step, train_state, (IMAGES[:count], LABELS[:count]), epochs=1, **options))
+
+
+def test_an_evaluation_without_examples_is_refused():
+    step, train_state = train.make_eval_step(NET), start()[1]
+    nothing = (IMAGES[:0], LABELS[:0])
+    with pytest.raises(ValueError, match="N ≥ 1"):
+        train.evaluate(step, train_state.params, train_state.state, nothing)

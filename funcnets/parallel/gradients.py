@@ -135,7 +135,7 @@ def _check_is_one_pass(shard_gradient: Gradient | None) -> None:
 def _stand_in(batch: Batch) -> Batch:
     """Return a batch of one image of zeros, like an empty batch."""
     x, labels = batch
-    return x.new_zeros((1, *x.shape[1:])), labels.new_zeros(1)
+    return x.new_zeros((1, *x.shape[1:])), labels.new_zeros((1, *labels.shape[1:]))
 
 
 def _reduce(

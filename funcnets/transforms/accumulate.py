@@ -97,8 +97,8 @@ class _MicroBatch(NamedTuple):
 
     def value(
         self, params: Params, state: State, known: MomentsByNumber, cotangents: MomentsByNumber
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, State]]:
-        """Return the loss plus the products of cotangents and moments; loss, correct and state."""
+    ) -> tuple[Tensor, tuple[Measurements, State]]:
+        """Return the loss plus the products of cotangents and moments; measurements and state."""
         moments: MomentsByNumber = {}
         logits, after = self._apply(params, state, known, moments)
         labels = self.batch[1]
@@ -108,7 +108,7 @@ class _MicroBatch(NamedTuple):
             for number in cotangents
             for cotangent, moment in zip(cotangents[number], moments[number], strict=True)
         ]
-        return sum(products, loss), (loss, metrics.correct(logits, labels), after)
+        return sum(products, loss), (metrics.measure(loss, logits, labels), after)
 
     def _apply(
         self, params: Params, state: State, known: MomentsByNumber, moments: MomentsByNumber
@@ -169,10 +169,10 @@ def _with_batch_statistics(
     cotangents = _cotangents(micro_batches, params, state, known, moments)
     total: Any = None
     for part, own in zip(micro_batches, cotangents, strict=True):
-        grads, (_, (loss, correct, after)) = torch.func.grad_and_value(part.value, has_aux=True)(
+        grads, (_, (measured, after)) = torch.func.grad_and_value(part.value, has_aux=True)(
             params, state, known, own
         )
-        total = _add(total, (grads, {"loss": loss, "correct": correct}))
+        total = _add(total, (grads, measured))
     grads, measurements = total
     return grads, after, measurements
 

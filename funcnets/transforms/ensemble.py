@@ -417,7 +417,8 @@ def fit(
         if position.batch == 1 or not running:
             running = (metrics.Running(),) * len(members.step)
         members, measured = step(members, part)
-        columns = (measured["loss"].tolist(), measured["correct"].tolist())
+        counts = measured["correct"].tolist() if "correct" in measured else [None] * len(running)
+        columns = (measured["loss"].tolist(), counts)
         running = tuple(
             before.add(loss, correct, len(part[1]))
             for before, loss, correct in zip(running, *columns, strict=True)

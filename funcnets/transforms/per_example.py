@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from funcnets import losses, metrics
-from funcnets.core import Layer, Params, State
+from funcnets import losses, metrics, tree
+from funcnets.core import Layer, Params, State, eval_shape
 from funcnets.layers import count_batch_norms, noise_of_rows
 from funcnets.train import Batch, Gradient, Loss, Measurements, check_batch
 from funcnets.transforms.statistics import (
@@ -59,10 +59,11 @@ def per_example_gradients(
         net: network.
         params: its parameters.
         state: its running statistics.
-        batch: images (N, C, H, W), or rows (N, C), and labels (N,).
+        batch: images (N, C, H, W), or rows (N, C), and labels (N, …).  With `frozen` statistics it
+            may be empty.
         key: key for dropout, as in `net.apply`.
         statistics: one of the three; may be None without batch norm.
-        loss: function of logits (N, K) and labels (N,) that returns their mean loss, 0-d.
+        loss: function of logits (N, K) and labels (N, …) that returns their mean loss, 0-d.
         chunk_size: number of gradients computed at once, which bounds the memory; None for all.
 
     Raises ValueError if there is batch norm and `statistics` is None, for other statistics, for
@@ -78,10 +79,12 @@ def per_example_gradients(
     >>> tuple(each.gradients["weight"].shape), tuple(each.losses.shape)
     ((2, 3, 4), (2,))
     """
-    check_batch(batch)
     if statistics is None and count_batch_norms(net) == 0:
         statistics = "frozen"
     _check_options(statistics, chunk_size, get_args(ExampleStatistics))
+    check_batch(batch, least=0 if statistics == "frozen" else 1)
+    if not len(batch[0]):
+        return _of_no_examples(net, params, state, batch[0])
     if statistics == "batch":
         return _jointly(net, params, state, batch, key, loss, chunk_size)
     if statistics == "batch_constant":
@@ -105,6 +108,16 @@ def _check_options(statistics: Any, chunk_size: Any, allowed: tuple[Any, ...]) -
         raise ValueError(
             f"chunk_size is {chunk_size!r}, expected 1 or more, or None for all at once"
         )
+
+
+def _of_no_examples(net: Layer, params: Params, state: State, x: Tensor) -> PerExample:
+    """Return the gradients of an empty batch, N = 0, without running the network on it."""
+    one = x.new_empty(1, *x.shape[1:], device="meta")
+    output = eval_shape(net, params, state, one)
+    logits = torch.zeros((0, *output.shape[1:]), dtype=output.dtype, device=x.device)
+    losses = torch.zeros(0, dtype=torch.promote_types(output.dtype, torch.float32), device=x.device)
+    gradients = tree.map(lambda leaf: leaf.new_zeros(0, *leaf.shape), params)
+    return PerExample(gradients, losses, logits, state)
 
 
 def _separately(
@@ -166,6 +179,9 @@ def per_example(
     that combines them, such as `optim.clip_per_example`.  For the arguments see
     `per_example_gradients`.
 
+    With `frozen` statistics a batch may be empty, as Poisson sampling draws some: its loss is 0,
+    and `optim.private` makes of it a step of noise alone, which differential privacy needs.
+
     Raises ValueError for other statistics or a chunk size below 1; from a call, the errors of
     `per_example_gradients`.
     """
@@ -182,7 +198,7 @@ def per_example(
     ) -> tuple[Any, State, Measurements]:
         options: dict[str, Any] = {"statistics": statistics, "chunk_size": chunk_size}
         each = per_example_gradients(net, params, state, batch, key=key, loss=loss, **options)
-        correct = metrics.correct(each.logits, batch[1])
-        return each.gradients, each.state, {"loss": each.losses.mean(), "correct": correct}
+        loss_value = each.losses.mean() if len(each.losses) else each.losses.sum()
+        return each.gradients, each.state, metrics.measure(loss_value, each.logits, batch[1])
 
     return gradient
