@@ -339,7 +339,7 @@ def test_members_of_another_network_are_named_by_leaf():
         ensemble.stack([params, wider])
     with pytest.raises(ValueError, match=r"^bn.bias: missing in member 1"):
         ensemble.stack([params, {name: part for name, part in params.items() if name != "bn"}])
-    with pytest.raises(ValueError, match=r"^fc.weight: .*float32"):
+    with pytest.raises(ValueError, match=r"^fc.bias: .*float32"):
         ensemble.stack([params, params | {"fc": tree.map(torch.Tensor.float, params["fc"])}])
 
 
