@@ -91,6 +91,19 @@ def record_normal() -> list[dict]:
     ]
 
 
+def record_tails() -> dict:
+    """The largest and the smallest of many normal numbers in float32, where rounding shows most."""
+    drawn = np.asarray(jax.random.normal(jax.random.key(7), (200_000,), "float32"))
+    places = np.argsort(np.abs(drawn), kind="stable")
+    places = np.concatenate([places[:50], places[-150:]])
+    return {
+        "seed": 7,
+        "count": 200_000,
+        "places": places.tolist(),
+        "values": numbers(drawn[places]),
+    }
+
+
 def record_masks() -> list[dict]:
     """Dropout's masks: which of `shape` are kept."""
     records = []
@@ -133,6 +146,7 @@ def main() -> None:
         "uniform": record_uniform(),
         "large": record_large(),
         "normal": record_normal(),
+        "tails": record_tails(),
         "masks": record_masks(),
         "initial_values": record_initial_values(),
     }
