@@ -224,7 +224,7 @@ def test_vmap_over_members_with_one_image_each_is_no_per_example_vmap():
 def test_an_optimizer_that_does_not_join_them_is_refused():
     optimizer, given = optim.sgd(0.1), problem()
     step = train.make_train_step(NET, optimizer, gradient=transforms.per_example("frozen"))
-    message = r"^conv1.bias: .*\(5, 3\), .* the parameter, \(3,\): .*clip_per_example"
+    message = r"^block.bn.bias: .*\(5, 2\), .* the parameter, \(2,\): .*clip_per_example"
     with pytest.raises(ValueError, match=message):
         step(train.create(NET, optimizer, random.key(0), given.batch[0]), given.batch)
 
