@@ -14,10 +14,9 @@ import itertools
 import json
 import os
 import re
-import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,14 +25,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from funcnets import tree
+from funcnets import _files, tree
 
 FORMAT_VERSION = 1
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
 
 _FINISHED = re.compile(r"step-(\d{8,})")
-_UNFINISHED = re.compile(r"\.step-\d{8,}\.tmp-\w+")
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)  # by JSON of another form
 _DAMAGED = "the checkpoint is damaged: remove it and use the one before it"
 
 
@@ -84,12 +83,12 @@ def save(
     metadata = metadata or {}
     _check_metadata(directory, metadata)
     with _system_errors(directory, "write"):
-        _make_directory(directory.parent)
+        _files.make_directory(directory.parent)
         with _temporary_directory(directory) as temporary:
             manifest = _write(temporary, tensors, metadata)
             if not _exists_already(directory, manifest):
                 os.rename(temporary, directory)
-                _sync(directory.parent)
+                _files.sync(directory.parent)
     return directory
 
 
@@ -109,9 +108,9 @@ def load(directory: str | os.PathLike[str], like: Any = None) -> tuple[Any, dict
     directory = Path(directory)
     with _system_errors(directory, "read"):
         manifest = _read_manifest(directory)
-        _check_files(directory, manifest)
+        _check_file(directory, manifest["files"][TENSORS])
         # Copied below: these are views of a mapped file, less aligned than torch's own memory.
-        mapped = safetensors.torch.load_file(directory / TENSORS)
+        mapped = _mapped(directory, manifest["tensors"])
     if like is None:
         named = {name: mapped[name].clone() for name in manifest["tensors"]}
         return tree.unflatten_named(named), manifest["metadata"]
@@ -124,12 +123,19 @@ def latest(directory: str | os.PathLike[str]) -> Path | None:
     """Return the complete checkpoint `step-…` of the highest step in `directory`, or None.
 
     A checkpoint is complete if its manifest is JSON, and every file in the manifest has its size.
-    Hashes are checked by `load` alone: a flipped bit is an error there.
+    Hashes are checked by `load` alone: a flipped bit is an error there.  Beside a process that
+    saves and prunes, one is found at every time.
 
     Raises CheckpointError if the directory can't be read.
     """
-    with _system_errors(Path(directory), "read"):
-        return next(filter(_is_complete, _newest_first(Path(directory))), None)
+    directory = Path(directory)
+    with _system_errors(directory, "read"):
+        listed: list[Path] = []
+        found = None
+        # All that were listed may have been pruned, after newer ones were saved.
+        while found is None and listed != (listed := _newest_first(directory)):
+            found = next(filter(_is_complete, listed), None)
+        return found
 
 
 def damaged(directory: str | os.PathLike[str]) -> list[Path]:
@@ -138,14 +144,17 @@ def damaged(directory: str | os.PathLike[str]) -> list[Path]:
     Raises CheckpointError if the directory can't be read.
     """
     with _system_errors(Path(directory), "read"):
-        newest_first = _newest_first(Path(directory))
-        return list(itertools.takewhile(lambda path: not _is_complete(path), newest_first))
+        newer = itertools.takewhile(lambda path: not _is_complete(path), _newest_first(directory))
+        return [path for path in newer if path.exists()]
 
 
-def prune(directory: str | os.PathLike[str], keep: int) -> list[Path]:
-    """Remove all complete checkpoints `step-…` but the newest `keep`; return their paths.
+def prune(
+    directory: str | os.PathLike[str], keep: int, *, also: Collection[Path] = ()
+) -> list[Path]:
+    """Remove all complete checkpoints `step-…` but the newest `keep` and those in `also`.
 
-    The leftovers of interrupted saves are removed too, so only the process that saves may call it.
+    Returns the paths that were removed.  What an interrupted save of this process left is removed
+    too; see `remove_unfinished` for what other processes left.
 
     Raises ValueError if `keep` is below 1, and CheckpointError if one can't be removed.
     """
@@ -153,14 +162,28 @@ def prune(directory: str | os.PathLike[str], keep: int) -> list[Path]:
         raise ValueError(f"keep is {keep}; expected 1 or more checkpoints to keep")
     directory = Path(directory)
     with _system_errors(directory, "prune"):
-        removed = list(filter(_is_complete, _newest_first(directory)))[keep:]
+        older = list(filter(_is_complete, _newest_first(directory)))[keep:]
+        removed = [path for path in older if path not in also]
         for path in removed:
             # Renamed first, so that an interruption leaves no half of a checkpoint of that name.
-            os.rename(path, _hidden_path(path))
-        for path in directory.iterdir() if directory.is_dir() else ():
-            if _UNFINISHED.fullmatch(path.name):
-                shutil.rmtree(path)
+            os.rename(path, _files.temporary_path(path))
+        _remove_temporary(directory, is_own=True)
     return removed
+
+
+def remove_unfinished(directory: str | os.PathLike[str]) -> None:
+    """Remove what interrupted saves of any process left; none may be saving there now.
+
+    Raises CheckpointError if it can't be removed.
+    """
+    with _system_errors(Path(directory), "prune"):
+        _remove_temporary(Path(directory), is_own=False)
+
+
+def _remove_temporary(directory: Path, *, is_own: bool) -> None:
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if _FINISHED.fullmatch(_files.temporary_for(path.name, is_own=is_own) or ""):
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -258,22 +281,10 @@ def _check_metadata(directory: Path, metadata: dict[str, Any]) -> None:
         )
 
 
-def _make_directory(directory: Path) -> None:
-    """Create a directory and its parents, as `mkdir -p`, and sync each new name to disk."""
-    if not directory.is_dir():
-        _make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        _sync(directory.parent)
-
-
-def _hidden_path(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.tmp-{secrets.token_hex(4)}")
-
-
 @contextlib.contextmanager
 def _temporary_directory(directory: Path) -> Iterator[Path]:
     """Create a hidden directory beside `directory`, removed at the end unless it was renamed."""
-    temporary = _hidden_path(directory)
+    temporary = _files.temporary_path(directory)
     temporary.mkdir()
     try:
         yield temporary
@@ -287,7 +298,7 @@ def _write(directory: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
     # safetensors makes the file readable by its owner alone; give it what the umask allows.
     path.chmod(directory.stat().st_mode & 0o666)
-    _sync(path)
+    _files.sync(path)
     body = {
         "version": FORMAT_VERSION,
         "files": {TENSORS: {"bytes": path.stat().st_size, "sha256": _file_hash(path)}},
@@ -297,8 +308,8 @@ def _write(directory: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]
     manifest = {**body, "sha256": _hash(body)}
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
-    _sync(directory / MANIFEST)
-    _sync(directory)
+    _files.sync(directory / MANIFEST)
+    _files.sync(directory)
     return manifest
 
 
@@ -318,16 +329,8 @@ def _exists_already(directory: Path, manifest: dict[str, Any]) -> bool:
             f"{directory}: another complete checkpoint has this name, and is never replaced; "
             "choose another name, or remove it first"
         )
-    _check_files(directory, manifest)
+    _check_file(directory, manifest["files"][TENSORS])
     return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Reading
@@ -346,17 +349,18 @@ def _description(value: Tensor) -> dict[str, Any]:
     return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
 
 
-def _newest_first(directory: Path) -> list[Path]:
-    paths = directory.iterdir() if directory.exists() else ()
+def _newest_first(directory: str | os.PathLike[str]) -> list[Path]:
+    paths = Path(directory).iterdir() if os.path.exists(directory) else ()
     found = [(int(match[1]), path) for path in paths if (match := _FINISHED.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def _is_complete(directory: Path) -> bool:
     try:
-        files = json.loads((directory / MANIFEST).read_bytes())["files"]
-        return all((directory / name).stat().st_size == files[name]["bytes"] for name in files)
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        files = _files.parse_json(_files.read_bytes(directory / MANIFEST))["files"]
+        size = (directory / TENSORS).stat().st_size
+        return {*files} == {TENSORS} and bool(files[TENSORS]["bytes"] == size)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, *_UNUSABLE):
         return False
 
 
@@ -368,7 +372,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             "`save` or `latest` gave"
         )
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = _files.parse_json(_files.read_bytes(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: isn't JSON ({_one_line(error)}); {_DAMAGED}") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
@@ -379,21 +383,41 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         )
     if manifest.get("sha256") != _hash({k: v for k, v in manifest.items() if k != "sha256"}):
         raise CheckpointError(f"{path}: its checksum doesn't match; {_DAMAGED}")
+    for field in ("files", "tensors", "metadata"):
+        if not isinstance(manifest.get(field), dict):
+            raise CheckpointError(f"{path}: {field} isn't an object of JSON; {_DAMAGED}")
+    files = manifest["files"]
+    if {*files} != {TENSORS} or not isinstance(files[TENSORS], dict):
+        raise CheckpointError(f"{path}: its files aren't {TENSORS} alone; {_DAMAGED}")
     return cast(dict[str, Any], manifest)
 
 
-def _check_files(directory: Path, manifest: dict[str, Any]) -> None:
-    for name, expected in manifest["files"].items():
-        path = directory / name
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
-            raise CheckpointError(f"{path}: is missing; {_DAMAGED}")
-        if size != expected["bytes"]:
-            raise CheckpointError(
-                f"{path}: has {size} bytes, expected {expected['bytes']}; {_DAMAGED}"
-            )
-        if _file_hash(path) != expected["sha256"]:
-            raise CheckpointError(f"{path}: its checksum doesn't match; {_DAMAGED}")
+def _mapped(directory: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of the file, if they are those that the manifest describes."""
+    try:
+        mapped = safetensors.torch.load_file(directory / TENSORS)
+    except (*_UNUSABLE, RuntimeError) as error:
+        raise CheckpointError(f"{directory / TENSORS}: {_one_line(error)}; {_DAMAGED}") from error
+    held = {name: _description(value) for name, value in mapped.items()}
+    if wrong := [name for name in {**expected, **held} if expected.get(name) != held.get(name)]:
+        raise CheckpointError(
+            f"{directory}: {TENSORS} doesn't hold what {MANIFEST} says: {tree.listed(wrong)}; "
+            f"{_DAMAGED}"
+        )
+    return mapped
+
+
+def _check_file(directory: Path, expected: dict[str, Any]) -> None:
+    path = directory / TENSORS
+    size = path.stat().st_size if path.is_file() else None
+    if size is None:
+        raise CheckpointError(f"{path}: is missing; {_DAMAGED}")
+    if size != expected.get("bytes"):
+        raise CheckpointError(
+            f"{path}: has {size} bytes, expected {expected.get('bytes')}; {_DAMAGED}"
+        )
+    if _file_hash(path) != expected.get("sha256"):
+        raise CheckpointError(f"{path}: its checksum doesn't match; {_DAMAGED}")
 
 
 def _check_leaves(

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from funcnets import checkpoint, optim, tree
+from funcnets import _files, checkpoint, optim, tree
 from funcnets.checkpoint import CheckpointError, damaged, latest, load, prune, save, step_path
 
+WEIGHT = {"w": torch.full((3,), 10.0)}
 METADATA = {"position": {"epoch": 3, "batch": 17}, "losses": [0.5, 1e-300], "net": "größer"}
 DTYPES = [
     torch.float64,
@@ -506,14 +507,95 @@ def test_prune_keeps_the_newest_and_removes_only_its_own(tmp_path):
         save(step_path(tmp_path, step), {"w": torch.tensor(step)})
     damage(step_path(tmp_path, 4), "tensors cut")
     save(tmp_path / "best", {"w": torch.tensor(9)})
-    (tmp_path / ".step-00000003.tmp-0a1b").mkdir()
+    own = _files.temporary_path(step_path(tmp_path, 3))
+    own.mkdir()
+    (tmp_path / ".step-00000003.tmp-0a1b").mkdir()  # of another process, which may be saving
     (tmp_path / ".other").mkdir()
     assert prune(tmp_path, 2) == [step_path(tmp_path, 1), step_path(tmp_path, 0)]
     left = ["step-00000002", "step-00000003", "step-00000004"]
+    others = [".other", ".step-00000003.tmp-0a1b"]
+    assert sorted(os.listdir(tmp_path)) == [*others, "best", *left]
+    checkpoint.remove_unfinished(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".other", "best", *left]
     assert prune(tmp_path / "missing", 1) == []
     with pytest.raises(ValueError, match="keep is 0; expected 1 or more"):
         prune(tmp_path, 0)
+
+
+def test_prune_spares_what_is_asked_for(tmp_path):
+    first, second, third = (save(step_path(tmp_path, step), WEIGHT) for step in range(3))
+    assert prune(tmp_path, 1, also=[first]) == [second]
+    assert sorted(tmp_path.iterdir()) == [first, third]
+
+
+def test_a_reader_beside_a_writer_always_finds_a_checkpoint(tmp_path, monkeypatch):
+    """The writer saves newer ones and prunes all that the reader has listed."""
+    first = save(step_path(tmp_path, 1), WEIGHT)
+    is_complete = checkpoint._is_complete
+
+    def overtaken(path):
+        if path == first and first.exists():
+            save(step_path(tmp_path, 2), WEIGHT)
+            monkeypatch.setattr(checkpoint, "_is_complete", is_complete)
+            prune(tmp_path, 1)
+        return is_complete(path)
+
+    monkeypatch.setattr(checkpoint, "_is_complete", overtaken)
+    assert latest(tmp_path) == step_path(tmp_path, 2)
+    assert not first.exists()
+
+
+def test_what_waits_or_is_nested_too_deeply_is_damaged(tmp_path):
+    first = save(step_path(tmp_path, 1), WEIGHT)
+    for step, spoil in ((2, os.mkfifo), (3, deep), (4, os.mkdir)):
+        manifest = save(step_path(tmp_path, step), WEIGHT) / "manifest.json"
+        manifest.unlink()
+        spoil(manifest)
+        with pytest.raises(CheckpointError) as caught:
+            load(manifest.parent)
+        assert "\n" not in str(caught.value)
+    assert latest(tmp_path) == first
+    assert len(damaged(tmp_path)) == 3
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def forge(place: Path, **changes: Any) -> None:
+    """Write a manifest with other fields, whose own checksum is right."""
+    path = place / "manifest.json"
+    body = json.loads(path.read_text()) | changes
+    del body["sha256"]
+    path.write_text(json.dumps({**body, "sha256": checkpoint._hash(body)}))
+
+
+TENSORS = "tensors.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensors": {"v": {"dtype": "float32", "shape": [3]}}}, "doesn't hold what.*: v, w;"),
+        ({"tensors": {"w": {"dtype": "float32", "shape": [2]}}}, "doesn't hold what.*: w;"),
+        ({"tensors": {"w": {"dtype": "int32", "shape": [3]}}}, "doesn't hold what.*: w;"),
+        ({"tensors": {"w": 3}}, "doesn't hold what.*: w;"),
+        ({"tensors": []}, "tensors isn't an object of JSON"),
+        ({"files": {}}, "its files aren't tensors.safetensors alone"),
+        ({"files": {TENSORS: {}, "../other": {}}}, "its files aren't tensors.safetensors alone"),
+        ({"files": {TENSORS: 3}}, "its files aren't tensors.safetensors alone"),
+        ({"files": {TENSORS: {}}}, "expected None"),
+        ({"metadata": None}, "metadata isn't an object of JSON"),
+    ],
+    ids=str,
+)
+def test_a_manifest_is_checked_against_the_file_of_tensors(tmp_path, changes, message):
+    place = save(tmp_path / "a", WEIGHT)
+    forge(place, **changes)
+    for like in (None, WEIGHT):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load(place, like)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_crash_while_pruning_leaves_no_half_checkpoint(tmp_path, monkeypatch):

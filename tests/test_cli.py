@@ -10,13 +10,14 @@ from run_files import SMALL, final_tensors, rows, untimed
 
 import funcnets.compiler.backends.select
 from funcnets import models
-from funcnets.cli import preparation, reporters
+from funcnets.cli import preparation, reporters, training
 from funcnets.cli.compiled_step import CompiledStep
 from funcnets.cli.interrupt import Interrupt
 from funcnets.compiler import CompileError
 from funcnets.compiler.kernels import build
 from funcnets.core import sequential
 from funcnets.layers import batch_norm, conv2d, flatten, linear
+from funcnets.train import NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("own_directory")
 
@@ -145,9 +146,11 @@ def test_divergence_is_exit_code_1_and_where_nothing_was_saved_it_says_so(run):
     assert len(err.splitlines()) == 1
 
 
-def test_divergence_keeps_the_last_good_checkpoint(run, two_epochs):
-    path = two_epochs / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 1e30}))
+def test_divergence_keeps_the_last_good_checkpoint(run, two_epochs, monkeypatch):
+    def diverged(self, step):
+        raise NonFiniteLoss("try a smaller learning rate")
+
+    monkeypatch.setattr(training.Training, "check_train_state", diverged)
     code, _, err = run(*RESUME, two_epochs)
     assert code == 1
     assert err.endswith("what was saved before is kept in first/checkpoints\n")
@@ -295,7 +298,7 @@ def test_a_damaged_record_stops_a_resume_with_one_line(run, file, content, messa
     Path("first/config.json").write_text(json.dumps(CONFIG))
     Path("first", file).write_text(content, errors="surrogateescape")
     ready = preparation.begin(CONFIG | {"learning_rate": 1.0}, Path("other"))
-    monkeypatch.setattr(preparation, "restore", lambda directory, config: ready)
+    monkeypatch.setattr(preparation, "restore", lambda directory, config, **options: ready)
     code, _, err = run(*RESUME, "first")
     assert code == 2
     assert message in err

@@ -15,7 +15,7 @@ MODULES = {
 }
 # Parts of the package, the lowest floor first: a file imports from lower floors, or from its part.
 FLOORS = (
-    {"_debug", "_torch", "_validate"},
+    {"_debug", "_files", "_torch", "_validate"},
     {"tree"},
     {"random", "timing", "compiler"},
     {"initializers", "losses", "core", "checkpoint", "data", "augment"},

@@ -7,10 +7,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from run_files import rows
+from run_files import final_tensors, rows, untimed
 
-from funcnets import checkpoint, tree
-from funcnets.cli import sweep
+from funcnets import checkpoint
+from funcnets.cli import reporters, sweep
+from funcnets.runs import steps_done
 from funcnets.transforms import ensemble
 
 SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--data", "bundled"]
@@ -79,12 +80,28 @@ def test_a_sweep_of_which_no_member_is_finite_fails(run):
     assert len(err.splitlines()) == 1
 
 
-def test_a_sweep_is_not_resumed_or_evaluated(run):
+def test_a_sweep_is_evaluated_member_by_member_and_as_an_ensemble(run):
+    run("sweep", *SMALLEST, "--seeds", 2, "--lr", "0.1,1e39")
+    code, out, _ = run("eval", "sweep", "--json")
+    assert code == 0
+    measured = json.loads(out)
+    assert (measured["step"], measured["test_images"], len(measured["members"])) == (3, 2000, 7)
+    for member, row in zip(measured["members"], rows("sweep"), strict=True):
+        assert {name: row[name] for name in member} == member
+    assert measured["test_accuracy"] == rows("sweep")[-1]["test_accuracy"]
+    code, out, _ = run("eval", "sweep")
+    assert sum(line.endswith("diverged") for line in out.splitlines()) == 3
+    assert f"accuracy {measured['test_accuracy']:.4f} over 2,000 images" in out
+
+
+def test_train_and_sweep_resume_their_own_kind(run):
     run("sweep", *SMALLEST, "--seeds", 1)
-    for command in (("eval", "sweep"), ("train", "--run", "sweep", "--resume")):
-        code, _, err = run(*command)
-        assert code == 2
-        assert "holds a sweep" in err
+    code, _, err = run("train", "--run", "sweep", "--resume")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "holds a sweep; go on with it by `funcnets sweep --run sweep --resume`" in err
+    code, _, err = run("sweep", "--run", "sweep", "--resume", "--seeds", 2)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "--seeds is 2, but the run was started with 1" in err
 
 
 @pytest.mark.parametrize(
@@ -109,17 +126,35 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, message):
     assert not Path("runs").exists()
 
 
-def test_a_signal_saves_the_sweep_and_leaves_130(run, monkeypatch):
+def test_a_signal_saves_the_sweep_and_it_goes_on_to_the_same_bits(run, monkeypatch):
+    """The second run is stopped in its evaluation, the third in an epoch."""
+    options = [*SMALLEST, "--seeds", 2, "--lr", "0.1,1e39", "--epochs", 3]
+    run("sweep", *options, "--run", "whole")
     evaluate = sweep.MemberEvaluation.__call__
+    seen = []
 
     def evaluate_and_stop(self, train_state):
         signal.raise_signal(signal.SIGINT)
         return evaluate(self, train_state)
 
-    monkeypatch.setattr(sweep.MemberEvaluation, "__call__", evaluate_and_stop)
-    code, out, err = run("sweep", *SMALLEST, "--seeds", 2, "--epochs", 200)
+    def stop_after_step_5(self, progress, examples_per_second):
+        if steps_done(progress.train_state) == 5:
+            seen.append(progress)
+            signal.raise_signal(signal.SIGTERM)
+
+    resume = ["sweep", "--resume", "--run", "sweep"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.MemberEvaluation, "__call__", evaluate_and_stop)
+        code, out, err = run("sweep", *options)
     assert (code, err) == (130, "")
-    assert "interrupted by SIGINT; saved in sweep, but no sweep can be resumed" in out
-    saved, _ = checkpoint.load(checkpoint.latest("sweep/checkpoints"))
-    assert len(saved["step"]) == 2
-    assert all(leaf.isfinite().all() for leaf in tree.leaves(saved["params"]))
+    assert "interrupted by SIGINT, saved at step 3" in out
+    assert "to go on: funcnets sweep --run sweep --resume" in out
+    assert not Path("sweep/metrics.jsonl").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(reporters.PlainLines, "advance", stop_after_step_5)
+        code, out, err = run(*resume)
+    assert (code, err, len(seen)) == (143, "", 1)
+    assert "saved at step 5" in out
+    assert run(*resume)[0] == 0
+    assert untimed("sweep") == untimed("whole")
+    assert str(final_tensors("sweep")) == str(final_tensors("whole"))  # NaNs among them

@@ -13,9 +13,10 @@ from funcnets.cli import bench_command, network_commands, terminal, training_com
 
 EPILOG = (
     "Exit codes: 0 done, 1 the training failed, 2 bad arguments or files.  Stopped after saving: "
-    "130 by Ctrl-C, 143 by SIGTERM, 141 if nobody reads the output.  A second signal stops at "
-    "once.  With FUNCNETS_DEBUG=1 an error shows its traceback, with FUNCNETS_DEBUG=jit compiled "
-    "steps their graphs."
+    "130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 138 by SIGUSR1, 141 if nobody reads the "
+    "output.  A second signal, a second or more after the first, stops at once.  With "
+    "FUNCNETS_DEBUG=1 an error shows its traceback, with FUNCNETS_DEBUG=jit compiled steps their "
+    "graphs."
 )
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
     # torch warns of a CUDA toolkit without a device, which concerns nobody here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    terminal.open_closed()
+    terminal.open_streams()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="funcnets", standalone_mode=False)
         sys.stdout.flush()
@@ -78,6 +79,11 @@ def main() -> None:
     except Exception as error:
         if is_debugged("1"):
             raise
-        print(f"funcnets: {' '.join(_message(error).split()) or repr(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1)
+        code = 2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1
+        message = _message(error)
+        if isinstance(error, OSError) and (unwritten := terminal.write("", sys.stdout)):
+            code, message = 1, f"standard output can't be written ({unwritten.strerror})"
+        line = f"funcnets: {' '.join(message.split()) or repr(error)}\n"
+        terminal.write(line, sys.stderr)
+        sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)

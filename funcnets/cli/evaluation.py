@@ -1,14 +1,12 @@
 """Evaluation over all test images: after each epoch, and of a run's newest checkpoint."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from funcnets import data, precision, runs, train
-from funcnets.cli.preparation import open_run
-from funcnets.cli.reporters import Reporter
+from funcnets.cli.preparation import Setup
 from funcnets.compiler import jit
 from funcnets.core import Layer
 from funcnets.data import Dataset
@@ -17,12 +15,21 @@ from funcnets.runs import Config
 from funcnets.train import Prepare, TrainState
 
 
+class StoppedError(Exception):
+    """An evaluation was stopped between two batches."""
+
+
 class Evaluation:
     """Loss and accuracy over all test images, by a step of one shape.
 
     Its graph runs as it is: evaluation is a small part of an epoch, and compiling it costs more
     than that could save.
+
+    Attributes:
+        is_stopped: asked before each batch; if it is true, StoppedError is raised.
     """
+
+    is_stopped: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(self, config: Config, net: Layer, dataset: Dataset) -> None:
         self.batch = (dataset.test_images, dataset.test_labels)
@@ -31,11 +38,17 @@ class Evaluation:
         net = precision.cast(net, policy)
         function = self.function(net, partial(data.prepare, side=config.side))
         name = f"{type(self).__name__} {(config.network, config.side, config.precision)}"
-        self.step = jit(function, backend="graph", saved_as=name, tf32=policy.tf32)
+        self._step = jit(function, backend="graph", saved_as=name, tf32=policy.tf32)
 
     def function(self, net: Layer, prepare: Prepare) -> Callable[..., Any]:
         """Return the step: of parameters, statistics and a batch."""
         return train.make_eval_step(net, prepare=prepare)
+
+    def step(self, *arguments: Any) -> Any:
+        """Evaluate a batch.  Raises StoppedError if the evaluation is to stop."""
+        if self.is_stopped():
+            raise StoppedError
+        return self._step(*arguments)
 
     def __call__(self, train_state: TrainState) -> Any:
         """Return the averages over all test images, a `metrics.Running`."""
@@ -53,17 +66,11 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def evaluate(path: Path, given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Return loss and accuracy of the newest checkpoint of the run in `path`, over all test images.
-
-    `given` may name other `data` and another `device` than the run's.  Raises as `open_run` does.
-    """
-    setup = open_run(path, given)
-    for text in setup.warnings:
-        reporter.warn(text)
+def evaluate(setup: Setup) -> dict[str, Any]:
+    """Return loss and accuracy of a training's train state over all test images, for JSON."""
     tested = Evaluation(setup.config, setup.net, setup.dataset)(setup.train_state)
     return {
-        "run": str(path),
+        "run": str(setup.directory.path),
         "network": setup.config.network,
         "step": runs.steps_done(setup.train_state),
         "test_images": tested.count,

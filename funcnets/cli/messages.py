@@ -66,14 +66,20 @@ class TrainingMessages:
         """Yield how it ended, and how to go on."""
         path = self.setup.directory.path
         if outcome.interrupted:
-            step = steps_done(outcome.train_state)
-            yield f"interrupted by {outcome.interrupted.name}, saved at step {step}"
-            yield f"to go on: funcnets train --run {path} --resume"
+            yield from self.interrupted(outcome)
             return
         for name, values in shown_parameters(outcome).items():
             yield f"{name} learned: {' '.join(f'{value:.2f}' for value in values)}"
         yield f"{self.finished(outcome)}: test accuracy {outcome.rows[-1].test_accuracy:.4f}"
         yield f"to evaluate it: funcnets eval {path}"
+
+    def interrupted(self, outcome: Outcome, command: str = "train") -> Iterator[str]:
+        """Yield what a signal left, and how to go on."""
+        assert outcome.interrupted
+        step = outcome.saved_step
+        saved = "with nothing new to save" if step is None else f"saved at step {step}"
+        yield f"interrupted by {outcome.interrupted.name}, {saved}"
+        yield f"to go on: funcnets {command} --run {self.setup.directory.path} --resume"
 
     def finished(self, outcome: Outcome) -> str:
         """Return how long it took."""

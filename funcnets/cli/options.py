@@ -67,3 +67,15 @@ Backend = Annotated[
         show_default="native on a CPU, else inductor",
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", metavar="", help="Go on with the run from its last checkpoint."),
+]
+SaveEvery = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Save within epochs too: every N steps, or after a time such as 90s, 10m or 2h.",
+        show_default="after each epoch",
+    ),
+]

@@ -1,21 +1,23 @@
 """Preparation of a training or a sweep: begun in a new run directory, or from a checkpoint."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from funcnets import data, metrics, runs
+from funcnets import data, runs
 from funcnets.cli import configuration
 from funcnets.cli.configuration import UsageError
 from funcnets.cli.fit_check import create_train_state
 from funcnets.core import Layer
 from funcnets.data import DataError, Dataset
+from funcnets.metrics import Running
 from funcnets.optim import Optimizer
 from funcnets.precision import available
-from funcnets.runs import Config, RunDirectory, RunError, SweepConfig
+from funcnets.runs import Config, EpochRow, MemberRow, RunDirectory, RunError, SweepConfig
 from funcnets.runs.directory import environment
+from funcnets.runs.json_records import RecordError, check
 from funcnets.train import TrainState
 
 
@@ -26,6 +28,7 @@ class Setup:
     Attributes:
         rows: the measurements of the epochs that are done.
         running: the averages over the epoch that is half done, from which `fit` goes on.
+        is_unmeasured: True if the last epoch is done, but was not measured.
         notes: lines that tell what is special about this start.
         warnings: lines that warn of something in the run directory.
     """
@@ -38,6 +41,7 @@ class Setup:
     train_state: TrainState
     rows: tuple[Any, ...] = ()
     running: Any = None
+    is_unmeasured: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -71,43 +75,86 @@ def begin(given: Mapping[str, Any], path: Path | None = None, *, download: bool 
     return Setup(config, directory, dataset, net, optimizer, train_state)
 
 
-def resume(given: Mapping[str, Any], path: Path | None = None, *, download: bool = False) -> Setup:
+def resume(
+    given: Mapping[str, Any],
+    path: Path | None = None,
+    *,
+    download: bool = False,
+    kind: type[Config] = Config,
+) -> Setup:
     """Return the training in `path`, or else of the network `given`, from its newest checkpoint on.
 
-    Raises UsageError if `given` contradicts it or it is finished, RunError if it has no
-    checkpoint, CheckpointError if the checkpoint is damaged.
+    It begins with the first step if nothing was saved yet.  `kind` is `SweepConfig` for a sweep.
+
+    Raises UsageError if `given` contradicts it or it is finished, RunError if there is none or
+    another process trains it, CheckpointError if the checkpoint is damaged.
     """
     if path is None:
-        directory = RunDirectory.newest(configuration.configure(given))
+        kind_given = {"seeds": 1, **given} if kind is SweepConfig else given
+        directory = RunDirectory.newest(configuration.configure(kind_given))
     else:
         directory = RunDirectory(path)
-    before = read_training_config(directory)
+    read_config(directory, kind)
+    directory.lock()
+    try:
+        return _resumed(directory, given, download, kind)
+    except BaseException:
+        directory.release()
+        raise
+
+
+def _resumed(
+    directory: RunDirectory, given: Mapping[str, Any], download: bool, kind: type[Config]
+) -> Setup:
+    before = read_config(directory, kind)
     if "data" in given or download:
         given = {**given, "data": find_data(given.get("data", before.data), download=download)}
     config = configuration.resumed(before, given)
-    setup = restore(directory, config)
+    setup = restore(directory, config, may_begin=True)
     steps = runs.steps_done(setup.train_state)
     done = steps // setup.batches
-    if done >= config.epochs:
+    row_kind: Any = MemberRow if kind is SweepConfig else EpochRow
+    rows = tuple(row for row in directory.read_rows(row_kind) if row.epoch <= done)
+    measured = {row.epoch for row in rows}
+    is_unmeasured = 0 < steps == done * setup.batches and done not in measured and _has_any(setup)
+    if done >= config.epochs and not is_unmeasured:
         raise UsageError(
             f"{directory.path}: finished with epoch {done} of {config.epochs}; to train longer "
             + (f"add --epochs {2 * done}" if config.schedule == "constant" else _START_NEW)
         )
-    rows = tuple(row for row in directory.read_rows() if row.epoch <= done)
     notes = (f"resuming at step {steps}", *_changes(directory, config))
+    lost = [epoch for epoch in range(1, done + 1 - is_unmeasured) if epoch not in measured]
+    warnings = (*setup.warnings, *_lost_rows(directory, lost))
     directory.write_config(config)
     directory.write_rows(rows)
-    return replace(setup, rows=rows, notes=notes)
+    return replace(setup, rows=rows, is_unmeasured=is_unmeasured, notes=notes, warnings=warnings)
+
+
+def _has_any(setup: Setup) -> bool:
+    """True if the checkpoint kept averages over an epoch, of any member of a sweep."""
+    running = setup.running if isinstance(setup.running, list) else [setup.running]
+    return any(member.count > 0 for member in running)
+
+
+def _lost_rows(directory: RunDirectory, epochs: Sequence[int]) -> Iterator[str]:
+    """Yield a warning if the measurements of some epochs are gone."""
+    if epochs:
+        what = f"epoch {epochs[0]}" if len(epochs) == 1 else f"{len(epochs)} epochs"
+        yield (
+            f"{directory.path / 'metrics.jsonl'}: the measurements of {what} are gone, "
+            f"{'' if len(epochs) == 1 else f'from epoch {epochs[0]} on; '}the training goes on "
+            "without them"
+        )
 
 
 def open_run(path: Path, given: Mapping[str, Any]) -> Setup:
-    """Return the training in `path` as its newest checkpoint has it, to be evaluated.
+    """Return the training or sweep in `path` as its newest checkpoint has it, to be evaluated.
 
     `given` may name other `data` and another `device` than the run's.  Raises UsageError, RunError,
     DataError or CheckpointError if one of them, the run or its checkpoint can't be used.
     """
     directory = RunDirectory(path)
-    config = replace(read_training_config(directory), **given)
+    config = replace(directory.read_config(), **given)
     if config.precision not in available(config.device):
         # `auto`, stopped before it had chosen or learned anything, or a GPU's, away from GPUs.
         config = replace(config, precision="float32")
@@ -118,13 +165,14 @@ def open_run(path: Path, given: Mapping[str, Any]) -> Setup:
 _START_NEW = "start a new run with more --epochs: the rate of this one has come to its end"
 
 
-def read_training_config(directory: RunDirectory) -> Config:
-    """Return the configuration of a training.  Raises RunError for none, or that of a sweep."""
+def read_config(directory: RunDirectory, kind: type[Config]) -> Config:
+    """Return the configuration of a run.  Raises RunError for none, or one of another kind."""
     config = directory.read_config()
-    if isinstance(config, SweepConfig):
+    if type(config) is not kind:
+        what, command = ("training", "train") if kind is SweepConfig else ("sweep", "sweep")
         raise RunError(
-            f"{directory.path}: holds a sweep, which can't be resumed or evaluated; "
-            "metrics.csv has what it measured"
+            f"{directory.path}: holds a {what}; go on with it by `funcnets {command} --run "
+            f"{directory.path} --resume`"
         )
     return config
 
@@ -169,12 +217,16 @@ def limited(dataset: Dataset, count: int) -> Dataset:
         ) from None
 
 
-def restore(directory: RunDirectory, config: Config) -> Setup:
-    """Return the training of the newest checkpoint, on the configured device."""
+def restore(directory: RunDirectory, config: Config, *, may_begin: bool = False) -> Setup:
+    """Return the training of the newest checkpoint, on the configured device.
+
+    With `may_begin` it is one before its first step if there is no checkpoint.
+    """
     dataset, net, optimizer = build(config)
-    found = directory.latest_checkpoint()
-    train_state, metadata = runs.read_train_state(found, config, net, optimizer)
-    running = metrics.Running(**metadata["running"])
+    if may_begin and not directory.has_checkpoint:
+        train_state = create_train_state(config, net, optimizer, dataset)
+        return Setup(config, directory, dataset, net, optimizer, train_state)
+    found, train_state, metadata = runs.read_newest(directory, config, net, optimizer)
     return Setup(
         config,
         directory,
@@ -182,6 +234,33 @@ def restore(directory: RunDirectory, config: Config) -> Setup:
         net,
         optimizer,
         train_state,
-        running=running,
+        running=_running(found, config, metadata),
         warnings=directory.warnings(),
     )
+
+
+def _running(found: Path, config: Config, metadata: Mapping[str, Any]) -> Any:
+    """Return the averages over the epoch that a checkpoint kept, of each member of a sweep.
+
+    Raises RunError for metadata of another form.
+    """
+    kept = metadata.get("running")
+    try:
+        if not isinstance(config, SweepConfig):
+            return _averages(kept)
+        members = [_averages(member) for member in kept or []]
+    except (RecordError, TypeError) as error:
+        raise RunError(f"{found}: the averages in its metadata can't be used ({error})") from None
+    if len(members) not in (0, len(config.members)):
+        raise RunError(
+            f"{found}: its metadata are of {len(members)} members; expected those of "
+            f"{len(config.members)}"
+        )
+    return members
+
+
+def _averages(kept: Any) -> Running:
+    if not isinstance(kept, Mapping):
+        raise RecordError("running is no object of JSON")
+    is_finite = kept.get("loss_sum", 0.0) is not None  # the form of a sweep's member that diverged
+    return Running(**check(Running, {**kept, **({} if is_finite else {"loss_sum": math.nan})}))

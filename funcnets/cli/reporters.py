@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Protocol, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -47,18 +47,24 @@ class Reporter:
     """
 
     unheard = False
+    _is_noted = False
 
     def warn(self, text: str) -> None:
         """Print a warning on standard error."""
         self.print(f"funcnets: warning: {' '.join(text.split())}", sys.stderr)
 
     def print(self, text: str, stream: TextIO) -> None:
-        """Print a line; a broken pipe is only noted."""
-        try:
-            print(text, file=stream, flush=True)
-        except BrokenPipeError:
-            terminal.silence(stream)
+        """Print a line; that it can't be printed is only noted."""
+        if error := terminal.write(f"{text}\n", stream):
+            self.note(error)
+
+    def note(self, error: OSError) -> None:
+        """Note why something can't be printed: a broken pipe stops a training, others don't."""
+        if isinstance(error, BrokenPipeError):
             self.unheard = True
+        elif not self._is_noted:
+            self._is_noted = True
+            self.warn(f"what is printed can't be written ({error.strerror}): going on without it")
 
     def line(self, text: str) -> None:
         """Do nothing with a line that is good to know."""
@@ -121,7 +127,9 @@ class ProgressBar(PlainLines):
             BarColumn(bar_width=14),
             TextColumn("{task.fields[averages]}"),
             TimeRemainingColumn(),
-            console=Console(highlight=False),
+            console=Console(
+                highlight=False, file=cast(TextIO, terminal.Unfailing(sys.stdout, self.note))
+            ),
             transient=True,
         )
         self.task = self.bar.add_task("starting", total=None, start=False, averages="")

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from funcnets import data, losses, metrics
 from funcnets.cli.evaluation import Evaluation, finite
+from funcnets.cli.preparation import Setup
 from funcnets.cli.training import Training
 from funcnets.core import Layer, Params, State
+from funcnets.metrics import Running
 from funcnets.runs import MemberRow, SweepConfig, steps_done
 from funcnets.train import Batch, Prepare, TrainState
 from funcnets.transforms import ensemble
@@ -67,56 +69,117 @@ class Sweep(Training):
 
         `tested` are the members' logits.  Members that diverged are left out of ensembles.
         """
-        are_finite = tested.isfinite().all(2).all(1).tolist()
-        good = [
-            is_finite and math.isfinite(running.loss_sum)
-            for is_finite, running in zip(are_finite, progress.running, strict=True)
+        return measured_rows(
+            self.config,
+            tested,
+            self.setup.dataset.test_labels,
+            progress.running,
+            epoch=progress.epoch + 1,
+            step=steps_done(progress.train_state),
+            examples_per_second=rate and round(rate * len(self.config.members), 1),
+            seconds=round(seconds, 3),
+        )
+
+    def running_fields(self) -> Any:
+        """Return the averages of each member over the epoch so far, for JSON."""
+        return [
+            running._replace(loss_sum=finite(running.loss_sum))._asdict()
+            for running in self.running or ()
         ]
-        labels, speed = self.setup.dataset.test_labels, rate and round(rate * len(good), 1)
 
-        def row(logits: Tensor, **fields: Any) -> MemberRow:
-            return MemberRow(
-                epoch=progress.epoch + 1,
-                step=steps_done(progress.train_state),
-                test_loss=finite(float(losses.cross_entropy(logits, labels))),
-                test_accuracy=float(metrics.accuracy(logits, labels)),
-                examples_per_second=speed,
-                seconds=round(seconds, 3),
-                **fields,
-            )
+    def check_train_state(self, step: int) -> None:
+        """Accept members that diverged: they are saved like the others."""
 
-        members = [
-            row(
-                logits,
-                diverged=not is_good,
-                learning_rate=learning_rate,
-                seed=seed,
-                train_loss=finite(running.loss),
-                train_accuracy=running.accuracy,
-            )
-            for (learning_rate, seed), running, logits, is_good in zip(
-                self.config.members, progress.running, tested, good, strict=True
-            )
-        ]
-        return members + self._ensemble_rows(tested, good, row)
 
-    def _ensemble_rows(
-        self, tested: Tensor, good: Sequence[bool], row: Callable[..., MemberRow]
-    ) -> list[MemberRow]:
-        """Return rows of the ensemble of each rate, and of that of all members."""
-        rates = [learning_rate for learning_rate, _ in self.config.members]
-        rows = []
-        for learning_rate in (*self.config.rates, None):
-            chosen = [i for i, other in enumerate(rates) if learning_rate in (None, other)]
-            used = [i for i in chosen if good[i]]
-            logits = ensemble.combine_logits(tested[used or chosen])
-            rows.append(row(logits, diverged=not used, learning_rate=learning_rate))
-        return rows
+def measured_rows(
+    config: SweepConfig,
+    tested: Tensor,
+    labels: Tensor,
+    running: Sequence[Running | None],
+    **common: Any,
+) -> list[MemberRow]:
+    """Return rows of the members, of the ensemble of each rate, and of that of all members.
 
-    def checkpoint_metadata(self, step: int) -> dict[str, Any]:
-        """Return the place in the training; members that diverged are saved like the others."""
-        epoch, batch = divmod(step, self.setup.batches)
-        return {"epoch": epoch, "batch": batch}
+    Args:
+        config: the configuration of the sweep.
+        tested: the logits of each member for the test images, (M, N, K).
+        labels: their labels, (N,).
+        running: the averages of each member over the epoch; None where they aren't known.
+        common: the other fields of the rows.
+    """
+    are_finite = tested.isfinite().all(2).all(1).tolist()
+    good = [
+        is_finite and (averages is None or math.isfinite(averages.loss_sum))
+        for is_finite, averages in zip(are_finite, running, strict=True)
+    ]
+
+    def row(logits: Tensor, **fields: Any) -> MemberRow:
+        return MemberRow(
+            test_loss=finite(float(losses.cross_entropy(logits, labels))),
+            test_accuracy=float(metrics.accuracy(logits, labels)),
+            **common,
+            **fields,
+        )
+
+    members = [
+        row(
+            logits,
+            diverged=not is_good,
+            learning_rate=learning_rate,
+            seed=seed,
+            train_loss=averages and finite(averages.loss),
+            train_accuracy=averages and averages.accuracy,
+        )
+        for (learning_rate, seed), averages, logits, is_good in zip(
+            config.members, running, tested, good, strict=True
+        )
+    ]
+    return members + _ensemble_rows(config, tested, good, row)
+
+
+def _ensemble_rows(
+    config: SweepConfig, tested: Tensor, good: Sequence[bool], row: Callable[..., MemberRow]
+) -> list[MemberRow]:
+    """Return rows of the ensemble of each rate, and of that of all members."""
+    rates = [learning_rate for learning_rate, _ in config.members]
+    rows = []
+    for learning_rate in (*config.rates, None):
+        chosen = [i for i, other in enumerate(rates) if learning_rate in (None, other)]
+        used = [i for i in chosen if good[i]]
+        logits = ensemble.combine_logits(tested[used or chosen])
+        rows.append(row(logits, diverged=not used, learning_rate=learning_rate))
+    return rows
+
+
+def evaluate(setup: Setup) -> list[MemberRow]:
+    """Return rows of the members and ensembles of a sweep's train state over all test images."""
+    assert isinstance(setup.config, SweepConfig)
+    tested = MemberEvaluation(setup.config, setup.net, setup.dataset)(setup.train_state)
+    step = steps_done(setup.train_state)
+    return measured_rows(
+        setup.config,
+        tested,
+        setup.dataset.test_labels,
+        [None] * len(setup.config.members),
+        epoch=step // setup.batches,
+        step=step,
+        examples_per_second=None,
+        seconds=0.0,
+    )
+
+
+def measured_ensemble(setup: Setup, rows: Sequence[MemberRow]) -> dict[str, Any]:
+    """Return loss and accuracy of the ensemble of all members, and the rows, for JSON."""
+    fields = ("learning_rate", "seed", "diverged", "test_loss", "test_accuracy")
+    return {
+        "run": str(setup.directory.path),
+        "network": setup.config.network,
+        "step": rows[-1].step,
+        "test_images": len(setup.dataset.test_labels),
+        "test_loss": rows[-1].test_loss,
+        "test_accuracy": rows[-1].test_accuracy,
+        "members": [{name: getattr(row, name) for name in fields} for row in rows],
+    }
 
 
 def last_epoch(rows: Sequence[MemberRow]) -> list[MemberRow]:

@@ -26,6 +26,7 @@ class SweepMessages(TrainingMessages):
         rates = ", ".join(f"{rate:g}" for rate in config.rates)
         yield f"{seeds} with each learning rate: {rates} ({config.schedule})"
         yield f"run directory {self.setup.directory.path}"
+        yield from self.setup.notes
 
     def averages(self, progress: Any) -> str:
         """Return the medians over the members of the epoch's averages so far."""
@@ -48,15 +49,16 @@ class SweepMessages(TrainingMessages):
     def closing(self, outcome: Outcome) -> Iterator[str]:
         """Yield the table of the last epoch, and how it ended."""
         rows = last_epoch(outcome.rows)
-        yield from _table(rows)
+        yield from table(rows)
         if rows:
             rate, median = best_rate(rows)
             yield f"best rate by median test accuracy over seeds: {rate:g} ({median:.4f})"
-        path, stopped = self.setup.directory.path, outcome.interrupted
-        if stopped:
-            yield f"interrupted by {stopped.name}; saved in {path}, but no sweep can be resumed"
-        else:
-            yield f"{self.finished(outcome)}; saved in {path}"
+        if outcome.interrupted:
+            yield from self.interrupted(outcome, "sweep")
+            return
+        path = self.setup.directory.path
+        yield f"{self.finished(outcome)}; saved in {path}"
+        yield f"to evaluate it: funcnets eval {path}"
 
     def measured(self, outcome: Outcome) -> dict[str, Any]:
         """Return the last measurements, for JSON."""
@@ -69,7 +71,7 @@ class SweepMessages(TrainingMessages):
         return known | best | {"ensemble_test_accuracy": rows[-1].test_accuracy}
 
 
-def _table(rows: Sequence[MemberRow]) -> Iterator[str]:
+def table(rows: Sequence[MemberRow]) -> Iterator[str]:
     """Yield a line for each member, for the ensemble of each rate, and for that of all members."""
     columns = ("seed", "lr", "train loss", "train acc", "test acc")
     if rows:

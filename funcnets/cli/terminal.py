@@ -1,8 +1,11 @@
-"""The terminal: standard streams that are closed or unread, and tables that are printed whole."""
+"""The terminal: standard streams that can't be written, and tables that are printed whole."""
 
+import contextlib
+import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Column, Table
@@ -11,10 +14,17 @@ EXIT_CODE_OF_UNREAD_OUTPUT = 141  # as a shell has it for SIGPIPE
 UNLIMITED_WIDTH = 10_000
 
 
-def open_closed() -> None:
-    """Open standard output and error if they were closed (`>&-`); what is printed is dropped."""
+def open_streams() -> None:
+    """Make standard output and error fit for whatever is printed.
+
+    What is printed to a closed one (`>&-`) is dropped, and a character that the encoding of a
+    terminal lacks is shown as a question mark.
+    """
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _nowhere() -> TextIO:
@@ -22,9 +32,47 @@ def _nowhere() -> TextIO:
 
 
 def silence(stream: TextIO) -> None:
-    """Drop what is printed, or still to be flushed, to a stream whose pipe is broken."""
-    with _nowhere() as nowhere:
+    """Drop what is printed, or still to be flushed, to a stream that can't be written."""
+    with contextlib.suppress(OSError, ValueError), _nowhere() as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def write(text: str, stream: TextIO) -> OSError | None:
+    """Write to a stream at once, and return why it can't be written, if so.
+
+    Everything that is written to such a stream later is dropped.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        silence(stream)
+        return error
+    return None
+
+
+class Unfailing:
+    """Text stream like another one, which never fails.
+
+    Args:
+        stream: the other stream.
+        failed: told why it can't be written; what is written later is dropped.
+    """
+
+    def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
+        self.stream, self.failed = stream, failed
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        if error := write(text, self.stream):
+            self.failed(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing, as everything is written at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def show(table: "Table") -> None:

@@ -3,13 +3,15 @@
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from funcnets import checkpoint, data, precision, timing, train, tree
+from funcnets.cli.cadence import Cadence
 from funcnets.cli.compiled_step import CompiledStep, Speed
-from funcnets.cli.evaluation import Evaluation, finite
+from funcnets.cli.evaluation import Evaluation, StoppedError, finite
 from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.cli.interrupt import Interrupt
 from funcnets.cli.preparation import Setup
@@ -17,8 +19,8 @@ from funcnets.cli.reporters import Reporter
 from funcnets.compiler import CompileError, jit
 from funcnets.metrics import Running
 from funcnets.precision import POLICIES
-from funcnets.runs import EpochRow, steps_done
-from funcnets.train import NonFiniteLoss, TrainState
+from funcnets.runs import EpochRow, RunError, best_step, steps_done
+from funcnets.train import NonFiniteLoss, Progress, TrainState
 from funcnets.transforms import NonFiniteError, check_finite
 
 
@@ -33,6 +35,7 @@ class Outcome(NamedTuple):
     train_state: TrainState
     rows: tuple[Any, ...]
     interrupted: signal.Signals | None
+    saved_step: int | None  # the last step that this training saved
     compile_seconds: float
     seconds: float
 
@@ -47,11 +50,21 @@ class Training:
         setup: what is trained; its train state is used up, as the steps take its memory.
         reporter: told how it goes.
         check: run uncompiled, and stop at the first layer with a value that isn't finite.
+        cadence: when to save within an epoch.
     """
 
-    def __init__(self, setup: Setup, reporter: Reporter, *, check: bool = False) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        reporter: Reporter,
+        *,
+        check: bool = False,
+        cadence: Cadence | None = None,
+    ) -> None:
         self.setup, self.reporter, self.check = setup, reporter, check
+        self.cadence = cadence or Cadence()
         self.interrupt = Interrupt()
+        self.saved_step: int | None = None
         self.train_state: TrainState = setup.train_state
         self.running: Any = setup.running
         self.rows: list[Any] = list(setup.rows)
@@ -86,8 +99,12 @@ class Training:
         )
         return [row]
 
-    def checkpoint_metadata(self, step: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the train state.
+    def running_fields(self) -> Any:
+        """Return the averages over the epoch so far, for JSON."""
+        return (self.running or Running())._asdict()
+
+    def check_train_state(self, step: int) -> None:
+        """Check a train state before it is saved.
 
         Raises NonFiniteLoss if the last update left a value that isn't finite.
         """
@@ -96,9 +113,6 @@ class Training:
                 raise NonFiniteLoss(
                     f"{name} isn't finite after step {step}: try a smaller learning rate"
                 )
-        epoch, batch = divmod(step, self.setup.batches)
-        running = self.running if batch else Running()
-        return {"epoch": epoch, "batch": batch, "running": running._asdict()}
 
     # The loop.
 
@@ -108,6 +122,7 @@ class Training:
         Raises TrainingError if the training diverges or can't be saved; earlier checkpoints stay.
         """
         started = time.perf_counter()
+        self.cadence.saved()
         for text in self.setup.warnings:
             self.reporter.warn(text)
         with self.interrupt:
@@ -116,8 +131,15 @@ class Training:
             except (NonFiniteLoss, NonFiniteError) as error:
                 raise TrainingError(f"{error}; {self._kept()}") from error
         seconds = time.perf_counter() - started
-        rows, stopped = tuple(self.rows), self.interrupt.signal
-        return Outcome(self.setup, self.train_state, rows, stopped, compile_seconds, seconds)
+        return Outcome(
+            self.setup,
+            self.train_state,
+            tuple(self.rows),
+            self.interrupt.signal,
+            self.saved_step,
+            compile_seconds,
+            seconds,
+        )
 
     def _compile_and_train(self) -> float:
         """Train, and return the seconds of it that were compilation."""
@@ -127,29 +149,63 @@ class Training:
         except CompileError:
             if not self.interrupt.signal:
                 raise
-            self.save()  # the signal stopped the compiler before it could stop the training
+            # The signal stopped the compiler too.  Nothing is saved: the step may have begun to
+            # write into the train state.
             return 0.0
         return step.compile_seconds
 
     def _train(self, step: CompiledStep) -> None:
         evaluate, speed = self.evaluation(), Speed()
-        epoch_started = time.perf_counter()
+        evaluate.is_stopped = lambda: self.interrupt.signal is not None
+        started = time.perf_counter()
+        if self.setup.is_unmeasured:
+            done = steps_done(self.train_state) // self.setup.batches
+            sizes = (self.setup.batches, self.setup.batches)
+            progress = Progress(self.train_state, self.running, done - 1, *sizes)
+            self._end_epoch(progress, evaluate, None, started, is_saved=True)
+            started = time.perf_counter()
+        if self.interrupt.signal:
+            return
         for progress in _timed(self._fit(step), step, speed):
             self.train_state, self.running = progress.train_state, progress.running
             self.reporter.advance(progress, speed.rate)
-            is_epoch_done = progress.batch == progress.batches
-            if is_epoch_done:
-                seconds = time.perf_counter() - epoch_started
-                self._report(
-                    self.epoch_rows(progress, evaluate(self.train_state), speed.rate, seconds)
-                )
+            if is_epoch_done := progress.batch == progress.batches:
+                self._end_epoch(progress, evaluate, speed.rate, started)
                 speed.reset()
-                epoch_started = time.perf_counter()
+                started = time.perf_counter()
             self._stop_if_unheard()
-            if is_epoch_done or self.interrupt.signal:
+            if not is_epoch_done and (self.interrupt.signal or self._is_save_due()):
                 self.save()
             if self.interrupt.signal:
                 return
+
+    def _end_epoch(
+        self,
+        progress: Any,
+        evaluate: Evaluation,
+        rate: float | None,
+        started: float,
+        *,
+        is_saved: bool = False,
+    ) -> None:
+        """Measure an epoch and save: then it is printed.  A signal leaves out the measurement."""
+        try:
+            tested = evaluate(self.train_state)
+        except StoppedError:
+            if not is_saved:
+                self.save()  # with the averages of the epoch, for `--resume` to measure it
+            return
+        rows = self.epoch_rows(progress, tested, rate, time.perf_counter() - started)
+        self.rows.extend(rows)
+        self.running = None
+        with _failing_to_write():
+            self.setup.directory.write_rows(self.rows)
+        if not is_saved:
+            self.save()
+        self.reporter.epoch(rows)
+
+    def _is_save_due(self) -> bool:
+        return self.cadence.is_due(steps_done(self.train_state))
 
     def _fit(self, step: CompiledStep) -> Iterator[Any]:
         config, dataset = self.setup.config, self.setup.dataset
@@ -160,11 +216,6 @@ class Training:
             epochs=config.epochs,
         )
 
-    def _report(self, rows: Sequence[Any]) -> None:
-        self.rows.extend(rows)
-        self.setup.directory.write_rows(self.rows)
-        self.reporter.epoch(rows)
-
     def _stop_if_unheard(self) -> None:
         """Take a broken pipe, as that of `| head`, for a signal to stop."""
         if self.reporter.unheard and not self.interrupt.signal:
@@ -174,11 +225,19 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint.  Raises TrainingError if it can't be written."""
         step = steps_done(self.train_state)
-        metadata = self.checkpoint_metadata(step)
-        try:
-            self.setup.directory.save(step, self.train_state, metadata)
-        except checkpoint.CheckpointError as error:
-            raise TrainingError(str(error)) from error
+        self.check_train_state(step)
+        epoch, batch = divmod(step, self.setup.batches)
+        metadata = {
+            "epoch": epoch,
+            "batch": batch,
+            "running": self.running_fields(),
+            "config": self.setup.config.fixed,
+        }
+        directory, best = self.setup.directory, best_step(self.rows)
+        with _failing_to_write():
+            directory.save(step, self.train_state, metadata, best_step=best)
+        self.saved_step = step
+        self.cadence.saved()
 
     def _kept(self) -> str:
         checkpoints = self.setup.directory.checkpoints
@@ -205,7 +264,8 @@ class Training:
         )
         self.reporter.line(why)
         self.setup = setups[chosen]
-        self.setup.directory.write_config(self.setup.config)
+        with _failing_to_write():
+            self.setup.directory.write_config(self.setup.config)
         return steps[chosen]
 
     def _compiled_step(self, setup: Setup) -> CompiledStep:
@@ -225,6 +285,15 @@ class Training:
             self.reporter,
             self.interrupt,
         )
+
+
+@contextmanager
+def _failing_to_write() -> Iterator[None]:
+    """Around code that writes to the run directory: that it can't is a TrainingError."""
+    try:
+        yield
+    except (checkpoint.CheckpointError, RunError) as error:
+        raise TrainingError(str(error)) from error
 
 
 def _timed(steps: Iterator[Any], step: CompiledStep, speed: Speed) -> Iterator[Any]:

@@ -13,6 +13,7 @@ import typer
 from funcnets.cli import options
 
 if TYPE_CHECKING:
+    from funcnets.cli.cadence import Cadence
     from funcnets.cli.messages import TrainingMessages
     from funcnets.cli.training import Training
 
@@ -75,10 +76,8 @@ def train_command(
             show_default="runs/NET-RECIPE-seedSEED",
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", metavar="", help="Go on with the run from its last checkpoint."),
-    ] = False,
+    resume: options.Resume = False,
+    save_every: options.SaveEvery = None,
     backend: options.Backend = None,
     precision: Annotated[
         str | None,
@@ -125,29 +124,49 @@ def train_command(
         precision=precision,
     )
     start = preparation.resume if resume else preparation.begin
+    cadence = _cadence(save_every)
     setup = start(given, run, download=download)
-    _run(Training, TrainingMessages(setup), json, check=check)
+    _run(Training, TrainingMessages(setup), json, check=check, cadence=cadence)
 
 
-def _run(
-    kind: "type[Training]", messages: "TrainingMessages", json: bool, *, check: bool = False
-) -> None:
+def _cadence(save_every: str | None) -> "Cadence | None":
+    from funcnets.cli.cadence import Cadence
+
+    return None if save_every is None else Cadence.parse(save_every)
+
+
+def _run(kind: "type[Training]", messages: "TrainingMessages", json: bool, **options: Any) -> None:
     """Train, show how it goes, and exit as the signal says that stopped it, if one did."""
     from funcnets.cli import reporters
 
     lines = reporters.ProgressBar if sys.stdout.isatty() else reporters.PlainLines
-    with (reporters.JsonLines if json else lines)(messages) as reporter:
-        outcome = kind(messages.setup, reporter, check=check).run()
+    try:
+        with (reporters.JsonLines if json else lines)(messages) as reporter:
+            outcome = kind(messages.setup, reporter, **options).run()
+    finally:
+        messages.setup.directory.release()
     reporter.finish(outcome)
     if outcome.interrupted:
         raise typer.Exit(128 + outcome.interrupted)
 
 
 def sweep_command(
-    network: options.Network,
+    network: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NET",
+            help="Name of a network: see `funcnets list`.",
+            show_default="lenet_bn",
+        ),
+    ] = None,
     seeds: Annotated[
-        int, typer.Option(metavar="N", help="Train seeds 0 to N - 1 with each learning rate.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Train seeds 0 to N - 1 with each learning rate.",
+            show_default="8",
+        ),
+    ] = None,
     lr: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +190,8 @@ def sweep_command(
             show_default="runs/NET-RECIPE-sweep",
         ),
     ] = None,
+    resume: options.Resume = False,
+    save_every: options.SaveEvery = None,
     backend: options.Backend = None,
     json: options.Json = False,
 ) -> None:
@@ -182,9 +203,10 @@ def sweep_command(
     from funcnets.cli import preparation
     from funcnets.cli.sweep import Sweep
     from funcnets.cli.sweep_messages import SweepMessages
+    from funcnets.runs import SweepConfig
 
     try:
-        rates = [float(rate) for rate in lr.split(",")] if lr is not None else []
+        rates = None if lr is None else tuple(map(float, lr.split(",")))
     except ValueError:
         raise ValueError(f"--lr is {lr!r}; expected numbers, as 0.05,0.1,0.5") from None
     given = _given(
@@ -200,7 +222,12 @@ def sweep_command(
         device=device,
         backend=backend,
     )
-    _run(Sweep, SweepMessages(preparation.begin(given, run)), json)
+    cadence = _cadence(save_every)
+    if resume:
+        setup = preparation.resume(given, run, kind=SweepConfig)
+    else:
+        setup = preparation.begin({"seeds": 8, **given}, run)
+    _run(Sweep, SweepMessages(setup), json, cadence=cadence)
 
 
 def eval_command(
@@ -211,14 +238,29 @@ def eval_command(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Measure loss and accuracy of a run's last checkpoint on all test images."""
-    from funcnets.cli.evaluation import evaluate
-    from funcnets.cli.reporters import Reporter
+    """Measure loss and accuracy of a run's last checkpoint on all test images.
 
-    measured = evaluate(run, _given(data=data, device=device), Reporter())
+    Of a sweep it measures every member, the ensemble of each learning rate, and that of them all.
+    """
+    from funcnets.cli import evaluation, preparation, sweep
+    from funcnets.cli.reporters import Reporter
+    from funcnets.cli.sweep_messages import table
+    from funcnets.runs import SweepConfig
+
+    setup = preparation.open_run(run, _given(data=data, device=device))
+    for text in setup.warnings:
+        Reporter().warn(text)
+    rows = []
+    if isinstance(setup.config, SweepConfig):
+        rows = sweep.evaluate(setup)
+        measured = sweep.measured_ensemble(setup, rows)
+    else:
+        measured = evaluation.evaluate(setup)
     if json:
         print(json_format.dumps(measured))
         return
+    for line in table(rows):
+        print(line)
     loss = measured["test_loss"]
     print(
         f"{measured['network']}, step {measured['step']}: "

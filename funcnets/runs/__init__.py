@@ -17,10 +17,11 @@ from funcnets.runs.restore import (
     build,
     create_train_state,
     load,
+    read_newest,
     read_train_state,
     steps_done,
 )
-from funcnets.runs.rows import EpochRow, MemberRow
+from funcnets.runs.rows import EpochRow, MemberRow, best_step
 
 __all__ = [
     "SCHEDULES",
@@ -32,9 +33,11 @@ __all__ = [
     "RunDirectory",
     "RunError",
     "SweepConfig",
+    "best_step",
     "build",
     "create_train_state",
     "load",
+    "read_newest",
     "read_train_state",
     "steps_done",
 ]

@@ -1,10 +1,11 @@
 """Configurations: everything that decides what a training, or a sweep, computes."""
 
+import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 
@@ -96,6 +97,19 @@ class Config:
     def label(self) -> str:
         """The last part of a run directory's usual name, after the network and the recipe."""
         return f"seed{self.seed}"
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The fields that a resume may not change, as they come back from JSON.
+
+        Of the data only if they are the bundled part; without the number of epochs at a constant
+        rate.
+        """
+        values = asdict(self) | {"data": self.data == "bundled"}
+        del values["device"]
+        if self.schedule == "constant":
+            del values["epochs"]
+        return cast(dict[str, Any], json.loads(json.dumps(values)))
 
     @classmethod
     def from_recipe(cls, network: str = "lenet_bn", recipe: str = "tuned", **values: Any) -> Self:

@@ -1,6 +1,9 @@
 """Run directories: what a training was told, where it ran, how it went, and its checkpoints.
 
-config.json  environment.json  metrics.jsonl  metrics.csv  checkpoints/step-00000400/ ...
+config.json  environment.json  metrics.jsonl  metrics.csv  checkpoints/step-00000400/ ...  .lock
+
+One process at a time writes to a run: the first write takes its lock.  Every file is replaced as a
+whole, so that readers need no lock.
 """
 
 import csv
@@ -9,21 +12,23 @@ import io
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 
 import funcnets
-from funcnets import checkpoint
+from funcnets import _files, checkpoint
 from funcnets.runs import json_records
 from funcnets.runs.config import Config, ConfigError, SweepConfig
-from funcnets.runs.rows import EpochRow
+from funcnets.runs.lock import LOCK, Lock, LockedError
+from funcnets.runs.rows import EpochRow, Row
 
 KEPT_CHECKPOINTS = 2
+FILES = ("config.json", "environment.json", "metrics.jsonl", "metrics.csv")
 
 Read = TypeVar("Read")
 
@@ -38,7 +43,7 @@ def environment(config: Config) -> dict[str, Any]:
     return {
         "funcnets": funcnets.__version__,
         "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),
+        "torchvision": _installed_version("torchvision"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else config.device,
@@ -46,6 +51,14 @@ def environment(config: Config) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seed": config.seed,
     }
+
+
+def _installed_version(package: str) -> str:
+    """Return the version of a package that is too slow to import for it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # found by PYTHONPATH alone
+        return "unknown"
 
 
 class RunDirectory:
@@ -59,6 +72,7 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, config: Config, path: str | os.PathLike[str] | None = None) -> Self:
@@ -68,22 +82,75 @@ class RunDirectory:
         """
         usual = _usual_path(config)
         try:
-            run = cls(_make_numbered(usual) if path is None else _make_empty(Path(path)))
-            run.write_config(config)
+            run = cls(_make_numbered(usual) if path is None else path)
+            run._claim()
         except OSError as error:
             raise RunError(
                 f"{usual if path is None else path}: can't be written ({error.strerror}); choose "
                 "another place with --run DIR"
             ) from None
+        run.write_config(config)
         return run
 
     @classmethod
     def newest(cls, config: Config) -> Self:
         """Return the newest of the run directories that are named after this configuration."""
-        path, number = _usual_path(config), 2
-        while (following := _with_number(_usual_path(config), number)).exists():
-            path, number = following, number + 1
-        return cls(path)
+        usual = _usual_path(config)
+        number = max(_numbers(usual), default=1)
+        return cls(usual if number == 1 else _with_number(usual, number))
+
+    def lock(self) -> None:
+        """Take the lock of the run, which `release` gives back, or the end of the process.
+
+        Raises RunError if another process has it, or it can't be taken.
+        """
+        if self._lock is not None:
+            return
+        try:
+            self._lock = Lock(self.path)
+            self._remove_unfinished()
+        except LockedError as error:
+            raise RunError(
+                f"{self.path}: {error} is writing to this run; wait until it ends, or stop it first"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: can't be written ({error.strerror}); check that it is there, and "
+                "its permissions"
+            ) from None
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
+
+    def _remove_unfinished(self) -> None:
+        """Remove what writers that were stopped have left; none writes now."""
+        for path in self.path.iterdir():
+            if _files.temporary_for(path.name) in FILES:
+                path.unlink()
+        checkpoint.remove_unfinished(self.checkpoints)
+
+    def _claim(self) -> None:
+        """Make the directory and lock it.  Raises RunError if it holds anything."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._check_empty()
+        self.lock()
+        self._check_empty()  # by now another process may have begun and ended
+
+    def _check_empty(self) -> None:
+        if self.exists:
+            raise RunError(
+                f"{self.path}: holds a run already; go on with it by --resume, or choose another "
+                "--run DIR"
+            )
+        for path in self.path.iterdir():
+            if path.name != LOCK and _files.temporary_for(path.name) not in FILES:
+                raise RunError(
+                    f"{self.path}: holds other files ({path.name}); choose a directory that is new "
+                    "or empty"
+                )
 
     @property
     def exists(self) -> bool:
@@ -100,18 +167,21 @@ class RunDirectory:
             values = _with_known_backend(json_records.read(path))
             kind = SweepConfig if "rates" in values else Config
             return kind(**json_records.check(kind, values))
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(
                 f"{self.path}: no run is here (config.json: {error.strerror}); "
                 "give the directory that `funcnets train` named"
             ) from None
+        except OSError as error:
+            raise RunError(f"{path}: can't be read ({error.strerror})") from None
         except (json_records.RecordError, ConfigError) as error:
             raise RunError(f"{path}: {error}; restore it, or start a new run") from None
 
     def write_config(self, config: Config) -> None:
         """Write the configuration and the environment."""
-        _write(self.path / "config.json", json.dumps(asdict(config), indent=1) + "\n")
-        _write(self.path / "environment.json", json.dumps(environment(config), indent=1) + "\n")
+        # The configuration last: with it, a run is there.
+        self._write("environment.json", json.dumps(environment(config), indent=1) + "\n")
+        self._write("config.json", json.dumps(asdict(config), indent=1) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
         """Return the environment of the run's last start; empty without environment.json.
@@ -121,23 +191,55 @@ class RunDirectory:
         path = self.path / "environment.json"
         return _readable(path, json_records.read) if path.exists() else {}
 
-    def read_rows(self) -> list[EpochRow]:
-        """Return the rows of a training's metrics.jsonl; none if there is no such file.
+    def read_rows(self, kind: type[Row] = EpochRow) -> list[Row]:  # type: ignore[assignment]
+        """Return the rows of metrics.jsonl, a sweep's with `MemberRow`; none without the file.
 
         Raises RunError if the file is damaged.
         """
+
+        def read(path: Path) -> list[Row]:
+            return [kind(**fields) for fields in json_records.read_lines(kind, path)]
+
         path = self.path / "metrics.jsonl"
-        read = partial(json_records.read_lines, EpochRow)
-        return [EpochRow(**row) for row in _readable(path, read)] if path.exists() else []
+        return _readable(path, read) if path.exists() else []
 
     def write_rows(self, rows: Sequence[NamedTuple]) -> None:
         """Replace metrics.jsonl and metrics.csv, each as a whole, by rows of one kind."""
         lines = [json.dumps(row._asdict()) + "\n" for row in rows]
-        _write(self.path / "metrics.jsonl", "".join(lines))
+        self._write("metrics.jsonl", "".join(lines))
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerows([rows[0]._fields if rows else EpochRow._fields, *rows])
-        _write(self.path / "metrics.csv", table.getvalue())
+        self._write("metrics.csv", table.getvalue())
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file of the run.  Raises RunError if that can't be done."""
+        path = self.path / name
+        self._check_writer()
+        try:
+            _files.replace(path, text)
+        except OSError as error:
+            raise RunError(
+                f"{path}: can't be written ({error.strerror}); check its permissions and the room "
+                "on its disk"
+            ) from error
+
+    def _check_writer(self) -> None:
+        """Raise RunError unless this process may write, and the directory is where it was."""
+        self.lock()
+        if self._lock is not None and not self._lock.is_in_place:
+            raise RunError(
+                f"{self.path}: the directory of the run was removed or renamed, or another is in "
+                "its place; what was saved is there still if it was renamed"
+            )
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """True if a checkpoint is there, be it damaged."""
+        return (
+            checkpoint.latest(self.checkpoints) is not None
+            or checkpoint.damaged(self.checkpoints) != []
+        )
 
     def latest_checkpoint(self) -> Path:
         """Return the newest complete checkpoint.  Raises RunError if there is none."""
@@ -149,7 +251,21 @@ class RunDirectory:
                 f"{self.checkpoints}: every checkpoint is damaged ({_names(damaged)}); restore "
                 "one, or start a new run with --run DIR"
             )
-        raise RunError(f"{self.path}: it has no checkpoint yet; start a new run with --run DIR")
+        raise RunError(f"{self.path}: it has no checkpoint yet; begin it by --resume")
+
+    def read_latest(self, read: Callable[[Path], Read]) -> tuple[Path, Read]:
+        """Return the newest complete checkpoint, and what `read` returns for it.
+
+        Raises RunError if there is none, and what `read` raises: CheckpointError if a byte changed.
+        """
+        while True:
+            found = self.latest_checkpoint()
+            try:
+                return found, read(found)
+            except checkpoint.CheckpointError:
+                if found.exists():
+                    raise
+                # It was pruned while it was read: a newer one is there.
 
     def warnings(self) -> tuple[str, ...]:
         """Return a line that names the damaged checkpoints newer than the latest, if any."""
@@ -162,14 +278,24 @@ class RunDirectory:
         )
         return (text,)
 
-    def save(self, step: int, train_state: Any, metadata: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        train_state: Any,
+        metadata: dict[str, Any],
+        *,
+        best_step: int | None = None,
+    ) -> Path:
         """Write the checkpoint of a step, and remove all but the newest `KEPT_CHECKPOINTS`.
 
-        Raises CheckpointError if it can't be written.
+        That of `best_step` is kept beside them.  Raises CheckpointError if it can't be written,
+        RunError if another process writes to the run, or its directory isn't there any more.
         """
+        self._check_writer()
         path = checkpoint.step_path(self.checkpoints, step)
         checkpoint.save(path, train_state, metadata=metadata)
-        checkpoint.prune(self.checkpoints, KEPT_CHECKPOINTS)
+        best = () if best_step is None else (checkpoint.step_path(self.checkpoints, best_step),)
+        checkpoint.prune(self.checkpoints, KEPT_CHECKPOINTS, also=best)
         return path
 
 
@@ -189,16 +315,6 @@ def _names(paths: Sequence[Path]) -> str:
     return ", ".join(path.name for path in paths)
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace a file at once: whenever the process stops, the old or the new one is there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _usual_path(config: Config) -> Path:
     return Path("runs") / f"{config.network}-{config.recipe}-{config.label}"
 
@@ -207,25 +323,21 @@ def _with_number(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}-{number}")
 
 
+def _numbers(path: Path) -> Iterator[int]:
+    """Yield the numbers of the directories `path` (1), `path-2`, `path-3`, ... that exist."""
+    pattern = re.compile(re.escape(path.name) + r"(?:-([2-9]|[1-9]\d+))?")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        if match := pattern.fullmatch(other.name):
+            yield int(match[1] or 1)
+
+
 def _make_numbered(path: Path) -> Path:
-    """Make the directory `path`, or `path-2`, `path-3`, ... if it exists."""
-    candidate, number = path, 2
+    """Make the directory `path`, or else `path-2`, `path-3`, ..., after the highest number."""
     while True:
+        number = max(_numbers(path), default=0) + 1
+        candidate = path if number == 1 else _with_number(path, number)
         try:
             candidate.mkdir(parents=True)
         except FileExistsError:
-            candidate, number = _with_number(path, number), number + 1
-        else:
-            return candidate
-
-
-def _make_empty(path: Path) -> Path:
-    """Make the directory `path`.  Raises RunError if it holds anything."""
-    if RunDirectory(path).exists:
-        raise RunError(
-            f"{path}: holds a run already; go on with it by --resume, or choose another --run DIR"
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()):
-        raise RunError(f"{path}: holds other files; choose a directory that is new or empty")
-    return path
+            continue  # another process has just made it
+        return candidate

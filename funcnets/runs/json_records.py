@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from funcnets import _files
+
 NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
@@ -35,15 +37,17 @@ def read_lines(kind: type, path: Path) -> list[dict[str, Any]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return _files.read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecordError(f"isn't text in UTF-8 ({error.reason}); expected JSON") from None
+    except ValueError as error:
+        raise RecordError(f"is {error}; expected JSON") from None
 
 
 def parse(text: str) -> dict[str, Any]:
     """Return the object in a JSON text.  Raises RecordError if it holds something else."""
     try:
-        values = json.loads(text)
+        values = _files.parse_json(text)
     except ValueError as error:
         raise RecordError(f"isn't JSON ({error})") from None
     if not isinstance(values, dict):

@@ -13,7 +13,7 @@ from funcnets import checkpoint, models, optim, random, train, tree
 from funcnets.core import Layer, Params, State
 from funcnets.optim import Optimizer
 from funcnets.runs.config import SCHEDULES, Config, SweepConfig
-from funcnets.runs.directory import RunDirectory
+from funcnets.runs.directory import RunDirectory, RunError
 from funcnets.train import TrainState
 from funcnets.transforms import ensemble
 
@@ -46,7 +46,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     [0, 1], of shape (N, 1, `config.side`, `config.side`), which `data.prepare` makes of bytes.
 
     Warns if a newer checkpoint is damaged.  Raises RunError if there is no run or no whole
-    checkpoint, and CheckpointError if the checkpoint doesn't fit or a byte of it changed.
+    checkpoint, or its configuration changed since; and CheckpointError if the checkpoint doesn't
+    fit or a byte of it changed.
 
     >>> import tempfile
     >>> from funcnets import runs
@@ -65,10 +66,9 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     directory = RunDirectory(path)
     config = directory.read_config()
     net, optimizer = build(config, steps=1)  # their number changes no shape
-    found = directory.latest_checkpoint()
+    found, train_state, _ = read_newest(directory, config, net, optimizer, device)
     for text in directory.warnings():
         warnings.warn(text, stacklevel=2)
-    train_state, _ = read_train_state(found, config, net, optimizer, device)
     params, state = train_state.params, train_state.state
     return LoadedRun(net, params, state, config, steps_done(train_state), found)
 
@@ -121,6 +121,51 @@ def read_train_state(
     train_state, metadata = checkpoint.load(path, like)
     device = config.device if device is None else device
     return tree.map(lambda leaf: leaf.to(device), train_state), metadata
+
+
+def read_newest(
+    directory: RunDirectory,
+    config: Config,
+    net: Layer,
+    optimizer: Optimizer,
+    device: str | torch.device | None = None,
+) -> tuple[Path, TrainState, dict[str, Any]]:
+    """Return the newest whole checkpoint of a run: its path, train state and metadata.
+
+    Another process may write to the run meanwhile.
+
+    Raises RunError if there is none, or it was trained with another configuration than that in the
+    directory; and CheckpointError as `read_train_state` does.
+    """
+
+    def read(path: Path) -> tuple[TrainState, dict[str, Any]]:
+        try:
+            train_state, metadata = read_train_state(path, config, net, optimizer, device)
+        except checkpoint.CheckpointError:
+            # Another configuration may be why: that says more.
+            _check_configuration(directory, path, checkpoint.load(path)[1])
+            raise
+        _check_configuration(directory, path, metadata)
+        return train_state, metadata
+
+    found, (train_state, metadata) = directory.read_latest(read)
+    return found, train_state, metadata
+
+
+def _check_configuration(directory: RunDirectory, found: Path, metadata: dict[str, Any]) -> None:
+    """Raise RunError unless the checkpoint was trained with the configuration in the directory."""
+    before, now = metadata.get("config"), directory.read_config().fixed
+    if not isinstance(before, dict):
+        return  # of a version that kept none
+    if before.get("precision") == "auto":
+        before["precision"] = now["precision"]  # what it chose since
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        listed = ", ".join(f"{name} {now.get(name)} (was {before.get(name)})" for name in changed)
+        raise RunError(
+            f"{directory.path / 'config.json'}: isn't the configuration of {found.name}, which was "
+            f"trained with other values: {listed}; restore it, or start a new run"
+        )
 
 
 def steps_done(train_state: TrainState) -> int:

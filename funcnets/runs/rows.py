@@ -1,6 +1,7 @@
 """Rows of a run's metrics: what was measured in each epoch."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 
 class EpochRow(NamedTuple):
@@ -30,3 +31,20 @@ class MemberRow(NamedTuple):
     seed: int | None = None  # None for an ensemble
     train_loss: float | None = None  # None for an ensemble, or where it isn't finite
     train_accuracy: float | None = None
+
+    @property
+    def is_of_all(self) -> bool:
+        """True for the ensemble of all members."""
+        return self.seed is None and self.learning_rate is None
+
+
+Row = TypeVar("Row", EpochRow, MemberRow)
+
+
+def best_step(rows: Sequence[EpochRow | MemberRow]) -> int | None:
+    """Return the step after which test accuracy was highest, the first one; None without rows.
+
+    For a sweep it is the accuracy of the ensemble of all members.
+    """
+    whole = [row for row in rows if isinstance(row, EpochRow) or row.is_of_all]
+    return max(whole, key=lambda row: row.test_accuracy).step if whole else None

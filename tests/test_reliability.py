@@ -1,0 +1,482 @@
+"""Nothing is lost: one writer a run, output that can't be written, dead ends, changed files."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_files import final_tensors, rows, untimed
+
+from funcnets import _files, checkpoint, models
+from funcnets.cli import evaluation, interrupt, reporters, terminal, training
+from funcnets.cli.interrupt import Interrupt
+from funcnets.core import sequential
+from funcnets.layers import batch_norm, conv2d, flatten, linear
+from funcnets.runs import Config, RunDirectory, RunError, best_step, steps_done
+from funcnets.runs.lock import LOCK
+
+pytestmark = pytest.mark.usefixtures("own_directory")
+
+NET = sequential(conv=conv2d(2, 3, stride=2), bn=batch_norm(), flatten=flatten(), fc=linear(10))
+ENTRY = models.Entry(lambda: NET, {"tuned": models.Recipe(0.1, 32, side=6)})
+TINY = ["tiny", "--limit-train", "96", "--backend", "graph", "--data", "bundled"]
+CONFIG = {"network": "tiny", "limit_train": 96, "backend": "graph", "data": "bundled"}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(models.INDEX, "tiny", ENTRY)
+
+
+@pytest.fixture
+def train(run):
+    """`train("mine", ...)` trains in a directory, `train("mine", "--resume")` goes on."""
+
+    def train(directory, *arguments):
+        given = arguments if "--resume" in arguments else (*TINY, *arguments)
+        return run("train", "--run", directory, *given)
+
+    return train
+
+
+def is_one_line(code, err):
+    return (code, err.count("\n"), "Traceback" in err) == (2, 1, False)
+
+
+def after_step(monkeypatch, step, action):
+    """Call `action` when this step is done, in each training until the context ends."""
+
+    def advance(self, progress, examples_per_second):
+        if steps_done(progress.train_state) == step:
+            action()
+
+    monkeypatch.setattr(reporters.PlainLines, "advance", advance)
+
+
+# One run, one writer
+
+HOLDER = """
+import sys, time
+from funcnets.runs.lock import Lock
+from pathlib import Path
+lock = Lock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def held(train):
+    """A run that another process is writing to; its lock goes with the process, however it ends."""
+    assert train("mine", "--epochs", 1)[0] == 0
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, "mine"], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_run_has_one_writer_until_its_process_ends(train, held):
+    before = final_tensors("mine")
+    code, _, err = train("mine", "--resume")
+    assert is_one_line(code, err)
+    assert f"mine: process {held.pid} on {os.uname().nodename} is writing to this run" in err
+    run = RunDirectory("mine")
+    for write in (lambda: run.write_rows([]), lambda: run.save(9, {}, {}), run.lock):
+        with pytest.raises(RunError, match="is writing to this run"):
+            write()
+    assert final_tensors("mine") == before
+    held.kill()
+    held.wait()
+    assert "finished" in train("mine", "--resume")[2]
+
+
+def test_evaluation_needs_no_lock(run, held):
+    assert run("eval", "mine")[0] == 0
+
+
+def test_a_directory_is_taken_by_one_of_two(tmp_path):
+    config = Config.from_recipe(**CONFIG)
+    os.mkdir("new")
+    first = RunDirectory("new")
+    first.lock()
+    with pytest.raises(RunError, match=f"process {os.getpid()} on"):
+        RunDirectory.create(config, "new")
+    first.release()
+    RunDirectory.create(config, "new")
+
+
+def test_what_writers_left_goes_and_is_no_other_file(train):
+    os.makedirs("mine/checkpoints/.step-00000002.tmp-0a1b")
+    for name in (LOCK, ".config.json.tmp", ".metrics.csv.tmp-1234"):
+        Path("mine", name).touch()
+    shutil.rmtree("mine/checkpoints")
+    assert train("mine", "--epochs", 1)[0] == 0
+    os.makedirs("mine/checkpoints/.step-00000002.tmp-0a1b")
+    Path("mine/.metrics.csv.tmp-1234").touch()
+    Path("mine/.mine.tmp").touch()
+    assert "finished" in train("mine", "--resume")[2]
+    hidden = sorted(path.name for path in Path("mine").rglob(".*"))
+    assert hidden == [LOCK, ".mine.tmp"]
+
+
+def test_temporary_names_are_unique_and_own():
+    path = Path("config.json")
+    names = {_files.temporary_path(path).name for _ in range(100)}
+    assert len(names) == 100
+    assert {_files.temporary_for(name, is_own=True) for name in names} == {"config.json"}
+    assert _files.temporary_for(".config.json.tmp-00", is_own=True) is None
+
+
+# Output that can't be written
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_the_log_is_noted_once(train, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, _, err = train("mine", "--epochs", 3)
+    assert code == 0
+    assert err.count("\n") == 1
+    assert "warning: what is printed can't be written (No space left on device)" in err
+    assert len(rows("mine")) == 3
+    assert final_tensors("mine")["step"] == 9
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_another_command_fails_where_its_output_cant_be_written(run, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, _, err = run("list", "--json")
+    assert code == 1
+    assert err == "funcnets: standard output can't be written (No space left on device)\n"
+
+
+def test_an_epoch_is_saved_before_it_is_printed(train, monkeypatch):
+    seen = []
+
+    def epoch(self, rows):
+        seen.append((rows[0].step, checkpoint.latest("mine/checkpoints").name))
+
+    monkeypatch.setattr(reporters.PlainLines, "epoch", epoch)
+    train("mine", "--epochs", 2)
+    assert seen == [(3, "step-00000003"), (6, "step-00000006")]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk"])
+def test_what_a_terminal_lacks_is_replaced(encoding):
+    program = "from funcnets.cli import terminal; terminal.open_streams(); print('é – ⠋ ok')"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=environment, check=True
+    )
+    assert printed.stdout.endswith(b" ok\n")
+    assert b"?" in printed.stdout
+
+
+def test_the_bar_outlives_its_terminal():
+    class Closed:
+        encoding = "utf-8"
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        def isatty(self):
+            return True
+
+        def fileno(self):
+            raise ValueError
+
+    errors = []
+    stream = terminal.Unfailing(Closed(), errors.append)
+    assert (stream.write("text"), stream.isatty()) == (4, True)
+    stream.flush()
+    assert errors[0].errno == 5
+
+
+def test_every_text_file_has_its_encoding():
+    """A file that is read by the locale's encoding fails or changes in another country."""
+    package = Path(models.__file__).parents[1]
+    calls = ("read_text()", "write_text(text)", '.open("w")', '.open("r")', ".open()")
+    found = [
+        f"{path.name}: {call}"
+        for part in ("cli", "runs", ".")
+        for path in sorted((package / part).glob("*.py"))
+        for call in calls
+        if call in path.read_text(encoding="utf-8")
+    ]
+    assert found == []
+
+
+# Signals
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_these_signals_save_too(train, monkeypatch, name):
+    number = getattr(signal, name)
+    after_step(monkeypatch, 2, lambda: signal.raise_signal(number))
+    code, out, err = train("mine", "--epochs", 2)
+    assert (code, err) == (128 + number, "")
+    assert f"interrupted by {name}, saved at step 2" in out
+
+
+def test_hangups_stay_ignored_under_nohup(train, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        after_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGHUP))
+        assert train("mine", "--epochs", 1)[0] == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_echo_of_a_signal_is_ignored_and_a_later_one_stops(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: clock[0])
+    with Interrupt() as noted:
+        signal.raise_signal(signal.SIGINT)
+        clock[0] += 0.9
+        signal.raise_signal(signal.SIGTERM)
+        assert noted.signal == signal.SIGINT
+        clock[0] += 0.2
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+
+
+def test_a_signal_in_an_evaluation_is_acted_on_at_once(train, monkeypatch):
+    """Also in that of the last epoch; the resumed run measures what was left out."""
+    train("whole", "--epochs", 2)
+    evaluated = []
+
+    def stop_in_the_second(self, *arguments):
+        evaluated.append(arguments)
+        if len(evaluated) == len(self.batch[1]) // self.size + 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    step = evaluation.Evaluation.step
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Evaluation, "step", stop_in_the_second)
+        code, out, _ = train("mine", "--epochs", 2)
+    assert code == 143
+    assert "saved at step 6" in out
+    assert len(rows("mine")) == 1
+    code, _, err = train("mine", "--resume")
+    assert (code, err) == (0, "")
+    assert untimed("mine") == untimed("whole")
+    assert final_tensors("mine") == final_tensors("whole")
+    assert "finished" in train("mine", "--resume")[2]
+
+
+# Saves within an epoch
+
+
+def test_steps_between_saves(train, monkeypatch):
+    train("whole", "--epochs", 2)
+    killed = pytest.MonkeyPatch()
+
+    def kill():
+        raise SystemExit(9)  # as at once
+
+    after_step(killed, 5, kill)
+    assert train("mine", "--epochs", 2, "--save-every", 2)[0] == 9
+    killed.undo()
+    assert checkpoint.latest("mine/checkpoints").name == "step-00000004"
+    assert train("mine", "--resume")[0] == 0
+    assert untimed("mine") == untimed("whole")
+    assert final_tensors("mine") == final_tensors("whole")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "10x", "m", "1.5", ""])
+def test_a_bad_time_between_saves_is_refused(train, text):
+    code, _, err = train("mine", "--save-every", text)
+    assert is_one_line(code, err)
+    assert f"--save-every is {text!r}" in err
+    assert not Path("mine").exists()
+
+
+def test_minutes_between_saves(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    cadence = training.Cadence.parse("10m")
+    assert not cadence.is_due(1)
+    clock[0] = 600.0
+    assert cadence.is_due(1)
+    cadence.saved()
+    assert not cadence.is_due(1)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(train, monkeypatch):
+    accuracies = iter([0.1, 0.9, 0.3, 0.4, 0.9])
+    rows_of = training.Training.epoch_rows
+
+    def epoch_rows(self, *arguments):
+        return [row._replace(test_accuracy=next(accuracies)) for row in rows_of(self, *arguments)]
+
+    monkeypatch.setattr(training.Training, "epoch_rows", epoch_rows)
+    train("mine", "--epochs", 5)
+    kept = [f"step-{3 * epoch:08}" for epoch in (2, 4, 5)]
+    assert sorted(os.listdir("mine/checkpoints")) == kept
+    assert best_step(RunDirectory("mine").read_rows()) == 6
+
+
+# Dead ends
+
+
+def test_killed_before_the_first_checkpoint_it_begins_again(train):
+    train("whole", "--epochs", 2)
+    RunDirectory.create(RunDirectory("whole").read_config(), "mine").release()
+    code, _, err = train("mine", "--epochs", 2)
+    assert is_one_line(code, err)
+    assert "go on with it by --resume" in err
+    code, out, err = train("mine", "--resume")
+    assert (code, err) == (0, "")
+    assert "resuming at step 0" in out
+    assert untimed("mine") == untimed("whole")
+    assert final_tensors("mine") == final_tensors("whole")
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+def test_a_directory_that_is_not_there_any_more_ends_the_training(train, monkeypatch, how):
+    def lose():
+        if how == "removed":
+            shutil.rmtree("mine")
+        else:
+            os.rename("mine", "other")
+        if how == "replaced":
+            RunDirectory.create(Config.from_recipe(**CONFIG), "mine").release()
+
+    after_step(monkeypatch, 4, lose)
+    code, _, err = train("mine", "--epochs", 9)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("funcnets: mine: the directory of the run was removed or renamed")
+    if how == "renamed":
+        assert not Path("mine").exists()
+        assert len(rows("other")) == 1
+
+
+def test_a_full_disk_under_the_run_ends_the_training(train, monkeypatch):
+    replace = _files.replace
+
+    def full(path, text):
+        if path.name == "metrics.jsonl":
+            raise OSError(28, "No space left on device")
+        replace(path, text)
+
+    monkeypatch.setattr(_files, "replace", full)
+    code, _, err = train("mine", "--epochs", 2)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "mine/metrics.jsonl: can't be written (No space left on device)" in err
+
+
+def test_the_newest_run_goes_on_whatever_was_removed(run):
+    for _ in range(3):
+        assert run("train", *TINY, "--epochs", 1)[0] == 0
+    shutil.rmtree("runs/tiny-tuned-seed0-2")
+    os.mkdir("runs/tiny-tuned-seed0-old")
+    config = Config.from_recipe(**CONFIG)
+    assert RunDirectory.newest(config).path.name == "tiny-tuned-seed0-3"
+    assert RunDirectory.create(config).path.name == "tiny-tuned-seed0-4"
+    assert run("train", *TINY, "--resume")[0] == 0
+    assert RunDirectory("runs/tiny-tuned-seed0-4").has_checkpoint
+
+
+def test_the_environment_needs_no_installed_packages(monkeypatch):
+    import importlib.metadata
+
+    from funcnets.runs import directory
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = directory.environment(Config.from_recipe(**CONFIG))
+    assert found["torchvision"] == "unknown"
+
+
+# Files that were changed
+
+
+def edit(name, **changes):
+    path = Path("mine", name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "listed"),
+    [
+        ({"learning_rate": 0.2}, "learning_rate 0.2 (was 0.1)"),
+        ({"seed": 1, "side": 8}, "seed 1 (was 0), side 8 (was 6)"),
+        ({"limit_train": 64}, "limit_train 64 (was 96)"),
+        ({"schedule": "cosine"}, "schedule cosine (was constant), epochs 2 (was None)"),
+        ({"precision": "bfloat16"}, "precision bfloat16 (was float32)"),
+    ],
+    ids=str,
+)
+def test_a_changed_configuration_is_found(run, train, monkeypatch, changes, listed):
+    after_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    train("mine", "--epochs", 2)
+    edit("config.json", **changes)
+    for command in (("train", "--resume", "--run", "mine"), ("eval", "mine")):
+        code, _, err = run(*command)
+        assert is_one_line(code, err)
+        assert "mine/config.json: isn't the configuration of step-00000002, which was " in err
+        assert all(part in err for part in listed.split(", "))
+
+
+def test_what_a_resume_may_change_is_not_tied(train):
+    train("mine", "--epochs", 1, "--schedule", "constant")
+    edit("config.json", epochs=2)
+    code, _, err = train("mine", "--resume")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("lost", ["all", "first"])
+def test_lost_measurements_are_said(train, monkeypatch, lost):
+    train("mine", "--epochs", 2, "--schedule", "constant")
+    path = Path("mine/metrics.jsonl")
+    second = path.read_text().splitlines(keepends=True)[1]
+    path.unlink()
+    if lost == "first":
+        path.write_text(second)
+    code, _, err = train("mine", "--resume", "--epochs", 3)
+    assert (code, err.count("\n")) == (0, 1)
+    what = "2 epochs are gone, from epoch 1 on" if lost == "all" else "epoch 1 are gone"
+    assert f"mine/metrics.jsonl: the measurements of {what}" in err
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl"])
+@pytest.mark.parametrize("how", ["pipe", "deep", "directory", "list", "number"])
+def test_a_file_of_another_kind_is_one_line(train, monkeypatch, name, how):
+    RunDirectory.create(Config.from_recipe(**CONFIG), "mine").release()
+    path = Path("mine", name)
+    path.unlink(missing_ok=True)
+    if how == "pipe":
+        os.mkfifo(path)
+    elif how == "directory":
+        path.mkdir()
+    else:
+        path.write_text({"deep": "[" * 100_000, "list": "[]", "number": "1" * 10_000}[how])
+    started = time.monotonic()
+    code, _, err = train("mine", "--resume")
+    assert is_one_line(code, err)
+    assert f"mine/{name}: " in err or "no run is here" in err
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("kept", [None, [], {"loss_sum": "1", "correct": 0, "count": 0}])
+def test_metadata_of_another_form_are_one_line(run, train, kept):
+    run_directory = RunDirectory.create(Config.from_recipe(**CONFIG), "mine")
+    train("other", "--epochs", 1)
+    saved, metadata = checkpoint.load(checkpoint.latest("other/checkpoints"))
+    run_directory.save(3, saved, metadata | {"running": kept})
+    run_directory.release()
+    code, _, err = train("mine", "--resume")
+    assert is_one_line(code, err)
+    assert "step-00000003: the averages in its metadata can't be used" in err
