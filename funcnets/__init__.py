@@ -32,7 +32,7 @@ Each part is imported when it is first used, so `import funcnets` is quick.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from funcnets import (
@@ -100,13 +100,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
-    value = getattr(home, name) if name in _HOMES else home
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers go by the imports above, and know what isn't there
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+        value = getattr(home, name) if name in _HOMES else home
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

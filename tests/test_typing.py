@@ -40,6 +40,7 @@ MISTAKES = [
     'optim.sgd("0.1")',
     "train.create(net, x, random.key(0), x)",
     "train.make_train_step(net)",
+    "funcnets.nothing",
 ]
 
 
