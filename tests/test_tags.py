@@ -134,3 +134,43 @@ def test_random_layers_of_unknown_effect_are_refused_by_name(gradient: Any) -> N
     unknown = problem(network(own_noise()))
     with pytest.raises(LayerError, match=r"^block\.noise: own_noise: .*MultiplicativeNoise\(\)"):
         gradients(gradient, unknown)
+
+
+def untagged(layer: Layer) -> Layer:
+    return Layer("own_norm", layer.init, layer.apply)
+
+
+UNKNOWN = problem(sequential(flatten=layers.flatten(), block=sequential(norm=untagged(own_norm()))))
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [transforms.accumulate(2), *map(transforms.per_example, (None, "frozen", "batch_constant"))],
+)
+def test_batch_norms_without_a_tag_are_refused_by_name(gradient: Any) -> None:
+    message = r"^block\.norm: own_norm: .*changes its state \(batches, .*layers\.BatchStatistics"
+    with pytest.raises(LayerError, match=message):
+        gradients(gradient, UNKNOWN)
+    with pytest.raises(LayerError, match=message):
+        transforms.frozen_statistics(UNKNOWN.net).apply(*UNKNOWN[1:3], UNKNOWN.batch[0], train=True)
+
+
+def test_a_gradient_through_the_whole_batch_takes_any_layer() -> None:
+    result = gradients(transforms.per_example("batch"), UNKNOWN)
+    assert_close({"loss": result["loss"]}, {"loss": whole(UNKNOWN)["loss"]})
+
+
+def test_a_layer_that_keeps_its_state_needs_no_tag() -> None:
+    def apply(params: Any, state: Any, x: Tensor, *, train: bool = False, key: Any = None) -> Any:
+        return x * state["scale"], dict(state)
+
+    scaled = Layer("scaled", lambda key, x: ({}, {"scale": torch.tensor(2.0).double()}), apply)
+    given = problem(sequential(flatten=layers.flatten(), scaled=scaled, fc=layers.linear(3)))
+    assert_close(gradients(transforms.accumulate(2), given), whole(given))
+
+
+def test_a_random_layer_that_hides_its_parts_is_refused() -> None:
+    hidden = own_noise()
+    hiding = Layer("hiding", hidden.init, hidden.apply, (("noise", hidden),), stochastic=True)
+    with pytest.raises(LayerError, match=r"^block\.noise: hiding: .*MultiplicativeNoise\(\)"):
+        gradients(transforms.accumulate(2), problem(network(hiding)))

@@ -71,8 +71,8 @@ def noise_of_rows(net: Layer, rows: Tensor, count: int) -> Layer:
     """
 
     def replaced(name: str | None, layer: Layer) -> Layer:
-        if not layer.stochastic or layer.parts:
-            return layer
+        if not layer.stochastic or layer.rebuild is not None:
+            return layer  # layers with parts draw by these
 
         def apply(
             params: Params,

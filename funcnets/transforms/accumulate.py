@@ -46,7 +46,8 @@ def accumulate(micro_batch_size: int, *, statistics: AccumulatedStatistics = "ba
     Without batch norm both are the same, in one pass.  The loss must be a mean over the examples.
 
     Raises ValueError for a size below 1 or other statistics; LayerError, from a call, for a random
-    layer without the tag `layers.MultiplicativeNoise`, and with `batch` for a batch norm inside a
+    layer without the tag `layers.MultiplicativeNoise`, and with `batch` for a layer without parts
+    that changes its state and has no tag `layers.BatchStatistics`, and for a batch norm inside a
     layer under `remat`.
 
     >>> from funcnets import layers, optim, train, transforms

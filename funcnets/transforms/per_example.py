@@ -68,8 +68,9 @@ def per_example_gradients(
 
     Raises ValueError if there is batch norm and `statistics` is None, for other statistics, for
     labels that don't fit the images, and for a chunk size below 1; LayerError for a random layer
-    without the tag `layers.MultiplicativeNoise`, and with `batch_constant` for a batch norm inside
-    a layer under `remat`.
+    without the tag `layers.MultiplicativeNoise`, except with `batch` for a layer without parts that
+    changes its state and has no tag `layers.BatchStatistics`, and with `batch_constant` for a batch
+    norm inside a layer under `remat`.
 
     >>> import torch
     >>> from funcnets import layers, random, transforms

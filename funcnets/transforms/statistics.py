@@ -1,7 +1,8 @@
-"""Choice of the statistics by which batch norms normalise, and of the rows of dropout's noise.
+"""Choice of the statistics by which batch norms normalise.
 
 Each function returns a network that takes the same parameters and keys.  It changes only layers
-with the tag `layers.BatchStatistics`, or only random layers.
+with the tag `layers.BatchStatistics`.  In training, another layer without parts that changes its
+state is refused by a LayerError: it may have a batch norm inside.
 """
 
 import itertools
@@ -9,8 +10,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from funcnets import layers
-from funcnets.core import Layer, LayerError, Params, State, rewrite, wrap
+from funcnets import layers, tree
+from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, wrap
+from funcnets.interop.module_apply import ModuleApply
 from funcnets.layers import BatchStatistics, count_batch_norms
 from funcnets.transforms.remat import Rematerialized
 
@@ -39,7 +41,7 @@ def _with_training(net: Layer, normalize: Normalize) -> Layer:
     def replaced(name: str | None, layer: Layer) -> Layer:
         tag = layer.tag(BatchStatistics)
         if tag is None:
-            return layer
+            return _with_constant_state(layer)
         number = next(numbers)
 
         def apply(
@@ -57,6 +59,40 @@ def _with_training(net: Layer, normalize: Normalize) -> Layer:
         return wrap(layer, lambda inner: apply)
 
     return rewrite(net, replaced)
+
+
+def _with_constant_state(layer: Layer) -> Layer:
+    """Return the layer, which raises LayerError if it changes its state in training.
+
+    Such a layer may have a batch norm inside that no transform knows of.  Layers with parts are
+    made of others; calls of a lifted module are inspected by `interop`.
+    """
+    if layer.rebuild is not None or isinstance(layer.apply, ModuleApply):
+        return layer
+
+    def around(inner: Apply) -> Apply:
+        def apply(
+            params: Params,
+            state: State,
+            x: Tensor,
+            *,
+            train: bool = False,
+            key: Tensor | None = None,
+        ) -> tuple[Tensor, State]:
+            y, after = inner(params, state, x, train=train, key=key)
+            before, now = tree.flatten_named(state), tree.flatten_named(after)
+            changed = [name for name in now if now[name] is not before.get(name)]
+            if train and changed:
+                raise LayerError(
+                    f"{layer.kind}: training changes its state ({', '.join(changed)}), and it is "
+                    "unknown how this depends on the examples of a batch: give a batch norm the "
+                    "tag layers.BatchStatistics, or make the layer of parts, by core.combine"
+                )
+            return y, after
+
+        return apply
+
+    return wrap(layer, around)
 
 
 def _check_not_rematerialized(layer: Layer, path: tuple[str, ...]) -> None:
