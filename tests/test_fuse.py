@@ -68,16 +68,6 @@ def test_rectified(function, times):
     assert jitted.trace(x).fired.get("fusion.rectified") == times
 
 
-@given(maps())
-def test_moments(x):
-    dims = [0, *range(2, x.ndim)]
-    assert moments.is_var_mean(x, dims, correction=0)
-    expected = aten.var_mean.correction(x, dims, correction=0)
-    torch.testing.assert_close(
-        moments.var_mean(x, dims, correction=0), expected, rtol=1e-9, atol=1e-12
-    )
-
-
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}
 
 
@@ -151,23 +141,6 @@ def test_statistics_are_of_the_map_in_bfloat16(memory_format):
         assert fired["fusion.as_stored"] == 2
         targets = [node.target for node in jitted.trace(params, x).graph.graph.nodes]
         assert {moments_kernel.CHANNEL_MOMENTS, moments_kernel.CHANNEL_SUMS} <= set(targets)
-
-
-@pytest.mark.parametrize(
-    ("x", "dims", "options"),
-    [
-        (torch.zeros(2, 3, 4, 4), [0, 2, 3], {"correction": 1}),
-        (torch.zeros(2, 3, 4, 4), [0, 2, 3], {"correction": 0, "keepdim": True}),
-        (torch.zeros(2, 3, 4, 4), [2, 3], {"correction": 0}),
-        (torch.zeros(2, 3, 4, 4)[:, :2], [0, 2, 3], {"correction": 0}),
-        (torch.zeros(2, 3, 4, 4).bfloat16(), [0, 2, 3], {"correction": 0}),
-        (torch.zeros(2, 3, 4), [0, 2], {"correction": 0}),
-        (torch.zeros(2, 3, 4, 4, device="meta"), [0, 2, 3], {"correction": 0}),
-    ],
-    ids=["unbiased", "kept", "pixels", "gaps", "bfloat16", "rank", "device"],
-)
-def test_other_moments_stay(x, dims, options):
-    assert not moments.is_var_mean(x, dims, **options)
 
 
 @settings(max_examples=25)

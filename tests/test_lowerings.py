@@ -1,138 +1,254 @@
-"""Lowerings equal the ATen operations that they replace, in float64."""
+"""Every lowering gives what ATen gives, where its rule is true; the table is lowering_cases.py."""
+
+import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowering_cases import ALL, ROWS, derivative
+from tensors import FORMATS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, jvp, vmap
 
 import funcnets
-from funcnets import layers, random
-from funcnets.compiler.kernels.geometry import geometry
-from funcnets.compiler.lowerings import dense
+from funcnets import optim, tree
+from funcnets.compiler import DEFAULT
+from funcnets.compiler.kernels import build
+from funcnets.compiler.lowerings import bfloat16
 
 aten = torch.ops.aten
-REST = ([1, 1], False, [0, 0], 1)
-sides = st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (3, 1)])
-pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+VARIANTS = [
+    pytest.param(row, variant, id=f"{name}, {kind}")
+    for name, row in ROWS.items()
+    for kind, variant in row.variants.items()
+]
+EXACT_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+masks = st.tuples(st.booleans(), st.booleans(), st.booleans())
 
 
-@st.composite
-def cases(draw):
-    """Input, weight, bias, stride and padding of a convolution on a tiny map.
-
-    Where the rule says no, the rewrite is slower and as right.
-    """
-    side, padding = draw(sides), draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    kernel = [
-        draw(st.integers(1, min(5, extent + 2 * p)))
-        for extent, p in zip(side, padding, strict=True)
-    ]
-    inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    batch = draw(st.sampled_from([1, 2, 3, dense.MIN_LARGE_BATCH]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    x = torch.randn(batch, inputs, *side, generator=generator, dtype=torch.float64)
-    weight = torch.randn(outputs, inputs, *kernel, generator=generator, dtype=torch.float64)
-    bias = torch.randn(outputs, generator=generator, dtype=torch.float64)
-    return x, weight, bias, list(draw(pairs)), list(padding)
+@pytest.fixture(autouse=True)
+def processor(request, monkeypatch):
+    """The processor that the rules of a test's row are tested for."""
+    if "row" in request.fixturenames:
+        for module, name, answer in request.getfixturevalue("row").processor:
+            monkeypatch.setattr(module, name, lambda answer=answer: answer)
 
 
-@given(cases(), st.booleans())
-def test_forward(case, with_bias):
-    x, weight, bias, stride, padding = case
-    arguments = (x, weight, bias if with_bias else None, stride, padding, *REST)
-    torch.testing.assert_close(dense.forward(*arguments), aten.convolution(*arguments))
+def calls_of(row, call):
+    """The lowerings of a row, each with its call."""
+    derivatives = [derivative(row, call)] if row.backward else []
+    return zip(row.lowerings, [call, *derivatives], strict=True)
 
 
-@given(cases(), st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_backward(case, mask):
-    x, weight, bias, stride, padding = case
-    output = aten.convolution(x, weight, bias, stride, padding, *REST)
-    cotangent = torch.cos(torch.arange(output.numel(), dtype=torch.float64)).view(output.shape)
-    arguments = (cotangent, x, weight, list(bias.shape), stride, padding, *REST, list(mask))
-    results = zip(dense.backward(*arguments), aten.convolution_backward(*arguments), strict=True)
-    for (actual, expected), wanted in zip(results, mask, strict=True):
-        if wanted:
-            torch.testing.assert_close(actual, expected)
-        else:
-            assert actual is None
-
-
-@given(cases())
-def test_scatter_is_the_adjoint_of_gather(case):
-    x, weight, _, stride, padding = case
-    shape = geometry(x, weight, stride, padding)
-    matrix = dense.gather_taps(weight, shape)
-    other = torch.sin(torch.arange(matrix.numel(), dtype=torch.float64)).view(matrix.shape)
-    left = (matrix * other).sum()
-    right = (weight * dense.scatter_taps(other, weight, shape)).sum()
-    torch.testing.assert_close(left, right)
+def check(row, lowering, call, dtype):
+    """The results are as near to those of exact arithmetic as the row says."""
+    exact = call.to(torch.float64)
+    expected, sizes = exact.of(lowering.operation), exact.magnitude().of(lowering.operation)
+    results = call.of(lowering.rewrite)
+    for actual, value, size in zip(results, expected, sizes, strict=True):
+        if value is None:
+            assert actual is None or lowering in bfloat16.LOWERINGS  # ATen gives it in float32
+            continue
+        assert actual.dtype == (dtype if value.is_floating_point() else value.dtype)
+        error = (actual.double() - value.double()).abs().max()
+        assert error <= row.bound(dtype) * size.abs().max()
+    if lowering in row.same_bits:
+        assert all(map(torch.equal, results, call.of(lowering.operation)))
+    if row.rounds_once and dtype is torch.bfloat16:
+        pairs = zip(results[:2], call.to(torch.float32).of(lowering.rewrite)[:2], strict=True)
+        assert all(a is b is None or torch.equal(a, b.bfloat16()) for a, b in pairs)
+    return results
 
 
 @pytest.mark.parametrize(
-    ("side", "kernel", "how"),
+    ("row", "variant", "dtype"),
     [
-        (1, 1, ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
-        (3, 3, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
-        (2, 3, ([1, 1], [1, 1], [1, 1], False, [0, 0], 2)),
-        (2, 2, ([1, 1], [2, 2], [2, 2], False, [0, 0], 1)),
-        (2, 3, ([1, 1], [1, 1], [1, 1], True, [0, 0], 1)),
-        (2, 3, ([1, 1], [2, 2], [1, 1], False, [0, 0], 1)),
-        (2, 3, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
-    ],
-    ids=[
-        "1×1 kernel",
-        "9 pixels",
-        "groups",
-        "dilation",
-        "transposed",
-        "16 output pixels",
-        "small batch",
+        pytest.param(*each.values, dtype, id=f"{each.id}, {dtype}")
+        for each in VARIANTS
+        for dtype in EXACT_DTYPES
+        if dtype in each.values[0].dtypes
     ],
 )
-def test_the_rule_says_no(side, kernel, how):
-    assert not dense.is_faster(
-        torch.zeros(2, 4, side, side), torch.zeros(4, 4, kernel, kernel), *how
-    )
+def test_results_are_those_of_aten(row, variant, dtype):
+    for lowering, call in calls_of(row, variant.example.to(dtype)):
+        check(row, lowering, call, dtype)  # which compiles its kernel
+    if variant.calls is None:
+        return
+    share = 5 if dtype is row.dtypes[0] else 20
+
+    @settings(max_examples=settings.default.max_examples // share)
+    @given(variant.calls, st.tuples(*[st.sampled_from(list(FORMATS))] * 3), masks)
+    def holds(call, formats, mask):
+        chosen = itertools.cycle(FORMATS[each] for each in formats)
+        call = call.to(dtype).map(lambda x: next(chosen)(x))
+        is_convolution = row.forward.operation is aten.convolution.default
+        if is_convolution and not mask[2]:
+            call = call.replace(2, None)  # no bias
+        check(row, row.forward, call, dtype)
+        if row.backward is None:
+            return
+        call = derivative(row, call, mask)
+        gradients = check(
+            row, row.backward, call.replace(0, next(chosen)(call.arguments[0])), dtype
+        )
+        weight = call.arguments[2] if is_convolution else None
+        if row.keeps_weight_format and mask[1] and weight.is_contiguous():
+            assert gradients[1].stride() == torch.empty(weight.shape).stride()
+
+    holds()
+
+
+@pytest.mark.parametrize(("row", "variant"), VARIANTS)
+def test_rules_are_true_for_their_dtypes_on_a_cpu(row, variant):
+    for lowering, call in calls_of(row, variant.example):
+        for dtype in ALL:
+            typed = call.to(dtype)
+            assert bool(typed.of(lowering.applies)[0]) == (dtype in row.dtypes)
+            assert not typed.map(lambda x: x.to("meta")).of(lowering.applies)[0]
 
 
 @pytest.mark.parametrize(
-    ("batch", "side", "stride"), [(2, 1, 1), (2, 2, 2), (dense.MIN_LARGE_BATCH, 2, 1)]
+    ("row", "call"),
+    [
+        pytest.param(row, call, id=f"{name}, {reason}")
+        for name, row in ROWS.items()
+        for reason, call in row.stays.items()
+    ],
 )
-def test_the_rule_says_yes(batch, side, stride):
-    x, weight = torch.zeros(batch, 4, side, side), torch.zeros(4, 4, 3, 3)
-    assert dense.is_faster(x, weight, [stride, stride], [1, 1], *REST)
+def test_rules_leave_other_calls(row, call):
+    for lowering, each in calls_of(row, call.to(row.dtypes[0])):
+        assert not each.of(lowering.applies)[0]
 
 
-def network():
-    net = funcnets.sequential(
-        conv=layers.conv2d(3, 3, padding=1), tanh=layers.tanh(), pool=layers.global_avg_pool()
-    )
-    x = random.normal(random.key(1), (2, 3, 1, 1), torch.float64)
-    return net, net.init(random.key(0), x)[0], x
+CONVOLUTIONS = {
+    name: row
+    for name, row in ROWS.items()
+    if row.backward and row.backward.operation is aten.convolution_backward.default
+    if row.forward not in bfloat16.LOWERINGS  # which let ATen raise the error, in float32
+}
+# Arguments of a convolution, changed so that they don't fit together, or are beyond all rules.
+CHANGES = {
+    "one stride": {3: lambda stride: [1]},
+    "negative padding": {4: lambda padding: [-1, 1]},
+    "large kernel": {0: lambda x: x[..., :1, :1], 4: lambda padding: [0, 0]},
+    "channels": {0: lambda x: torch.cat([x, x], 1)},
+    "rank": {0: lambda x: x[0]},
+    "empty batch": {0: lambda x: x[:0]},
+    "length of the bias": {2: lambda bias: torch.cat([bias, bias])},
+    "dtype of the bias": {2: lambda bias: bias.long()},
+    "dtype of the weight": {1: lambda weight: weight.half()},
+    "no outputs": {1: lambda weight: weight[:0], 2: lambda bias: None},
+    "dilation": {5: lambda dilation: [2, 1], 4: lambda padding: [9, 9]},
+    "transposed": {6: lambda transposed: True},
+}
 
 
-def test_a_trace_tells_which_took_part():
-    net, params, x = network()
-    gradient = torch.func.grad(lambda params: net.apply(params, {}, x)[0].sum())
-    fired = funcnets.jit(gradient).trace(params).fired
-    assert fired == {"dense.forward": 1, "dense.backward": 1}
-    traced = funcnets.jit(gradient, lowerings=None).trace(params)
-    assert traced.fired == {}
-    assert "convolution" in str(traced)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("row", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_rules_leave_operands_that_do_not_fit(row, change):
+    """Their error is ATen's."""
+    (call, *_) = (variant.example for variant in row.variants.values())
+    x, weight, bias, *rest = call.arguments
+    arguments = [
+        change.get(i, lambda x: x)(each) for i, each in enumerate([x, weight, bias, *rest])
+    ]
+    assert not row.forward.applies(*arguments)
+    x, weight, _, *rest = arguments
+    if change.keys() != {2}:
+        assert not row.backward.applies(x, x, weight, None, *rest, [True, True, False])
 
 
-def test_under_second_derivatives_and_vmap():
-    net, params, x = network()
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_without_a_compiler(row, monkeypatch):
+    monkeypatch.setattr(build, "is_available", lambda: False)
+    for variant in row.variants.values():
+        for lowering, call in calls_of(row, variant.example.to(row.dtypes[0])):
+            assert bool(call.of(lowering.applies)[0]) is not row.needs_compiler
 
-    def loss(params, x):
-        return net.apply(params, {}, x)[0].square().sum()
 
-    def product(params, x):
-        gradient = torch.func.grad(loss)
-        return torch.func.jvp(lambda p: gradient(p, x), (params,), (params,))[1]
+@pytest.mark.parametrize(("row", "variant"), VARIANTS)
+def test_preparation_begins_the_kernels_that_a_rewrite_calls(row, variant, monkeypatch):
+    """And rules begin none."""
+    begun, library = [], build._library
+    monkeypatch.setattr(build, "_library", lambda *key: begun.append(key) or library(*key))
+    for dtype in row.dtypes:
+        for lowering, call in calls_of(row, variant.example.to(dtype)):
+            call.of(lowering.applies)
+            assert begun == []
+            call.of(lowering.prepare)
+            prepared = set(begun)
+            begun.clear()
+            call.of(lowering.rewrite)
+            assert set(begun) <= prepared
+            assert bool(begun) or not row.needs_compiler
+            begun.clear()
 
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
-    for function, value in ((product, x), (each, x[:, None])):
-        expected = function(params, value)
-        actual = funcnets.jit(function, backend="graph")(params, value)
-        torch.testing.assert_close(actual, expected)
+
+@pytest.mark.parametrize(("row", "variant"), VARIANTS)
+def test_results_have_the_layout_of_fake_ones(row, variant):
+    mode = FakeTensorMode()
+    for in_format in FORMATS.values():
+        example = variant.example.to(row.dtypes[0]).map(in_format)
+        for lowering, call in calls_of(row, example):
+            with mode:
+                fakes = call.map(mode.from_tensor).of(lowering.rewrite)
+            for actual, fake in zip(call.of(lowering.rewrite), fakes, strict=True):
+                if actual is not None:
+                    layouts = [(x.shape, x.stride(), x.dtype) for x in (actual, fake)]
+                    assert layouts[0] == layouts[1]
+        if row.result_format:
+            result = example.of(row.forward.rewrite)[0]
+            assert result.is_contiguous(memory_format=row.result_format)
+
+
+def in_all_ways(row, call):
+    """A function of a call's tensors: Hessian products, and gradients for each example."""
+
+    def loss(*tensors):
+        results = tree.leaves(call.on(row.forward.operation, tensors))
+        return sum(x.square().sum() for x in results if x.is_floating_point())
+
+    positions = tuple(range(len(call.tensors)))
+    gradient = grad(loss, positions)
+
+    def function(*tensors):
+        product = jvp(gradient, tensors, tensors)
+        if not row.per_example:
+            return product
+        others = (None,) * (len(tensors) - 1)
+        return product, vmap(gradient, (0, *others))(tensors[0][:, None], *tensors[1:])
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("row", "backend"),
+    [
+        pytest.param(row, backend, id=f"{name}, {backend}")
+        for name, row in ROWS.items()
+        for backend in row.backends
+    ],
+)
+def test_derivatives_and_vmap_in_a_graph(row, backend):
+    """The lowerings take part, and the numbers are those of the function as it is."""
+    (call, *_) = (variant.example for variant in row.variants.values())
+    call = call.to(row.dtypes[0])
+    function = in_all_ways(row, call)
+    jitted = funcnets.jit(function, backend=backend)
+    actual = tree.leaves(jitted(*call.tensors))
+    expected = tree.leaves(function(*call.to(torch.float64).tensors))
+    distance = optim.global_norm([a.double() - b for a, b in zip(actual, expected, strict=True)])
+    assert distance <= 16 * row.bound(row.dtypes[0]) * optim.global_norm(expected)
+    fired = jitted.trace(*call.tensors).fired
+    assert {lowering.name for lowering in row.lowerings} <= fired.keys()
+
+
+def test_every_lowering_has_a_row():
+    assert {lowering for row in ROWS.values() for lowering in row.lowerings} == set(DEFAULT)
+
+
+def test_a_lowering_is_named_after_its_file():
+    for lowering in DEFAULT:
+        module = lowering.rewrite.__module__.rpartition(".")[2]
+        assert lowering.name.startswith(f"{module}.")

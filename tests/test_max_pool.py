@@ -7,18 +7,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tensors import numbers
 from torch.func import grad, jvp, vmap
 
 import funcnets
-from funcnets import random
 from funcnets.compiler.kernels import build, max_pool
 
 aten = torch.ops.aten
 LAST = torch.channels_last
-
-
-def numbers(*shape, seed=0, dtype=torch.float64):
-    return random.normal(random.key(seed), shape, torch.float64).to(dtype)
 
 
 @st.composite

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tensors import numbers
 
-from funcnets import random
 from funcnets.compiler.backends import inductor
 from funcnets.compiler.kernels import (
     avg_pool,
@@ -14,11 +14,6 @@ from funcnets.compiler.kernels import (
     winograd,
 )
 from funcnets.compiler.lowerings import dense, layout
-
-
-def numbers(*shape, seed=0):
-    return random.normal(random.key(seed), shape, torch.float64)
-
 
 X, GRAD = numbers(2, 3, 6, 7), numbers(2, 4, 6, 7, seed=1)
 LAST = X.to(memory_format=torch.channels_last)
