@@ -87,6 +87,13 @@ def create(net: Layer, optimizer: Optimizer, key: Tensor, x: Tensor) -> TrainSta
         x: an example batch; only its shape and dtype are read, so a meta tensor will do.
 
     Raises TypeError for another type of network or optimizer.
+
+    >>> import torch
+    >>> from funcnets import layers, optim, random, train, tree
+    >>> x = torch.empty(1, 5, device="meta")
+    >>> train_state = train.create(layers.linear(3), optim.sgd(0.1), random.key(0), x)
+    >>> int(train_state.step), sorted(train_state.params)
+    (0, ['bias', 'weight'])
     """
     check_layer(net, "the network")
     check_optimizer("the optimizer", optimizer)
@@ -338,6 +345,19 @@ def fit(
 
     Raises NonFiniteLoss after a step whose loss isn't a finite number, and before the first step
     the errors of `shuffled_batches`.
+
+    >>> import torch
+    >>> from funcnets import layers, optim, random, train
+    >>> net, optimizer = layers.linear(2), optim.sgd(0.1)
+    >>> images, labels = torch.zeros(5, 3), torch.tensor([0, 1, 0, 1, 0])
+    >>> train_state = train.create(net, optimizer, random.key(0), images)
+    >>> step = train.make_train_step(net, optimizer)
+    >>> for progress in train.fit(step, train_state, (images, labels), batch_size=3, epochs=2):
+    ...     print(progress.epoch, progress.batch, progress.batches, progress.examples)
+    0 1 2 3
+    0 2 2 5
+    1 1 2 3
+    1 2 2 5
     """
     # The key is read before the first step, to which the state may be donated.
     key, start = shuffle_key(train_state), int(train_state.step)

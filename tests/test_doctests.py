@@ -22,9 +22,9 @@ EXAMPLES = {
     if ">>> " in (text := path.read_text(encoding="utf-8"))
 }
 WITH_EXAMPLE = {
-    "checkpoint": {"save"},
+    "checkpoint": {"save", "step_path"},
     "core": {"Layer", "combine", "eval_shape", "residual", "rewrite", "sequential", "wrap"},
-    "data": {"batches", "load", "prepare"},
+    "data": {"batches", "load", "prepare", "read_idx", "shuffle"},
     "interop": {"from_state_dict", "to_module", "to_state_dict", "transplant"},
     "initializers": {"fans", "variance_scaling"},
     "layers": {"batch_norm", "conv2d", "dropout", "flatten", "linear", "max_pool"},
@@ -32,13 +32,18 @@ WITH_EXAMPLE = {
     "metrics": {"Running", "correct"},
     "models": {"get"},
     "optim": {"adam", "chain", "masked", "partition", "private", "sgd"},
+    "optim.schedules": {"cosine", "linear", "one_cycle", "step_decay", "warmup"},
     "parallel": {"Axis", "check_replicas", "hash_leaves"},
     "precision": {"cast"},
     "random": {"fold_in", "key", "normal", "permutation", "split", "uniform"},
     "summary": {"summarize"},
     "testing.twins": {"get"},
     "timing": {"interleave"},
+    "train": {"create", "evaluate", "fit", "make_train_step"},
     "transforms": {"accumulate", "averaged", "capture", "check_finite", "frozen_statistics"},
+    "transforms.curvature": {"gauss_newton_product", "hessian_product", "hutchinson_trace"},
+    "transforms.ensemble": {"create", "jit_step", "stack"},
+    "transforms.laplace": {"fit"},
     "transforms.per_example": {"per_example_gradients"},
     "transforms.remat": {"remat"},
 }

@@ -25,6 +25,7 @@ from funcnets.optim.privacy import (
     per_example_norms,
     private,
 )
+from funcnets.optim.rated import RateState, rated
 from funcnets.optim.schedules import (
     Schedule,
     constant,
@@ -62,6 +63,7 @@ __all__ = [
     "MomentumState",
     "NoiseState",
     "Optimizer",
+    "RateState",
     "Schedule",
     "StepState",
     "adam",
@@ -86,6 +88,7 @@ __all__ = [
     "partition",
     "per_example_norms",
     "private",
+    "rated",
     "scale_by_adam",
     "scale_by_learning_rate",
     "sgd",

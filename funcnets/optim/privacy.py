@@ -82,7 +82,8 @@ def clip_per_example(max_norm: float, batch_size: int | None = None) -> Optimize
         def mean(leaf: Tensor) -> Tensor:
             # In float32 or wider: half precision would round the weights before they are used.
             wide = torch.promote_types(leaf.dtype, weights.dtype)
-            return torch.tensordot(weights.to(wide), leaf.to(wide), 1).to(leaf.dtype)
+            total: Tensor = torch.tensordot(weights.to(wide), leaf.to(wide), 1)
+            return total.to(leaf.dtype)
 
         return tree.map(mean, grads)
 

@@ -72,6 +72,12 @@ def cosine(value: float | Tensor, total_steps: int, end: float = 0.0) -> Schedul
     As `torch.optim.lr_scheduler.CosineAnnealingLR`.  Raises ValueError for a negative rate, or
     `total_steps` below 1.  Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm
     restarts", 2017, equation 5, one period.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> schedule = optim.cosine(0.2, total_steps=4)
+    >>> [round(float(schedule(torch.tensor(step))), 3) for step in range(6)]
+    [0.2, 0.171, 0.1, 0.029, 0.0, 0.0]
     """
     check_rate(value=value, end=end)
     check_steps(total_steps=total_steps)
@@ -85,6 +91,12 @@ def warmup(steps: int, schedule: Schedule) -> Schedule:
     `warmup(500, linear(0.1, total_steps - 500))` ends at `total_steps`.
 
     Raises ValueError if `steps` is negative.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> schedule = optim.warmup(3, optim.constant(0.4))
+    >>> [round(float(schedule(torch.tensor(step))), 3) for step in range(5)]
+    [0.1, 0.2, 0.3, 0.4, 0.4]
     """
     check("steps", steps, lambda value: value >= 0 and value == int(value), "0 or more steps")
 
@@ -117,6 +129,12 @@ def one_cycle(
     Raises ValueError for a negative rate, `total_steps` below 1, `pct_start` outside [0, 1) or
     a factor that isn't positive.  Smith and Topin, "Super-convergence: very fast training of
     neural networks using large learning rates", 2018.
+
+    >>> import torch
+    >>> from funcnets import optim
+    >>> schedule = optim.one_cycle(1.0, total_steps=10)
+    >>> [round(float(schedule(torch.tensor(step))), 2) for step in (0, 2, 9)]
+    [0.04, 1.0, 0.0]
     """
     check_rate(max_value=max_value)
     check_steps(total_steps=total_steps)

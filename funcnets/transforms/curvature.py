@@ -167,6 +167,15 @@ def largest_eigenvalue(
     Raises ValueError for fewer iterations, or a product that isn't like its vector.
     Lanczos, "An iteration method for the solution of the eigenvalue problem of linear differential
     and integral operators", 1950.
+
+    >>> from funcnets import random
+    >>> from funcnets.transforms import curvature
+    >>> scales, like = torch.tensor([1.0, 5.0, 3.0]), {"x": torch.zeros(3)}
+    >>> pair = curvature.largest_eigenvalue(
+    ...     lambda vector: {"x": scales * vector["x"]}, like, random.key(0)
+    ... )
+    >>> round(float(pair.value), 4), pair.vector["x"].abs().argmax()
+    (5.0, tensor(1))
     """
     if iterations < 1:
         raise ValueError(f"got {iterations} iterations, expected at least 1")
@@ -197,6 +206,11 @@ def dot(first: Params, second: Params) -> Tensor:
     """Return the inner product of two trees, each taken as one vector: 0-d.
 
     Raises ValueError for trees that differ in names, shapes, dtypes or devices, or are empty.
+
+    >>> from funcnets.transforms import curvature
+    >>> first, second = {"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([3.0, 4.0])}
+    >>> curvature.dot(first, second)
+    tensor(11.)
     """
     _check_alike(second, first, "the second tree")
     products = tree.map(lambda a, b: (a * b).sum(), first, second)

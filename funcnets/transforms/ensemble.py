@@ -22,7 +22,7 @@ torch.Size([6, 3])
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -33,47 +33,25 @@ from funcnets.compiler import Jitted, jit
 from funcnets.compiler.backends.select import Backend, usual_backend
 from funcnets.core import Layer, Params, State
 from funcnets.optim import Optimizer
+from funcnets.optim.rated import RateState, rated
 from funcnets.train import Batch, Measurements, NonFiniteLoss, TrainState, TrainStep
 from funcnets.transforms import vmap_cost
 
-
-class RateState(NamedTuple):
-    """State of a `rated` optimizer."""
-
-    rate: Tensor  # float64, 0-d, or (M,) when stacked
-    inner: Any  # state of the optimizer made with the rate
-
-
-def rated(make: Callable[[Any], Optimizer], rate: float | Tensor) -> Optimizer:
-    """Return the optimizer `make(rate)` with its learning rate in its state, not in the graph.
-
-    So each member of an ensemble can have a learning rate of its own.  `rated(optim.sgd, 0.1)`, or
-    with a schedule `rated(lambda rate: optim.sgd(optim.linear(rate, 1000)), 0.1)`.  As optax's
-    `inject_hyperparams`.
-
-    Raises TypeError if `make` is an optimizer, not a function that makes one.
-    """
-    if isinstance(make, Optimizer):
-        raise TypeError(
-            "rated: got an optimizer, expected a function from a rate to an optimizer: "
-            "optim.sgd, or lambda rate: optim.sgd(rate, momentum=0.9)"
-        )
-
-    def init(params: Any) -> RateState:
-        inner = make(rate).init(params)
-        device = next((leaf.device for leaf in tree.leaves(params)), None)
-        return RateState(torch.as_tensor(rate, dtype=torch.float64, device=device), inner)
-
-    def update(grads: Any, state: RateState, params: Any) -> tuple[Any, RateState]:
-        if not isinstance(state, RateState):
-            raise ValueError(
-                f"the optimizer is rated and its state is {type(state).__name__}, expected "
-                "RateState: create the members with the optimizer that trains them"
-            )
-        updates, inner = make(state.rate).update(grads, state.inner, params)
-        return updates, RateState(state.rate, inner)
-
-    return Optimizer(init, update, is_whole=True)
+__all__ = [
+    "Progress",
+    "RateState",
+    "Strategy",
+    "choose_strategy",
+    "combine_logits",
+    "create",
+    "fit",
+    "jit_step",
+    "make_ensemble_step",
+    "member_logits",
+    "rated",
+    "stack",
+    "unstack",
+]
 
 
 def create(
@@ -92,6 +70,14 @@ def create(
 
     Raises ValueError for another shape of `keys` or `rates`, rates without `rated`, or members that
     are equal although their keys differ.
+
+    >>> import torch
+    >>> from funcnets import layers, optim, random
+    >>> from funcnets.transforms import ensemble
+    >>> keys, x = random.split(random.key(0), 4), torch.empty(1, 5, device="meta")
+    >>> members = ensemble.create(layers.linear(3), optim.sgd(0.1), keys, x)
+    >>> members.params["weight"].shape
+    torch.Size([4, 3, 5])
     """
     if not isinstance(keys, Tensor) or keys.ndim != 2:
         kind = type(keys).__name__
@@ -278,28 +264,34 @@ def jit_step(
 
     Raises ValueError for another strategy or other arguments to donate, and, from a call, what
     `jit` and `make_ensemble_step` raise.
+
+    >>> import torch
+    >>> from funcnets import layers, optim, random, train
+    >>> from funcnets.transforms import ensemble
+    >>> net, optimizer = layers.linear(3), optim.sgd(0.1)
+    >>> images, labels = torch.ones(2, 5), torch.tensor([0, 1])
+    >>> members = ensemble.create(net, optimizer, random.split(random.key(0), 4), images)
+    >>> step = train.make_train_step(net, optimizer)
+    >>> jitted = ensemble.jit_step(step, donate_argnums=0, backend="graph")
+    >>> members, measurements = jitted(members, (images, labels))
+    >>> measurements["loss"].shape
+    torch.Size([4])
     """
-    if by not in ("auto", *get_args(Strategy)):
-        raise ValueError(f"by is {by!r}; expected auto, {' or '.join(get_args(Strategy))}")
-    if donate_argnums not in (0, (), (0,), [0], []):
-        raise ValueError(
-            f"donate_argnums is {donate_argnums!r}; expected 0, the members' state: a batch is "
-            "read by all members in turn, so it can't be donated"
-        )
+    _check_options(by, donate_argnums)
 
     def jitted(strategy: Strategy, function: TrainStep) -> Jitted:
-        name = saved_as and f"{saved_as}, {strategy}, {shared_batch=}"
         return jit(
             function,
             donate_argnums=donate_argnums,
             backend=backend,
-            saved_as=name,
+            saved_as=saved_as and f"{saved_as}, {strategy}, {shared_batch=}",
             tf32=tf32,
         )
 
-    vmapped = jitted("vmap", make_ensemble_step(step, shared_batch=shared_batch))
-    looped = _loop(jitted("loop", step), shared_batch)
-    strategies: dict[str, TrainStep] = {"vmap": vmapped, "loop": looped}
+    strategies: dict[str, TrainStep] = {
+        "vmap": jitted("vmap", make_ensemble_step(step, shared_batch=shared_batch)),
+        "loop": _loop(jitted("loop", step), shared_batch),
+    }
     chosen: dict[Any, Strategy] = {}  # by the shapes of a call
 
     def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
@@ -314,6 +306,16 @@ def jit_step(
         return strategies[chosen[shapes]](members, batch)
 
     return ensemble_step
+
+
+def _check_options(by: str, donate_argnums: int | Sequence[int]) -> None:
+    if by not in ("auto", *get_args(Strategy)):
+        raise ValueError(f"by is {by!r}; expected auto, {' or '.join(get_args(Strategy))}")
+    if donate_argnums not in (0, (), (0,), [0], []):
+        raise ValueError(
+            f"donate_argnums is {donate_argnums!r}; expected 0, the members' state: a batch is "
+            "read by all members in turn, so it can't be donated"
+        )
 
 
 def _loop(step: Jitted, shared_batch: bool) -> TrainStep:
