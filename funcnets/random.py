@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from funcnets._torch import current_dispatch_mode, functorch
 
 __all__ = [
     "bernoulli",
@@ -287,8 +288,8 @@ def _is_eager(key: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(key) is Tensor
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and _get_current_dispatch_mode() is None
+        and functorch.peek_interpreter_stack() is None
+        and current_dispatch_mode() is None
     )
 
 

@@ -1,6 +1,7 @@
 """The layout of the package: what may import what, how long a file is, which names it uses."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,33 @@ def test_imports_go_down(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_no_file_is_too_long(module):
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def private_names(tree):
+    """Imports from torch and attributes of it with a segment that begins with one underscore."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("torch"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if name.startswith("torch.") and not name.startswith("torch.ops."):
+                yield name
+
+
+def is_private(name):
+    return any(re.match(r"_(?!_)", segment) for segment in name.split("."))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_names_of_torch_are_in_one_file(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    if module != "_torch":
+        assert [name for name in private_names(tree) if is_private(name)] == []
+
+
+def test_private_names_are_seen():
+    script = "import torch._a\nfrom torch.b import _c\nfrom torch._d import e\nx = torch.f._g.h"
+    assert sum(map(is_private, private_names(ast.parse(script)))) >= 4
+    assert not any(map(is_private, private_names(ast.parse("torch.__version__; torch.ops._a.b"))))

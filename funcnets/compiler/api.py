@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.autograd.graph import increment_version
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from funcnets._torch import functorch
 from funcnets.compiler import pipeline
 from funcnets.compiler.arguments import Call, prints_as_itself, take_call_apart
 from funcnets.compiler.autocast import without_autocast
@@ -69,7 +69,7 @@ class Jitted:
         Inside a `torch.func` transform or another `jit` the function is called as it is, so that
         the outer transform sees through it.
         """
-        if _functorch.maybe_current_level() is not None or _is_traced():
+        if functorch.maybe_current_level() is not None or _is_traced():
             return self.function(*args, **kwargs)
         call = self._take_apart(args, kwargs)
         executable = self._executables.get(call.key)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from funcnets import tree
+from funcnets._torch import storage_id
 from funcnets.compiler.autocast import autocast_types
 from funcnets.compiler.errors import TraceError
 from funcnets.compiler.graph.structure import Structure, take_apart
@@ -101,7 +102,7 @@ def _donated(
     ends = list(accumulate(each.num_leaves for each in positional))
     argument_of = (bisect_right(ends, place) for place in structure.places)
     donated = [i for i, argument in enumerate(argument_of) if argument in donate_argnums]
-    owners = [tensor.untyped_storage()._cdata for tensor in tensors]
+    owners = [storage_id(tensor) for tensor in tensors]
     times = Counter(owners)
     for position in donated:
         if times[owners[position]] > 1:

@@ -9,19 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._C import DispatchKey
-from torch._subclasses.fake_tensor import (
-    FakeTensor,
-    FakeTensorMode,
-    in_kernel_invocation_manager,
-    unset_fake_temporarily,
-)
-from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from funcnets import tree
+from funcnets import _torch, tree
+from funcnets._torch import TorchDispatchMode
 
 aten = torch.ops.aten
 Rewrite = Callable[..., Any]  # gives NotImplemented where it leaves the operation alone
@@ -44,30 +36,54 @@ def record(
         results = function(*fakes)
     recording.graph.output([recording.node(result) for result in results])
     # Its code is written when somebody asks for it, not after each change.
-    return _LazyGraphModule(recording.captured, recording.graph)
+    return _torch.lazy_graph_module(recording.captured, recording.graph)
+
+
+def record_by_make_fx(
+    function: Callable[..., Sequence[Tensor]],
+    leaves: Iterable[Tensor],
+    rewrites: Mapping[Any, Rewrite],
+) -> fx.GraphModule:
+    """Return the graph that `record` gives, by public names of PyTorch alone; takes longer."""
+    table: Any = dict(rewrites)
+    trace = make_fx(function, table, tracing_mode="fake", _allow_non_fake_inputs=True)
+    module = trace(*leaves)
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target is aten.detach.default:  # the same tensor, as graphs know no derivatives
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.op == "get_attr":
+            node.meta.setdefault("val", getattr(module, node.target))
+    (end,) = graph.find_nodes(op="output")
+    end.args = (list(end.args[0]),)
+    module.recompile()
+    return module
 
 
 def is_recording() -> bool:
     """Whether the operations that are called now are recorded."""
-    return any(isinstance(mode, Recording) for mode in _get_current_dispatch_mode_stack())
+    return any(isinstance(mode, Recording) for mode in _torch.dispatch_modes())
 
 
 def shaped(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the operation gives for fake tensors."""
     tensors = [leaf for leaf in tree.leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     # Numbers that are known, as they are written in the function, fake tensors keep track of.
-    fakes = [leaf for leaf in tensors if isinstance(leaf, FakeTensor) and leaf.constant is None]
+    fakes = [
+        leaf for leaf in tensors if isinstance(leaf, _torch.FakeTensor) and leaf.constant is None
+    ]
     devices = {tensor.fake_device for tensor in fakes}
     is_plain = _is_plain(operation) and len(devices) == 1 and len(fakes) == len(tensors)
     if not is_plain or get_proxy_mode() is not None:  # as in torch.func.linearize, which traces
         return operation(*args, **kwargs)
     shapes = fakes[0].fake_mode
-    with in_kernel_invocation_manager(shapes):
+    with _torch.in_kernel_invocation(shapes):
         result = operation(*args, **kwargs)
 
     def fake(leaf: Any) -> Any:
-        is_made = isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)
-        return FakeTensor(shapes, leaf, *devices) if is_made else leaf
+        is_made = isinstance(leaf, Tensor) and not isinstance(leaf, _torch.FakeTensor)
+        return _torch.FakeTensor(shapes, leaf, *devices) if is_made else leaf
 
     return tree.map(fake, result)
 
@@ -87,7 +103,7 @@ class Recording(TorchDispatchMode):
     def __init__(self, rewrites: Mapping[Any, Rewrite]) -> None:
         super().__init__()
         # Raises where a value is needed; tensors that are captured count as fake ones.
-        self.shapes = FakeTensorMode(allow_non_fake_inputs=True)
+        self.shapes = _torch.FakeTensorMode(allow_non_fake_inputs=True)
         self.graph = fx.Graph()
         self.captured: dict[str, Any] = {}
         self._rewrites = rewrites
@@ -120,7 +136,7 @@ class Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if operation is torch.ops.prim.device.default:
             return operation(*args)
-        with self, torch._C._DisableAutocast():  # above this, casts are operations already
+        with self, _torch.DisableAutocast():  # above this, casts are operations already
             result = self._rewritten(operation, args, kwargs)
         if result is not NotImplemented:
             return result
@@ -142,7 +158,7 @@ class Recording(TorchDispatchMode):
             result = self._rewrites[operation](*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if operation.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        if operation.has_kernel_for_dispatch_key(_torch.DispatchKey.CompositeImplicitAutograd):
             return operation.decompose(*args, **kwargs)
         return NotImplemented
 
@@ -161,9 +177,9 @@ class Recording(TorchDispatchMode):
 
     def _value(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A number that is read out of what is captured, or known as it is made of a number."""
-        if any(isinstance(leaf, FakeTensor) for leaf in tree.leaves((args, kwargs))):
+        if any(isinstance(leaf, _torch.FakeTensor) for leaf in tree.leaves((args, kwargs))):
             return operation(*args, **kwargs)  # raises, unless it is known
-        with unset_fake_temporarily():
+        with _torch.unset_fake_temporarily():
             return operation(*args, **kwargs)
 
     def _called(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:

@@ -15,18 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._C import _functorch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
 
-from funcnets import tree
+from funcnets import _torch, tree
+from funcnets._torch import functorch
 from funcnets.compiler.errors import TraceError
 from funcnets.compiler.graph.compilation import Compilation
 from funcnets.compiler.graph.structure import Structure, take_apart
 from funcnets.compiler.lowerings import Lowering, Recorder, Watch, unwatched
-from funcnets.compiler.recorder import record
+from funcnets.compiler.recorder import record, record_by_make_fx
 
 _LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, tree.__file__))
 
@@ -78,7 +74,8 @@ def record_function(
 
     recorder = Recorder(lowerings, watch)
     with torch.no_grad(), explained():
-        module = record(flat, leaves, {**_PLAIN_ZEROS, **recorder.table})
+        recorded_by = record if _torch.is_known_version() else record_by_make_fx
+        module = recorded_by(flat, leaves, {**_PLAIN_ZEROS, **recorder.table})
     return Compilation(module, structures[-1], bool(lowerings), Counter(recorder.fired))
 
 
@@ -96,12 +93,12 @@ def _check_result(result: Any) -> None:
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Raise TraceError where a function that is run inside on fake tensors needs a value."""
-    depth = _functorch.get_dynamic_layer_stack_depth()
+    depth = functorch.get_dynamic_layer_stack_depth()
     try:
         yield
     except Exception as error:
         # An exception can leave transforms on torch.func's stack, and break all that follows.
-        _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
         if _is_data_dependent(error):
             raise TraceError(_explain(_place(error))) from error
         raise
@@ -121,7 +118,7 @@ _PLAIN_ZEROS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _is_data_dependent(error: Exception) -> bool:
-    kinds = (DataDependentOutputException, DynamicOutputShapeException)
+    kinds = (_torch.DataDependentOutputException, _torch.DynamicOutputShapeException)
     phrases = ("data-dependent", ".item()", ".numpy()")
     return isinstance(error, kinds) or any(phrase in str(error) for phrase in phrases)
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from funcnets import tree
+from funcnets._torch import current_dispatch_mode, version_of
 from funcnets.core import LayerError
 from funcnets.interop.module_copy import Structure
 
@@ -49,14 +49,14 @@ class Inspection(TorchFunctionMode):
         super().__init__()
         self._caller, self._error, self._params = caller, error, params
         self._is_paused = False
-        self._is_traced = _get_current_dispatch_mode() is not None
+        self._is_traced = current_dispatch_mode() is not None
         self.values = dict(params)
         if not self._is_traced:
             self.values = {name: leaf.clone() for name, leaf in params.items()}
         self._given = {id(leaf) for leaf in self.values.values()}
         self._originals = {id(leaf) for leaf in structure.originals()}
         self._constants = [
-            (name, leaf, leaf._version)
+            (name, leaf, version_of(leaf))
             for name, leaf in structure.constants()
             if not leaf.is_inference()  # such a tensor counts no versions
         ]
@@ -107,7 +107,7 @@ class Inspection(TorchFunctionMode):
         Raises LayerError for what the call wrote to, and for draws that no key decided.
         """
         for name, constant, version in self._constants:
-            if constant._version != version:
+            if version_of(constant) != version:
                 raise self._error(f"writes to `{name}`, which is no buffer: register it as one")
         if self._is_traced:
             return False

@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from funcnets import random
+from funcnets._torch import TorchDispatchMode
 from funcnets.core import LayerError
 from funcnets.layers.normalization import is_vmapped
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from funcnets import random, tree
+from funcnets._torch import version_of
 from funcnets.core import Layer, LayerError, Params, Parts, State, check_input
 from funcnets.interop.inspection import Inspection
 from funcnets.interop.keyed_draws import DRAWS, WITHOUT_STAND_IN, is_random
@@ -280,7 +281,7 @@ def _cloned(leaf: Any) -> Any:
 def _is_written(clones: Any) -> bool:
     """Return True if one of these fresh clones was written to, as far as PyTorch knows."""
     tensors = (leaf for leaf in tree.leaves(clones) if isinstance(leaf, Tensor))
-    return any(leaf._version > 0 for leaf in tensors if not leaf.is_inference())
+    return any(version_of(leaf) > 0 for leaf in tensors)
 
 
 def _is_in_place(module: nn.Module) -> bool:

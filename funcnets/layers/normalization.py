@@ -5,9 +5,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from funcnets import initializers
+from funcnets._torch import functorch
 from funcnets._validate import check, check_non_negative
 from funcnets.core import Layer, LayerError, Params, State
 from funcnets.layers._arguments import format_kind
@@ -178,8 +178,8 @@ def _check_not_split(kind: str, x: Tensor, weight: Tensor) -> None:
 
 def is_vmapped(x: Tensor) -> bool:
     """Return True if `torch.func.vmap` maps over `x`, at any level of nested transforms."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if _functorch.is_batchedtensor(x):
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
             return True
-        x = _functorch.get_unwrapped(x)
+        x = functorch.get_unwrapped(x)
     return False

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from funcnets import tree
+from funcnets import _torch, tree
 from funcnets._validate import is_whole
 
 
@@ -137,4 +137,4 @@ def _all_reduce(x: Tensor, group: str) -> Tensor:
 
 def _register_shapes() -> None:
     """Let the collectives know shapes, for fake tensors, and count as having side effects."""
-    import torch.distributed._functional_collectives  # noqa: F401
+    _torch.import_collectives()

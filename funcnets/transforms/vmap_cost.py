@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from funcnets import tree
+from funcnets import _torch, tree
+from funcnets._torch import TorchDispatchMode
 from funcnets.compiler.lowerings import grouped
 from funcnets.compiler.trace import explained
 
@@ -46,7 +45,7 @@ def count_cost(function: Callable[..., Any], *arguments: Any) -> Cost:
 
     Raises TraceError if the function branches on the value of a tensor.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = _torch.FakeTensorMode(allow_non_fake_inputs=True)
     shapes = tree.map(
         lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, arguments
     )

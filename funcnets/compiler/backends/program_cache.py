@@ -16,9 +16,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch.fx.graph import _custom_builtins
 
-from funcnets import tree
+from funcnets import _torch, tree
 from funcnets.compiler import disk_cache
 from funcnets.compiler.backends.select import Executable
 from funcnets.compiler.graph.compilation import Aliases, Compilation
@@ -27,7 +26,7 @@ from funcnets.compiler.kernels import build
 from funcnets.compiler.loops.call import Layout, Loop, Plan
 
 # What the Python of a graph may name, beside its arguments and builtins.
-NAMES = {name: builtin.obj for name, builtin in _custom_builtins.items()}
+NAMES = _torch.graph_builtins()
 SUFFIX = ".program"
 
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from funcnets import _torch
 from funcnets.compiler.errors import CompileError
 
 Backend = Literal["native", "graph", "inductor"]
@@ -24,7 +24,7 @@ def compile_graph(graph: fx.GraphModule, backend: Backend) -> Executable:
 
     Inductor compiles at the first call, which raises CompileError if that fails.
     """
-    _LazyGraphModule.force_recompile(graph)
+    _torch.write_code(graph)
     if backend != "inductor":
         return torch.no_grad()(graph.forward)
     return torch.no_grad()(_compile_at_first_call(graph))
@@ -46,9 +46,7 @@ def _compile(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Executable:
     try:
         # Not by torch.compile, which would trace the graph again from its Python code, at each
         # start, and check at each call what `jit` knows already.
-        return torch._inductor.standalone_compile(
-            graph, list(leaves), dynamic_shapes="from_example_inputs"
-        )
+        return _torch.standalone_compile(graph, list(leaves))
     except Exception as error:
         raise CompileError(
             f"jit: inductor can't compile this function ({_first_line(error)}): is a C++ "

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from funcnets._torch import OpOverload
+
 aten = torch.ops.aten
 # These give views, or what they are given, although their schemas don't say so.
 _UNDECLARED_VIEWS = {
@@ -96,4 +98,4 @@ def _aliased(node: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
 
 def _schema(node: fx.Node, part: str) -> Any:
     target = node.target
-    return getattr(target._schema, part) if isinstance(target, torch._ops.OpOverload) else ()
+    return getattr(target._schema, part) if isinstance(target, OpOverload) else ()

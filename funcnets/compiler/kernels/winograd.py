@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from funcnets._torch import has_avx512_bfloat16
 from funcnets.compiler.graph.operators import define
 from funcnets.compiler.kernels import build
 from funcnets.compiler.kernels.cpu import channels_last
@@ -82,7 +83,7 @@ def factor_dtype(side: int, dtype: torch.dtype) -> torch.dtype:
     That is for 3×3 kernels, on processors with AVX512_BF16. With 5×5 kernels the error would be
     4 % of the result, and float32 saves more multiplications than it costs.
     """
-    if dtype is torch.bfloat16 and not (side == 3 and torch.cpu._is_avx512_bf16_supported()):
+    if dtype is torch.bfloat16 and not (side == 3 and has_avx512_bfloat16()):
         return torch.float32
     return dtype
 

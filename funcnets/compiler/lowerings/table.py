@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch._ops import OpOverload
+from funcnets._torch import OpOverload
 
 
 def _begin_nothing(*arguments: Any, **options: Any) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from funcnets._torch import has_amx
 from funcnets.compiler.kernels import build
 from funcnets.compiler.kernels import winograd as kernel
 from funcnets.compiler.kernels.cpu import channels_last, has_avx512, has_bfloat16
@@ -69,7 +70,7 @@ def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
         return False
     cost = 1
     if x.dtype is torch.bfloat16 and has_bfloat16():
-        if torch.cpu._is_amx_tile_supported():
+        if has_amx():
             return False  # AMX multiplies four times as fast as vectors, or faster
         cost = 1 if kernel.factor_dtype(side, x.dtype) is x.dtype else 2
     least = MIN_SAVED_AVX512 if has_avx512() else MIN_SAVED

@@ -1,0 +1,165 @@
+"""Every private name of PyTorch that this package uses; no other file imports one.
+
+Each was seen in the releases of `VERSIONS`.  Names that `jit` traces with are imported when they
+are first used, as their import takes seconds; on another release `jit` records by the public
+`make_fx` instead, with one warning, which takes longer and gives the same graphs.
+"""
+
+import functools
+import importlib
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._C import _functorch as functorch
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode as current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
+
+VERSIONS = ("2.11", "2.14")  # the first and the last release that was tried
+
+
+class Private(NamedTuple):
+    """A private name of PyTorch."""
+
+    module: str
+    attribute: str
+    without: str  # what happens if a release doesn't have it
+
+
+_FAKE = "torch._subclasses.fake_tensor"
+_RECORDING = "jit records by make_fx"
+LAZY = {
+    "DataDependentOutputException": Private(_FAKE, "DataDependentOutputException", _RECORDING),
+    "DispatchKey": Private("torch._C", "DispatchKey", _RECORDING),
+    "DisableAutocast": Private("torch._C", "_DisableAutocast", _RECORDING),
+    "DynamicOutputShapeException": Private(_FAKE, "DynamicOutputShapeException", _RECORDING),
+    "FakeTensor": Private(_FAKE, "FakeTensor", _RECORDING),
+    "FakeTensorMode": Private(_FAKE, "FakeTensorMode", "jit and cost estimates can't trace"),
+    "in_kernel_invocation": Private(_FAKE, "in_kernel_invocation_manager", _RECORDING),
+    "unset_fake_temporarily": Private(_FAKE, "unset_fake_temporarily", _RECORDING),
+}
+EAGER = {
+    "OpOverload": Private("torch._ops", "OpOverload", "operations of graphs can't be told apart"),
+    "functorch": Private("torch._C", "_functorch", "transforms of torch.func can't be seen"),
+    "TorchDispatchMode": Private("torch.utils._python_dispatch", "TorchDispatchMode", _RECORDING),
+    "current_dispatch_mode": Private(
+        "torch.utils._python_dispatch", "_get_current_dispatch_mode", "draws can't see a tracer"
+    ),
+    "dispatch_modes": Private(
+        "torch.utils._python_dispatch", "_get_current_dispatch_mode_stack", _RECORDING
+    ),
+}
+
+__all__ = [
+    "EAGER",
+    "LAZY",
+    "OpOverload",
+    "TorchDispatchMode",
+    "current_dispatch_mode",
+    "dispatch_modes",
+    "functorch",
+    "graph_builtins",
+    "has_amx",
+    "has_avx512_bfloat16",
+    "import_collectives",
+    "is_known_version",
+    "lazy_graph_module",
+    "standalone_compile",
+    "storage_id",
+    "version_of",
+    "write_code",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute, _ = LAZY[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def is_known_version() -> bool:
+    """Return True if this release of PyTorch was tried; else warn, once."""
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    first, last = (tuple(map(int, version.split("."))) for version in VERSIONS)
+    if first <= release <= last:
+        return True
+    _warn(torch.__version__)
+    return False
+
+
+@functools.cache
+def _warn(version: str) -> None:
+    warnings.warn(
+        f"funcnets was tried with PyTorch {VERSIONS[0]} to {VERSIONS[1]}, not with {version}: jit "
+        "records functions by make_fx, which takes longer",
+        stacklevel=3,
+    )
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Return a number that is equal for tensors that share their memory, and only for these."""
+    storage = tensor.untyped_storage()
+    address: int = getattr(storage, "_cdata", None) or storage.data_ptr() or id(tensor)
+    return address
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was written in place; 0 if it doesn't count."""
+    # Inference tensors count no versions: a write to one goes unseen.
+    return 0 if tensor.is_inference() else int(getattr(tensor, "_version", 0))
+
+
+def has_avx512_bfloat16() -> bool:
+    """Return True if the processor has AVX-512's products of bfloat16; False if unknown."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def has_amx() -> bool:
+    """Return True if the processor has AMX tiles; False if unknown."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def graph_builtins() -> dict[str, Any]:
+    """Return what the code of a graph may name, beside its arguments and Python's builtins."""
+    known = getattr(importlib.import_module("torch.fx.graph"), "_custom_builtins", None)
+    if known is None:
+        return {"torch": torch, "device": torch.device, "inf": float("inf"), "nan": float("nan")}
+    return {name: builtin.obj for name, builtin in known.items()}
+
+
+def lazy_graph_module(root: Any, graph: fx.Graph) -> fx.GraphModule:
+    """Return a graph module whose code is written when it is needed, not after each change."""
+    try:
+        module = importlib.import_module("torch.fx._lazy_graph_module")
+    except ImportError:
+        return fx.GraphModule(root, graph)
+    made: fx.GraphModule = module._LazyGraphModule(root, graph)
+    return made
+
+
+def write_code(module: fx.GraphModule) -> None:
+    """Have the code of a graph module written now."""
+    getattr(type(module), "force_recompile", fx.GraphModule.recompile)(module)
+
+
+def standalone_compile(graph: fx.GraphModule, leaves: list[Tensor]) -> Any:
+    """Compile a graph by inductor for tensors like `leaves`.
+
+    Without the private name this goes through torch.compile, which traces the graph again.
+    """
+    inductor = getattr(torch, "_inductor", None) or importlib.import_module("torch._inductor")
+    compile_alone = getattr(inductor, "standalone_compile", None)
+    if compile_alone is None:
+        return torch.compile(graph, backend="inductor", fullgraph=True, dynamic=False)
+    return compile_alone(graph, leaves, dynamic_shapes="from_example_inputs")
+
+
+def import_collectives() -> None:
+    """Let fake tensors know the shapes that functional collectives give."""
+    importlib.import_module("torch.distributed._functional_collectives")
