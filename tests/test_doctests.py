@@ -23,6 +23,7 @@ EXAMPLES = {
 }
 WITH_EXAMPLE = {
     "checkpoint": {"save", "step_path"},
+    "compiler.api": {"jit"},
     "core": {"Layer", "combine", "eval_shape", "residual", "rewrite", "sequential", "wrap"},
     "data": {"batches", "load", "prepare", "read_idx", "shuffle"},
     "interop": {"from_state_dict", "to_module", "to_state_dict", "transplant"},

@@ -30,6 +30,20 @@ step = funcnets.jit(train.make_train_step(net, optimizer), donate_argnums=0)
 train_state, measured = step(train_state, (x, y))
 loss: torch.Tensor = measured["loss"]
 print(loss.item(), size, funcnets.__version__)
+
+
+@funcnets.jit(static_argnames="power")
+def raised(x: torch.Tensor, power: int) -> torch.Tensor:
+    return x**power
+
+
+class Model:
+    @funcnets.jit
+    def doubled(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+print(raised(x, power=2).sum(), Model().doubled(x).sum(), raised.trace(x, 2).fired)
 """
 
 # Every line from the first mistake on is one.
@@ -41,6 +55,11 @@ MISTAKES = [
     "train.create(net, x, random.key(0), x)",
     "train.make_train_step(net)",
     "funcnets.nothing",
+    'raised(x, power="2")',
+    "raised(x)",
+    "number: int = raised(x, 2)",
+    "Model().doubled(x, x)",
+    "step(train_state)",
 ]
 
 

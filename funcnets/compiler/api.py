@@ -1,22 +1,32 @@
 """`jit`, the function, and what it gives: which graph runs for which arguments."""
 
+from __future__ import annotations  # so that help(jit) shows a signature of one line
+
 import contextlib
 import functools
 import gc
-import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from inspect import Parameter, signature
-from typing import Any, NamedTuple
+from types import MethodType
+from typing import Any, Concatenate, Generic, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from funcnets._torch import functorch
 from funcnets.compiler import pipeline
-from funcnets.compiler.arguments import Call, prints_as_itself, take_call_apart
+from funcnets.compiler.arguments import (
+    Call,
+    Selection,
+    check_donated,
+    check_leaves,
+    prints_as_itself,
+    select,
+    take_call_apart,
+)
 from funcnets.compiler.autocast import without_autocast
 from funcnets.compiler.backends import cuda, heap, program_cache
 from funcnets.compiler.backends.select import (
@@ -35,35 +45,53 @@ from funcnets.compiler.lowerings import DEFAULT, Lowering
 from funcnets.compiler.recorder import is_recording
 from funcnets.compiler.trace import Trace
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Self = TypeVar("Self")
+Q = ParamSpec("Q")
+Argnums = int | Sequence[int]
+Argnames = str | Sequence[str]
+Lowerings = Sequence[Lowering] | Literal["default"] | None
+
 
 class _Executable(NamedTuple):
     run: Executable
     structure: Structure  # of the result
     aliases: Aliases
+    donated: tuple[int, ...]  # positions among the tensors
     trace: Trace | None  # None if another process traced it
     captured: Captured
 
 
-class Jitted:
-    """A function under `jit`; see there.  Each kind of call is traced and compiled once."""
+class Options(NamedTuple):
+    """How a function is compiled; see `jit`."""
+
+    donated: Selection
+    static: Selection
+    backend: Backend | None
+    lowerings: tuple[Lowering, ...]
+    saved_as: str | None
+    tf32: bool
+
+
+class Jitted(Generic[P, R]):
+    """A function under `jit`; see there.  Each kind of call is traced and compiled once.
+
+    As an attribute of a class it is a method, and is compiled for each instance.
+    """
 
     def __init__(
         self,
-        function: Callable[..., Any],
-        donate_argnums: tuple[int, ...],
-        static_argnums: tuple[int, ...],
-        backend: Backend | None,
-        lowerings: Sequence[Lowering],
-        saved_as: str | None,
-        tf32: bool,
+        function: Callable[P, R],
+        options: Options,
+        executables: dict[Hashable, _Executable] | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
-        self.function, self.backend, self.lowerings = function, backend, tuple(lowerings)
-        self.saved_as, self.tf32 = saved_as, tf32
-        self.donate_argnums, self.static_argnums = donate_argnums, static_argnums
-        self._executables: dict[Hashable, _Executable] = {}
+        self.function, self.options = function, options
+        self._executables = {} if executables is None else executables
+        self._of_instances: Any = WeakIdKeyDictionary()  # executables of methods
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return what the function gives for these arguments, by the compiled graph.
 
         Inside a `torch.func` transform or another `jit` the function is called as it is, so that
@@ -75,41 +103,75 @@ class Jitted:
         executable = self._executables.get(call.key)
         if executable is None:
             executable = self._executables[call.key] = self._build(call)
-        run, structure, aliases, _, captured = executable
-        donated = [call.tensors[position] for position in call.donated]
+        run, structure, aliases, positions, _, captured = executable
+        check_donated(call.tensors, positions)
+        donated = [call.tensors[position] for position in positions]
         captured.check(donated)
         with heap.kept(), without_autocast():
             results = iter(run(*call.tensors))
         # Loops write by themselves, and a write is what PyTorch and `Captured` go by.
         increment_version([tensor for tensor in donated if not tensor.is_inference()])
-        return structure.fill(
+        filled: R = structure.fill(
             call.tensors[aliases[i]] if i in aliases else next(results)
             for i in range(len(structure.places))
         )
+        return filled
 
-    def trace(self, *args: Any, **kwargs: Any) -> Trace:
+    def trace(self, *args: P.args, **kwargs: P.kwargs) -> Trace:
         """Return the graph for arguments like these, lowered but not compiled.
 
         Nothing is computed.
         """
         return _as_trace(self._trace(self._take_apart(args, kwargs)))
 
-    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return take_call_apart(
-            self.function, args, kwargs, self.donate_argnums, self.static_argnums
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Jitted[P, R]: ...
+    @overload
+    def __get__(
+        self: Jitted[Concatenate[Self, Q], R], instance: Self, owner: type | None = None
+    ) -> Jitted[Q, R]: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Return the method of an instance, whose graphs live as long as the instance."""
+        if instance is None:
+            return self
+        if 0 in self.options.donated.positions:
+            raise ValueError("jit: argument 0 of a method is its instance, which can't be donated")
+        try:
+            executables = self._of_instances.setdefault(instance, {})
+        except TypeError:
+            raise TypeError(
+                f"jit: a {type(instance).__name__} can't be referenced weakly, so its methods "
+                "can't be compiled: jit a function that takes it apart, or add '__weakref__' to "
+                "its __slots__"
+            ) from None
+        options = self.options._replace(
+            donated=self.options.donated.without_first(),
+            static=self.options.static.without_first(),
         )
+        return Jitted(MethodType(self.function, instance), options, executables)
+
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        static = self.options.static
+        call = take_call_apart(args, kwargs, static)
+        if len(call.tensors) < call.structure.spec.num_leaves:
+            check_leaves(self.function, args, kwargs, static)
+        return call
 
     def _build(self, call: Call) -> _Executable:
-        backend = self.backend or _usual_backend(call.tensors)
-        key = self._program_key(call, backend)
-        executable = (key and _read(key)) or self._compile(call, backend, key)
-        run = cuda.prepared(executable.run, call.tensors, call.donated, tf32=self.tf32)
+        donated = call.positions(self.options.donated)
+        check_donated(call.tensors, donated)
+        backend = self.options.backend or _usual_backend(call.tensors)
+        key = self._program_key(call, backend, donated)
+        executable = (key and _read(key, donated)) or self._compile(call, backend, donated, key)
+        run = cuda.prepared(executable.run, call.tensors, donated, tf32=self.options.tf32)
         return executable._replace(run=run)
 
-    def _compile(self, call: Call, backend: Backend, key: str | None) -> _Executable:
+    def _compile(
+        self, call: Call, backend: Backend, donated: tuple[int, ...], key: str | None
+    ) -> _Executable:
         """Trace and compile a call, and keep the program under `key` if that can be."""
         with build.collect_begun() as kernels:
-            compilation = self._finish(call, backend)
+            compilation = self._finish(call, backend, donated)
         if reason := _first_failure(kernels):
             warnings.warn(
                 f"jit: a kernel can't be compiled ({reason}): the graph runs without kernels in "
@@ -117,36 +179,39 @@ class Jitted:
                 stacklevel=4,
             )
             with build.without_kernels(), build.collect_begun() as kernels:
-                compilation = self._finish(call, backend)
+                compilation = self._finish(call, backend, donated)
         if key is not None:
             program_cache.keep(compilation, kernels, key)
         return _Executable(
             compile_graph(compilation.module, backend),
             compilation.structure,
             compilation.aliases,
+            donated,
             _as_trace(compilation),
             Captured(compilation.constants()),
         )
 
-    def _finish(self, call: Call, backend: Backend) -> Compilation:
+    def _finish(self, call: Call, backend: Backend, donated: tuple[int, ...]) -> Compilation:
         compilation = self._trace(call)
-        pipeline.finish(compilation, backend, call.donated)
+        pipeline.finish(compilation, backend, donated)
         return compilation
 
-    def _program_key(self, call: Call, backend: Backend) -> str | None:
+    def _program_key(self, call: Call, backend: Backend, donated: tuple[int, ...]) -> str | None:
         """Return the key of the program of a call between processes; None if it isn't kept."""
-        if self.saved_as is None or backend == "inductor" or not prints_as_itself(call.static):
+        name, is_plain = self.options.saved_as, all(map(prints_as_itself, call.constants.values()))
+        if name is None or backend == "inductor" or not is_plain:
             return None
         code = fingerprint(self.function)
         if code is None:
             return None
-        lowerings = tuple(lowering.name for lowering in self.lowerings)
-        how = (build.is_available(), backend, lowerings, call.donated)
-        return program_cache.key_of(self.saved_as, code, *how, call.key)
+        lowerings = tuple(lowering.name for lowering in self.options.lowerings)
+        how = (build.is_available(), backend, lowerings, donated)
+        return program_cache.key_of(name, code, *how, call.key)
 
     def _trace(self, call: Call) -> Compilation:
         with _uncollected():
-            return pipeline.trace(call.rebuild, call.tensors, self.lowerings)
+            function = call.bind(self.function)
+            return pipeline.trace(function, call.tensors, self.options.lowerings)
 
 
 def _as_trace(compilation: Compilation) -> Trace:
@@ -174,13 +239,13 @@ def _first_failure(kernels: build.Begun) -> str | None:
     return next((reason for reason in found if isinstance(reason, str)), None)
 
 
-def _read(key: str) -> _Executable | None:
+def _read(key: str, donated: tuple[int, ...]) -> _Executable | None:
     """Return the program that is kept under a key, if it is one that can be run here."""
     program = program_cache.read(key)
     run = program and program_cache.load(program)
     if not program or not run:
         return None
-    return _Executable(run, program.structure, program.aliases, None, Captured(()))
+    return _Executable(run, program.structure, program.aliases, donated, None, Captured(()))
 
 
 def _usual_backend(tensors: Sequence[Tensor]) -> Backend:
@@ -191,56 +256,60 @@ def _is_traced() -> bool:
     return is_recording() or get_proxy_mode() is not None or torch.compiler.is_compiling()
 
 
-def _argnums(function: Callable[..., Any], argnums: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if any(number < 0 for number in numbers):
-        raise ValueError(f"jit: got argument numbers {numbers}, expected 0 or more")
-    if numbers and max(numbers) >= (count := _positional(function)):
-        raise ValueError(
-            f"jit: there is no argument {max(numbers)}, as the function takes {count} by position, "
-            "counted from 0"
-        )
-    return numbers
-
-
-def _positional(function: Callable[..., Any]) -> float:
-    """How many arguments a function takes by position, as far as it tells."""
-    try:
-        kinds = [parameter.kind for parameter in signature(function).parameters.values()]
-    except (TypeError, ValueError):  # not every function of C has a signature
-        return math.inf
-    if Parameter.VAR_POSITIONAL in kinds:
-        return math.inf
-    return sum(
-        kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
-    )
-
-
+@overload
 def jit(
-    function: Callable[..., Any],
+    function: Callable[P, R],
     *,
-    donate_argnums: int | Sequence[int] = (),
-    static_argnums: int | Sequence[int] = (),
+    donate_argnums: Argnums = (),
+    static_argnums: Argnums = (),
+    static_argnames: Argnames = (),
     backend: Backend | None = None,
-    lowerings: Sequence[Lowering] | None = DEFAULT,
+    lowerings: Lowerings = "default",
     saved_as: str | None = None,
     tf32: bool = False,
-) -> Jitted:
-    """`function`, a pure function of trees of tensors, as one compiled graph.
+) -> Jitted[P, R]: ...
+@overload
+def jit(
+    function: None = None,
+    *,
+    donate_argnums: Argnums = (),
+    static_argnums: Argnums = (),
+    static_argnames: Argnames = (),
+    backend: Backend | None = None,
+    lowerings: Lowerings = "default",
+    saved_as: str | None = None,
+    tf32: bool = False,
+) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
+def jit(
+    function: Callable[..., Any] | None = None,
+    *,
+    donate_argnums: Argnums = (),
+    static_argnums: Argnums = (),
+    static_argnames: Argnames = (),
+    backend: Backend | None = None,
+    lowerings: Lowerings = "default",
+    saved_as: str | None = None,
+    tf32: bool = False,
+) -> Any:
+    """Compile a pure function of trees of tensors to one graph.
 
-    It is traced (and compiled) once for each structure, shape, dtype, device and memory format of
-    its arguments (and which of them are one tensor), each value of the static ones, and each
-    setting of autocast and of PyTorch's default type.  The function is then not run again: what it
+    The function is traced (and compiled) once for each structure, shape, dtype, device and memory
+    format of its arguments (and which of them are one tensor), each value of the static ones, and
+    each setting of autocast and of PyTorch's default dtype.  It is then not run again: what it
     prints, it prints while it is traced, and a tensor that it captures is a constant of the graph
     (changing one raises TraceError at the next call).  A number that it reads out of a captured
     tensor, as with `.item()`, stays what it was.  Results carry no autograd history.
+
+    Without a function it is a decorator with these options.  A method is compiled for each
+    instance, whose attributes are captured: what they are when the method is traced, they stay.
 
     Args:
         function: takes and gives trees of tensors (None is allowed, as structure).
         donate_argnums: arguments whose memory the results may take.  After the call they hold
             new values: use what was returned.
-        static_argnums: arguments that are no tensors; hashable, given by position, and baked into
-            the graph.
+        static_argnums: arguments that are no tensors; hashable, and baked into the graph.  An
+            argument that has a name too is the same whether it is given by position or by name.
+        static_argnames: the same, by name.
         backend: `graph` runs the traced and lowered graph as it is; `native` makes loops in C++ of
             what lies between its large operations, if there is a compiler ($CXX, g++), in a second
             or two; `inductor` is PyTorch's compiler.  None: native on a CPU, elsewhere inductor.
@@ -250,7 +319,7 @@ def jit(
             code of the function, what it closes over, the modules that it comes from, versions and
             arguments are all part of the key.  What captures a tensor isn't kept, nor are calls
             with static arguments other than numbers, strings and tuples of them.
-        tf32: whether GPUs may round the factors of float32 products to TF32, whatever is set for
+        tf32: True if GPUs may round the factors of float32 products to TF32, whatever is set for
             the process; on a CPU it changes nothing.
 
     On a GPU a function that is donated its state is replayed as a CUDA graph, from the second call
@@ -261,10 +330,33 @@ def jit(
             tensor shares its memory with another argument, or with a tensor that is captured.
         TraceError: from a call, where the function isn't a pure function of tensors.
         CompileError: from a call, where the back end fails.
+
+    >>> import torch
+    >>> from funcnets import jit
+    >>> @jit(static_argnames="power", backend="graph")
+    ... def norm(values, power=2):
+    ...     return sum(x.abs().pow(power).sum() for x in values.values()) ** (1 / power)
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    tensor(5.)
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, power=1)
+    tensor(7.)
     """
+    if function is None:
+        return functools.partial(
+            jit,
+            donate_argnums=donate_argnums,
+            static_argnums=static_argnums,
+            static_argnames=static_argnames,
+            backend=backend,
+            lowerings=lowerings,
+            saved_as=saved_as,
+            tf32=tf32,
+        )
     if backend not in (None, *BACKENDS):
         raise ValueError(f"jit: no backend {backend!r}, expected one of {', '.join(BACKENDS)}")
-    donated, static = _argnums(function, donate_argnums), _argnums(function, static_argnums)
-    if both := set(donated) & set(static):
+    donated = select(function, donate_argnums, option="donate_argnums")
+    static = select(function, static_argnums, static_argnames, option="static_argnames")
+    if both := set(donated.positions) & set(static.positions):
         raise ValueError(f"jit: arguments {sorted(both)} are both donated and static")
-    return Jitted(function, donated, static, backend, lowerings or (), saved_as, tf32)
+    chosen = DEFAULT if lowerings == "default" else tuple(lowerings or ())
+    return Jitted(function, Options(donated, static, backend, chosen, saved_as, tf32))

@@ -279,7 +279,9 @@ def jit_step(
     """
     _check_options(by, donate_argnums)
 
-    def jitted(strategy: Strategy, function: TrainStep) -> Jitted:
+    def jitted(
+        strategy: Strategy, function: TrainStep
+    ) -> Jitted[..., tuple[TrainState, Measurements]]:
         return jit(
             function,
             donate_argnums=donate_argnums,
@@ -288,9 +290,10 @@ def jit_step(
             tf32=tf32,
         )
 
+    looped = _loop(jitted("loop", step), shared_batch, donate_argnums in (0, (0,), [0]))
     strategies: dict[str, TrainStep] = {
         "vmap": jitted("vmap", make_ensemble_step(step, shared_batch=shared_batch)),
-        "loop": _loop(jitted("loop", step), shared_batch),
+        "loop": looped,
     }
     chosen: dict[Any, Strategy] = {}  # by the shapes of a call
 
@@ -318,12 +321,12 @@ def _check_options(by: str, donate_argnums: int | Sequence[int]) -> None:
         )
 
 
-def _loop(step: Jitted, shared_batch: bool) -> TrainStep:
+def _loop(step: TrainStep, shared_batch: bool, is_donated: bool) -> TrainStep:
     """Return the step of all members that calls the jitted step of one for each."""
 
     def ensemble_step(members: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
         _check_stacked(members, batch, shared_batch)
-        if step.donate_argnums:
+        if is_donated:
             _check_not_expanded(members)
         each = unstack(members)
         batches = [batch] * len(each) if shared_batch else unstack(batch)
