@@ -7,7 +7,7 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp(-(?P<token>\w+))?")
 
@@ -16,14 +16,21 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a regular file.
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Return a regular file that is open to be read.
 
     Raises ValueError for anything else: a named pipe would be waited for without end.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("not a regular file")
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (closed by the caller)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise ValueError("not a regular file")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a regular file.  Raises ValueError for anything else."""
+    with open_regular(path) as file:
         return file.read()
 
 

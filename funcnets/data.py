@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import math
 import os
+import stat
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from funcnets import random
+from funcnets import _files, random
 
 __all__ = [
     "DataError",
@@ -40,6 +41,9 @@ __all__ = [
     "shuffle",
 ]
 
+MAGIC = b"\x00\x00\x08"  # of an IDX file of unsigned bytes
+BYTES_READ_AT_ONCE = 2**20
+LARGEST_FILE = 16 + 60_000 * 28 * 28  # bytes of the training images, decompressed
 BUNDLED = Path(__file__).with_name("bundled")
 
 # MD5 of the decompressed file, in the full set and in the bundled part.  The MD5s published with
@@ -108,19 +112,48 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     return _parse_idx(_decompress(path), path)
 
 
-def _decompress(path: str | os.PathLike[str]) -> bytes:
+def _decompress(path: str | os.PathLike[str], most: float = math.inf) -> bytes:
+    """Return the content of a gzipped IDX file, and at most one byte more than its header says.
+
+    So a small file that would become a huge one is found before it fills the memory.  Raises
+    DataError also if the header says more than `most` bytes.
+    """
+    content = bytearray()
     try:
-        with gzip.open(path) as file:
-            return file.read()
+        with _files.open_regular(path) as file, gzip.open(file) as unpacked:
+            while (left := _implied_length(content) - len(content)) > 0:
+                if len(content) + left > most + 1:
+                    raise DataError(f"{path}: its header says more than {most:,} bytes; replace it")
+                part = unpacked.read(min(left, BYTES_READ_AT_ONCE))
+                if not part:
+                    break
+                content += part
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}); replace it") from error
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: can't be read ({reason})") from error
+    return bytes(content)
+
+
+def _implied_length(start: bytearray) -> int:
+    """Return how many bytes to read of a file that begins like this: one more than it should have.
+
+    Of its header first; 4 for a file that isn't IDX.
+    """
+    if len(start) < 4 or start[:3] != MAGIC:
+        return 4
+    header = 4 + 4 * start[3]
+    if len(start) < header or not start[3]:
+        return header
+    return header + int(math.prod(struct.unpack(f">{start[3]}I", start[4:header]))) + 1
 
 
 def _parse_idx(content: bytes, path: str | os.PathLike[str]) -> Tensor:
     start = content[:4]
-    if len(start) < 4 or start[:3] != b"\x00\x00\x08" or start[3] == 0:
+    if len(start) < 4 or start[:3] != MAGIC or start[3] == 0:
         raise DataError(
             f"{path}: decompressed, it begins with the bytes [{start.hex(' ')}]; an IDX file of "
             "unsigned bytes begins with [00 00 08] and its rank, 1 or more"
@@ -135,8 +168,9 @@ def _parse_idx(content: bytes, path: str | os.PathLike[str]) -> Tensor:
     dimensions = "x".join(map(str, shape))
     expected = header + math.prod(shape)
     if len(content) != expected:
+        count = f"{len(content)}" if len(content) < expected else f"more than {expected}"
         raise DataError(
-            f"{path}: {len(content)} bytes decompressed; its header says {expected}, "
+            f"{path}: {count} bytes decompressed; its header says {expected}, "
             f"for the shape {dimensions}"
         )
     if 0 in shape:
@@ -146,7 +180,7 @@ def _parse_idx(content: bytes, path: str | os.PathLike[str]) -> Tensor:
 
 
 def _read_known(path: Path) -> Tensor:
-    content = _decompress(path)
+    content = _decompress(path, most=LARGEST_FILE)
     tensor = _parse_idx(content, path)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     full, bundled = CHECKSUMS[path.name]
@@ -168,19 +202,44 @@ def _read_pair(directory: Path, images_name: str, labels_name: str) -> tuple[Ten
     return rearrange(images, "n height width -> n 1 height width"), labels.long()
 
 
+def _is_file(path: Path) -> bool:
+    """True if a file is there.  Raises DataError if that can't be seen."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise DataError(
+            f"{path}: can't be read ({error.strerror}); give another directory, or use `bundled`"
+        ) from error
+
+
 def _has_all_files(directory: Path) -> bool:
-    return all(os.path.isfile(directory / name) for name in CHECKSUMS)
+    return all(_is_file(directory / name) for name in CHECKSUMS)
 
 
-def _download(root: Path) -> Path:
+def _is_whole(path: Path) -> bool:
+    """True if a file is that of Fashion-MNIST."""
+    try:
+        _read_known(path)
+    except DataError:
+        return False
+    return True
+
+
+def _download(directory: Path) -> Path:
+    """Fetch the files that `directory` lacks, or has damaged, and return it."""
+    names = [name for name in CHECKSUMS if not _is_whole(directory / name)]
+    if not names:
+        return directory
     # Imported here: torchvision takes seconds to import, and is needed for nothing else.
     from torchvision.datasets import FashionMNIST  # type: ignore[import-untyped]
     from torchvision.datasets.utils import download_url  # type: ignore[import-untyped]
 
-    directory = root / TORCHVISION_LAYOUT
     try:
         for name, checksum in FashionMNIST.resources:
-            download_url(FashionMNIST.mirrors[0] + name, directory, name, checksum)
+            if name in names:
+                download_url(FashionMNIST.mirrors[0] + name, directory, name, checksum)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"Fashion-MNIST can't be downloaded into {directory} ({error}); give a directory that "
@@ -197,10 +256,10 @@ def _find_named(directory: str, download: bool, origin: str) -> Path:
     root = Path(os.path.expanduser(directory))
     for candidate in (root, root / TORCHVISION_LAYOUT):
         if _has_all_files(candidate):
-            return candidate
+            return _download(candidate) if download else candidate
     if download:
-        return _download(root)
-    missing = [name for name in CHECKSUMS if not os.path.isfile(root / name)]
+        return _download(root / TORCHVISION_LAYOUT)
+    missing = [name for name in CHECKSUMS if not _is_file(root / name)]
     raise DataError(
         f"{origin}: no {', '.join(missing)} in it, nor all four files in its subdirectory "
         f"{TORCHVISION_LAYOUT}; give a directory that has them, download them, or use `bundled`, "
@@ -220,8 +279,8 @@ def find(directory: str | os.PathLike[str] | None = None, *, download: bool = Fa
     for candidate in SEARCHED_DIRECTORIES:
         expanded = Path(os.path.expanduser(candidate))
         if _has_all_files(expanded):
-            return expanded
-    return _download(Path("data")) if download else BUNDLED
+            return _download(expanded) if download else expanded
+    return _download(Path("data") / TORCHVISION_LAYOUT) if download else BUNDLED
 
 
 def load(
@@ -237,7 +296,8 @@ def load(
        given, no other place is searched.  The word "bundled" stands for the bundled part.
     2. `data/FashionMNIST/raw` in the current or the home directory, or the directory of Debian's
        package dataset-fashion-mnist.
-    3. With `download`: torchvision's download, into `directory` or else `data`.
+    3. With `download`: torchvision's download, into `directory` or else `data`.  It also replaces
+       damaged files in the places above.
     4. The bundled part, which is in this package: 10,000 training and 2,000 test images.
 
     Raises DataError if a given directory lacks a file, the download fails, or a file is damaged or

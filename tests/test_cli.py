@@ -186,10 +186,11 @@ def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):
 def test_without_a_compiler_for_loops_it_says_so(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "is_available", lambda: False)
+    monkeypatch.setattr(build, "reason_unavailable", lambda: "no g++ was found")
     options = [option if option != "graph" else "native" for option in SMALL]
     code, out, err = run("train", "--epochs", 1, *options)
     assert code == 0
-    assert "no C++ compiler was found" in err
+    assert "C++ can't be compiled here: no g++ was found" in err
     assert "epoch 1/1" in out
 
 

@@ -1,10 +1,12 @@
 import gzip
 import hashlib
 import math
+import os
 import re
 import shutil
 import struct
 import threading
+import tracemalloc
 import zlib
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -167,7 +169,7 @@ VALUES = np.arange(12, dtype=np.uint8).reshape(3, 4)
         (b"\0\0\x08\0", "rank, 1 or more"),
         (idx(VALUES)[:7], "7 bytes decompressed; rank 2 needs 12 or more"),
         (idx(VALUES)[:-1], "23 bytes decompressed; its header says 24, for the shape 3x4"),
-        (idx(VALUES) + b"\0", "25 bytes decompressed; its header says 24"),
+        (idx(VALUES) + b"\0", "more than 24 bytes decompressed; its header says 24"),
         (idx(VALUES, (4, 4)), "24 bytes decompressed; its header says 28, for the shape 4x4"),
         (idx(VALUES[:0]), "it is empty; its header gives the shape 0x4"),
         (idx(VALUES[:0], (0, *[2**32 - 1] * 3)), "it is empty"),
@@ -190,6 +192,39 @@ def test_files_that_cannot_be_decompressed(tmp_path):
         data.read_idx(plain)
     with pytest.raises(data.DataError, match=r"absent\.gz: can't be read \(No such file"):
         data.read_idx(tmp_path / "absent.gz")
+
+
+def test_no_more_is_decompressed_than_the_header_implies(tmp_path, monkeypatch):
+    """A bomb of 1 GB, of which a few bytes are read; and a header that lies."""
+    path = tmp_path / TRAIN_LABELS
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(idx(VALUES))
+        for _ in range(1024):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(data.DataError, match="more than 24 bytes decompressed"):
+        data.read_idx(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
+    write_gzip(path, idx(VALUES, (60_000, 2**15)))
+    with pytest.raises(data.DataError, match="its header says more than 47,040,016 bytes"):
+        data._read_known(path)
+
+
+def test_what_cannot_be_seen_is_not_called_missing(nowhere):
+    place = nowhere / "named"
+    small_set(place)
+    (place / TEST_LABELS).unlink()
+    (place / TEST_LABELS).symlink_to(TEST_LABELS)  # a circle
+    with pytest.raises(data.DataError, match=f"{TEST_LABELS}: can't be read \\(Too many") as error:
+        data.load(place)
+    one_line(error)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gz")
+    with pytest.raises(data.DataError, match=r"pipe\.gz: can't be read \(not a regular file"):
+        data.read_idx(tmp_path / "pipe.gz")
 
 
 def test_bundled_part_is_balanced(bundled):
@@ -382,6 +417,19 @@ def test_download(nowhere, mirror):
     chosen = nowhere / "chosen"
     assert str(chosen) in data.load(chosen, download=True).source
     assert (chosen / "FashionMNIST/raw" / TEST_LABELS).is_file()
+
+
+@pytest.mark.parametrize("place", ["data/FashionMNIST/raw", "chosen", "chosen/FashionMNIST/raw"])
+def test_download_replaces_a_damaged_file_alone(nowhere, mirror, monkeypatch, place):
+    place = nowhere / "here" / place
+    shutil.copytree(nowhere / "server", place)
+    (place / TRAIN_LABELS).write_bytes((place / TRAIN_LABELS).read_bytes()[:-9])
+    kept = (place / TEST_LABELS).stat().st_mtime_ns
+    given = None if "data" in place.parts[-3:] else nowhere / "here/chosen"
+    with pytest.raises(data.DataError, match="not a whole gzip file"):
+        data.load(given)
+    assert len(data.load(given, download=True).train_images) == 8
+    assert (place / TEST_LABELS).stat().st_mtime_ns == kept
 
 
 def test_download_without_network(nowhere, mirror):

@@ -47,11 +47,8 @@ class CompiledStep:
         self._sizes: set[int] = set()
         self._backend = backend
         self._compiles = backend not in ("graph", None)
-        if backend == "native" and not build.is_available():
-            reporter.warn(
-                f"{name} will be slower: no C++ compiler was found (g++, or CXX), or no place to "
-                "write to (~/.cache, or XDG_CACHE_HOME)"
-            )
+        if backend == "native" and (reason := build.reason_unavailable()):
+            reporter.warn(f"{name} will be slower, as C++ can't be compiled here: {reason}")
         quick: Backend | None = "graph" if backend == "inductor" else backend
         self._uncompiled = function if quick is None else compile(function, backend=quick)
         self._compiled = self._uncompiled

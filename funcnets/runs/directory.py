@@ -179,9 +179,9 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         """Write the configuration and the environment."""
-        # The configuration last: with it, a run is there.
-        self._write("environment.json", json.dumps(environment(config), indent=1) + "\n")
+        # The configuration first: with it a run is there, which can be resumed.
         self._write("config.json", json.dumps(asdict(config), indent=1) + "\n")
+        self._write("environment.json", json.dumps(environment(config), indent=1) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
         """Return the environment of the run's last start; empty without environment.json.
