@@ -10,7 +10,8 @@ from comparison import assert_close, generator, init, random_like
 from registry import ENTRIES, NETWORKS, Entry
 from torch import Tensor
 
-from funcnets import core, layers, random, tree
+import funcnets
+from funcnets import core, interop, layers, random, transforms, tree
 from funcnets.core import LayerError, sequential
 
 KEY = random.key(7)
@@ -374,3 +375,35 @@ def test_dropout_is_its_documented_mask() -> None:
     )
     unchanged, _ = layers.dropout(0.0).apply({}, {}, x, train=True)
     assert torch.equal(unchanged, x)
+
+
+@pytest.mark.parametrize("how", ["apply", "module", "jit"])
+def test_autocast_casts_as_it_does_for_modules(how):
+    net = funcnets.sequential(a=layers.conv2d(4, 3), act=layers.relu(), b=layers.conv2d(4, 3))
+    x = torch.rand(2, 1, 8, 8)
+    params, state = net.init(random.key(0), x)
+    calls = {
+        "apply": lambda x: net.apply(params, state, x)[0],
+        "module": interop.to_module(net, params, state),
+        "jit": funcnets.jit(lambda x: net.apply(params, state, x)[0], backend="graph"),
+    }
+    twin = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
+    twin[0].load_state_dict(params["a"])
+    twin[2].load_state_dict(params["b"])
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, expected = calls[how](x), twin(x)
+    assert actual.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected)
+
+
+def test_images_in_nhwc_are_told_to_be_permuted():
+    net = layers.conv2d(4, 3)
+    params, state = net.init(random.key(0), torch.rand(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"got 8 channels, expected 3 .*x\.permute\(0, 3, 1, 2\)"):
+        net.apply(params, state, torch.rand(1, 8, 8, 3))
+
+
+def test_per_example_gradients_of_a_module_are_refused():
+    batch = (torch.rand(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match=r"the network: got Linear\(.*expected a Layer"):
+        transforms.per_example_gradients(torch.nn.Linear(3, 2), {}, {}, batch)

@@ -1,5 +1,6 @@
 """Weight and bias of convolutions and linear layers: initial values and checks."""
 
+import torch
 from torch import Tensor
 
 from funcnets import initializers, random
@@ -46,11 +47,15 @@ def check_weight(
             "these parameters are another network's"
         )
     if x.shape[1] != channels:
+        is_last = x.ndim == 4 and x.shape[3] == channels
+        mend = ": of images (N, H, W, C) pass x.permute(0, 3, 1, 2)" if is_last else ""
         raise LayerError(
             f"{kind}: got {x.shape[1]} {unit}, expected {channels} "
-            f"(its weight has shape {tuple(weight.shape)})"
+            f"(its weight has shape {tuple(weight.shape)}){mend}"
         )
-    if x.dtype != weight.dtype:
+    # Under autocast the operation itself casts both.
+    is_cast = (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type)
+    if x.dtype != weight.dtype and not is_cast:
         raise LayerError(
             f"{kind}: got {x.dtype} input and {weight.dtype} weights: cast one of them"
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from funcnets import losses, metrics, tree
-from funcnets.core import Layer, Params, State, eval_shape
+from funcnets.core import Layer, Params, State, check_layer, eval_shape
 from funcnets.layers import count_batch_norms, noise_of_rows
 from funcnets.train import Batch, Gradient, Loss, Measurements, check_batch
 from funcnets.transforms.statistics import (
@@ -80,6 +80,7 @@ def per_example_gradients(
     >>> tuple(each.gradients["weight"].shape), tuple(each.losses.shape)
     ((2, 3, 4), (2,))
     """
+    check_layer(net, "the network")
     if statistics is None and count_batch_norms(net) == 0:
         statistics = "frozen"
     _check_options(statistics, chunk_size, get_args(ExampleStatistics))
