@@ -90,7 +90,7 @@ def test_state_is_threaded_to_the_part_that_it_belongs_to() -> None:
 def test_parts_without_leaves_have_no_entry() -> None:
     net = sequential(relu(), conv=conv2d(2, 1), act=relu(), inner=sequential(flat=flatten()))
     params, state = net.init(KEY, X)
-    assert tree.names(params) == ["conv.weight", "conv.bias"]
+    assert tree.names(params) == ["conv.bias", "conv.weight"]
     assert params.keys() == {"conv"}
     assert state == {}
 
@@ -98,7 +98,7 @@ def test_parts_without_leaves_have_no_entry() -> None:
 def test_unnamed_parts_have_no_level() -> None:
     net = sequential(sequential(conv=conv2d(2, 1)), sequential(sequential(bn=batch_norm())))
     params, state = net.init(KEY, X)
-    assert tree.names(params) == ["conv.weight", "conv.bias", "bn.weight", "bn.bias"]
+    assert tree.names(params) == ["bn.bias", "bn.weight", "conv.bias", "conv.weight"]
     assert tree.names(state) == ["bn.running_mean", "bn.running_var"]
     assert list(net.children) == ["conv", "bn"]
 
