@@ -60,14 +60,14 @@ def lifted_results(net, params, state, x, cotangent, mode):
     return output, tree.flatten_named(gradients[0]) | {"input": gradients[1]}, after
 
 
-def assert_equals_module(module, x, tolerance=1e-9):
-    """Three calls in training and one in evaluation give its numbers, and change nothing."""
+def assert_equals_module(module, x, tolerance=1e-9, modes=(True, True, True, False)):
+    """Calls in training and one in evaluation give the module's numbers, and change nothing."""
     net, twin = interop.lift(module), copy.deepcopy(module)
     params, state = interop.from_module(module)
     kept = copied((params, state, x)), copied(module.state_dict()), module.training
     cotangent = random_like(net.apply(params, state, x)[0], 1)
     after = state
-    for mode in (True, True, True, False):
+    for mode in modes:
         expected = module_results(twin.train(mode), x, cotangent)
         actual = lifted_results(net, params, after, x, cotangent, mode)
         assert_close({"output": actual[0]}, {"output": expected[0]}, tolerance)
@@ -204,6 +204,14 @@ def test_a_factory_draws_from_the_distributions_of_its_constructors():
     assert same(net.init(KEY, x), (params, state))
     other = by_name(*net.init(random.key(8), x))
     assert not any(torch.equal(leaf, other[name]) for name, leaf in by_name(params, state).items())
+
+
+def test_constructors_that_check_their_values_are_run():
+    def orthogonal():
+        return nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))
+
+    params, _ = interop.lift(orthogonal).init(KEY, torch.ones(1, 3))
+    assert params["parametrizations"]["weight"]["original"].any()
 
 
 def test_initial_values_follow_the_dtype_of_the_input_and_the_device_of_the_key():

@@ -170,7 +170,7 @@ def over_the_module():
         ),
         (
             lambda self, x: x + torch.rand(4, generator=torch.Generator()),
-            "calls rand with a generator of its own",
+            "draws: rand is called with `generator` or `out`",
         ),
         (
             lambda self, x: F.batch_norm(x, None, None, training=self.training),

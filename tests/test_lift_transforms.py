@@ -33,12 +33,13 @@ def test_accumulation_is_exact(size):
     assert_close_by_dtype(gradients(transforms.accumulate(size)), gradients())
 
 
-def assert_close_by_dtype(actual, expected):
+def assert_close_by_dtype(actual, expected, tolerance=1e-9):
     assert actual.keys() == expected.keys()
     assert {name: leaf.dtype for name, leaf in actual.items()} == {
         name: leaf.dtype for name, leaf in expected.items()
     }
-    assert_close(*(tree.map(torch.Tensor.double, values) for values in (actual, expected)))
+    doubles = (tree.map(torch.Tensor.double, values) for values in (actual, expected))
+    assert_close(*doubles, tolerance)
 
 
 def one_by_one(net):

@@ -44,7 +44,10 @@ def _fill(x: Tensor, value: Tensor) -> Tensor:
     return x.copy_(value)
 
 
-def _uniform_(next_key: NextKey, x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+def _uniform_(
+    next_key: NextKey, x: Tensor, low: float = 0.0, high: float = 1.0, **bounds: float
+) -> Tensor:
+    low, high = bounds.get("from", low), bounds.get("to", high)
     return _fill(x, random.uniform(next_key(), tuple(x.shape), x.dtype, low, high))
 
 
@@ -52,9 +55,9 @@ def _normal_(next_key: NextKey, x: Tensor, mean: float = 0.0, std: float = 1.0) 
     return _fill(x, mean + std * random.normal(next_key(), tuple(x.shape), x.dtype))
 
 
-def _exponential_(next_key: NextKey, x: Tensor, rate: float = 1.0) -> Tensor:
+def _exponential_(next_key: NextKey, x: Tensor, lambd: float = 1.0) -> Tensor:
     uniform = random.uniform(next_key(), tuple(x.shape), x.dtype)
-    return _fill(x, -torch.log1p(-uniform) / rate)
+    return _fill(x, -torch.log1p(-uniform) / lambd)
 
 
 def _bernoulli_(next_key: NextKey, x: Tensor, p: Any = 0.5) -> Tensor:
@@ -146,6 +149,21 @@ WITHOUT_STAND_IN = {
 """Names of the other random functions."""
 
 
+def stand_in(name: str, next_key: NextKey, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Return what the stand-in of the function called `name` draws.
+
+    Raises LayerError for a generator, or a tensor for the result, among the arguments.
+    """
+    if kwargs.get("generator") is not None or kwargs.get("out") is not None:
+        raise LayerError(f"{name} is called with `generator` or `out`, where a key can't be used")
+    given = {option: value for option, value in kwargs.items() if option not in _UNUSED}
+    first = [given.pop("input")] if "input" in given else []
+    return DRAWS[name](next_key, *first, *args, **given)
+
+
+_UNUSED = ("generator", "out", "layout", "pin_memory", "memory_format", "requires_grad")
+
+
 def is_random(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return False if one of the functions without stand-in doesn't draw for these arguments."""
     if function is F.scaled_dot_product_attention:
@@ -179,16 +197,14 @@ class KeyedConstruction(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in operation.tags:
             return operation(*args, **kwargs)
         name = operation.overloadpacket.__name__
-        draw = DRAWS.get(name)
-        if draw is None or kwargs.pop("generator", None) is not None:
+        if name not in DRAWS:
             raise LayerError(
-                f"lift: the constructor draws by {operation}, which has no keyed stand-in "
-                f"({', '.join(DRAWS)} have one, without a generator of their own)"
+                f"lift: a constructor draws by {operation}, which has no keyed stand-in"
             )
         if self._key is None and name.endswith("_"):
             return cast(Tensor, args[0]).zero_()
-        return draw(self._next_key, *args, **kwargs)
+        return stand_in(name, self._next_key, args, kwargs)

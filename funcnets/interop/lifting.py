@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from funcnets import tree
+from funcnets import random, tree
 from funcnets.core import Init, Layer, LayerError, Params, State, to_meta
 from funcnets.interop.inspection import global_generators
 from funcnets.interop.keyed_draws import KeyedConstruction
@@ -22,24 +22,27 @@ Factory = Callable[[], nn.Module]
 def lift(source: nn.Module | Factory) -> Layer:
     """Return the `Layer` of a module, or of a function without arguments that makes one.
 
-    `apply` is pure: it runs private copies of the modules, so that `source` is never changed nor
-    put into another mode, and several threads may call it.  All transforms of this package take the
-    layer: batch norms and dropouts are parts of it, and so is each child, by its name.
+    `apply` is pure.  It runs private copies of the modules, so it never changes `source`, and
+    several threads may call it.  `train=` sets the mode of all modules, whatever theirs is.  Each
+    child is a part of the layer, by its name; batch norms and dropouts are such that all transforms
+    of this package take the layer as they take one of own layers.
 
-    - Parameters and state have the names that the module gives them; state is all buffers, with
-      `num_batches_tracked` of batch norms.  A tensor with several names has the first.
-    - `init` of a function runs it with the draws of its constructors by the key, on the key's
-      device; floating values are cast to the dtype of `x`, in state to float32 at least.  `init`
-      of a module gives copies of its values, whatever the key.
-    - Draws in a forward are by keys: the i-th draw or call of a child in a module has
-      `fold_in(key, i)`.
+    Parameters and state have the names that the module gives them.  All parameters are params, even
+    those that don't require a gradient, and all buffers are state, with `num_batches_tracked` of
+    batch norms.  A tensor that has several names has the first of them.
 
-    Raises LayerError, from `lift`, `init` or `apply`, by the path of the module, for all that
-    can't be a pure function: modules that are scripted, compiled or lazy, backward hooks,
-    `torch.utils.checkpoint`, parameters reached by closures or lists, random functions that have
-    no keyed stand-in, and changes in a call of parameters, or of attributes that are no buffers.
-    What is called by other means than attributes of the module, and mixes the examples of a batch
-    by other means than batch norm, isn't known to transforms.
+    `init` of a function runs its constructors with draws by the key, on the key's device, and casts
+    floating values to the dtype of `x`, those of state to float32 at least.  `init` of a module
+    copies its values, as `from_module` does, whatever the key.  Keys replace the global generator
+    in a forward pass, too: the i-th draw, or call of a child, in a module has `fold_in(key, i)`.
+
+    A module that mixes the examples of a batch by other means than batch norm isn't recognised:
+    `accumulate` and `per_example_gradients` are wrong for it.
+
+    Raises LayerError, from `lift`, `init` or the first call of `apply`, with the path of the
+    module, for what can't be a pure function: scripted, compiled and lazy modules, backward hooks,
+    `torch.utils.checkpoint`, parameters reached by a closure or a list, random functions that have
+    no keyed stand-in, and calls that change parameters, or attributes that are no buffers.
 
     >>> import torch
     >>> from funcnets import interop, random
@@ -58,7 +61,12 @@ def lift(source: nn.Module | Factory) -> Layer:
             f"lift: got {source!r}, expected a torch.nn.Module, or a function without arguments "
             "that makes one"
         )
-    first = _construct(source, None)
+    try:
+        first = _construct(source, None)
+    except (LayerError, TypeError):
+        raise
+    except Exception:  # zeros are no orthogonal matrix, say; an error of its own is raised again
+        first = _construct(source, random.key(0))
     structure = _structure(first)
     init = _init_by_construction(source, structure, weakref.ref(first))
     return module_layer(structure, init, is_root=True)

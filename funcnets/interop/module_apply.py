@@ -17,7 +17,7 @@ from funcnets import random, tree
 from funcnets._torch import version_of
 from funcnets.core import Layer, LayerError, Params, Parts, State, check_input
 from funcnets.interop.inspection import Inspection
-from funcnets.interop.keyed_draws import DRAWS, WITHOUT_STAND_IN, is_random
+from funcnets.interop.keyed_draws import DRAWS, WITHOUT_STAND_IN, is_random, stand_in
 from funcnets.interop.module_copy import BUFFERS, Structure, get_leaf, set_buffer
 from funcnets.interop.stand_ins import STAND_INS
 from funcnets.layers import BatchStatistics
@@ -216,13 +216,14 @@ class _Call(TorchFunctionMode):
             raise self._error(f"calls {name}, which draws random numbers and has no keyed stand-in")
         if name not in DRAWS:
             return function(*args, **kwargs)
-        if kwargs.get("generator") is not None:
-            raise self._error(f"calls {name} with a generator of its own, and not with a key")
-        return DRAWS[name](self._next_key, *args, **kwargs)
+        try:
+            return stand_in(name, self._next_key, args, kwargs)
+        except LayerError as error:
+            raise error if error.path else self._error(f"draws: {error.problem}") from None
 
     def _batch_norm(
         self,
-        x: Tensor,
+        input: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         weight: Tensor | None = None,
@@ -233,7 +234,9 @@ class _Call(TorchFunctionMode):
     ) -> Tensor:
         """Stand in for `F.batch_norm`: in training, the module's unnamed batch norm."""
         if not training:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+            return F.batch_norm(
+                input, running_mean, running_var, weight, bias, False, momentum, eps
+            )
         part, copy = self.apply.norms.get(self.path), self._copy()
         buffers = vars(copy)[BUFFERS]
         if part is None or buffers["running_mean"] is not running_mean:
@@ -245,7 +248,7 @@ class _Call(TorchFunctionMode):
         affine = {"weight": weight, "bias": bias}
         params = {name: leaf for name, leaf in affine.items() if leaf is not None}
         state = {name: buffers[name] for name in ("running_mean", "running_var")}
-        y, after = self._apply_part(part, params, state, x)
+        y, after = self._apply_part(part, params, state, input)
         buffers.update(after)
         return cast(Tensor, y)
 
