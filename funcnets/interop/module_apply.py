@@ -115,8 +115,9 @@ class _Call(TorchFunctionMode):
         self.apply, self.structure, self.train = apply, apply.structure, train
         self.path, self.module = "", self.structure.root
         self.key, self.keys = key, Keys(self._given_key)
-        self.params, buffers = tree.flatten_named(params), tree.flatten_named(state)
-        values = _take("params", self.params, self.structure.params)
+        given, buffers = tree.flatten_named(params), tree.flatten_named(state)
+        values = _take("params", given, self.structure.params)
+        self.added = {name: given[name] for name in given.keys() - self.structure.params.keys()}
         self.inspection: Inspection | None = None
         if apply.is_root and train not in self.structure.inspected:
             caller = _Call.run.__code__
@@ -177,13 +178,13 @@ class _Call(TorchFunctionMode):
             {name: get_leaf(copy, name) for name, _ in leaves}
             for leaves in (self.module.named_parameters(), self.module.named_buffers())
         )
-        own = {  # leaves that a transform added
+        added = {  # leaves of the transform that replaced the part
             name.removeprefix(prefix): leaf
-            for name, leaf in self.params.items()
-            if name.startswith(prefix) and name not in self.structure.params
+            for name, leaf in self.added.items()
+            if name.startswith(prefix)
         }
         x: Any = args[0] if len(args) == 1 and not kwargs else Arguments(args, kwargs)
-        y, after = self._apply_part(part, params | own, state, x)
+        y, after = self._apply_part(part, params | added, state, x)
         for name, leaf in tree.flatten_named(after).items():
             if name in state:
                 set_buffer(copy, name, leaf)

@@ -56,7 +56,7 @@ class Structure:
     def constants(self) -> list[tuple[str, Tensor]]:
         """Return the tensors in attributes that are neither parameters nor buffers, by name."""
         return [
-            (f"{path}.{name}" if path else name, value)
+            (_join(path, name), value)
             for path, module in self.root.named_modules()
             for name, value in vars(module).items()
             if isinstance(value, Tensor)
@@ -91,52 +91,73 @@ class ModuleCopies:
         leaves: Mapping[int, Tensor],
         set_attributes: SetAttributes = lambda path, module: {},
     ) -> None:
-        self.root = root
-        self.modules = {id(module): object.__new__(type(module)) for module in root.modules()}
-        self._given: dict[int, dict[str, Any]] = {}
-        new = {**leaves, **self.modules}
-        for path, module in root.named_modules():
-            given = _replaced(vars(module), new) | set_attributes(path, module)
-            self._given[id(module)] = given
-            vars(self.modules[id(module)]).update(_replaced(given, {}))
+        self._paths = dict(root.named_modules())
+        self.modules: dict[int, nn.Module] = {
+            id(module): object.__new__(type(module)) for module in self._paths.values()
+        }
+        self._new = {**leaves, **self.modules}
+        self._set = {
+            id(module): set_attributes(path, module) for path, module in self._paths.items()
+        }
+        for module in self._paths.values():
+            attributes = _replaced(vars(module), self._new) | self._set[id(module)]
+            vars(self.modules[id(module)]).update(attributes)
 
     def changed(self) -> list[str]:
         """Return the dotted names of the attributes, other than buffers, that a call changed."""
         return [
-            f"{path}.{name}" if path else name
-            for path, module in self.root.named_modules()
+            _join(path, name)
+            for path, module in self._paths.items()
             for name in self._changed(module)
         ]
 
     def _changed(self, module: nn.Module) -> Iterator[str]:
-        before, after = self._given[id(module)], vars(self.modules[id(module)])
-        for name in dict.fromkeys((*before, *after)):
+        before, after = vars(module) | self._set[id(module)], vars(self.modules[id(module)])
+        for name in before.keys() | after.keys():
             if name == BUFFERS:
                 same = _present(before[name]) == _present(after[name])
             else:
-                same = _is_same(before.get(name, _MISSING), after.get(name, _MISSING))
+                same = self._is_same(before.get(name, _MISSING), after.get(name, _MISSING))
             if not same:
                 yield name
+
+    def _is_same(self, before: Any, after: Any) -> bool:
+        """Return True if `after` is what stands in the place of `before`, or all in it is."""
+        kind = type(before)
+        if kind not in _CONTAINERS:
+            return self._new.get(id(before), before) is after
+        if type(after) is not kind or len(after) != len(before):
+            return False
+        if kind in (dict, OrderedDict):
+            return [*before] == [*after] and all(
+                map(self._is_same, before.values(), after.values())
+            )
+        return bool(before == after if kind is set else all(map(self._is_same, before, after)))
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the buffers of the copies after a call, each by its first name.
 
         Raises LayerError where the names of one buffer have different values.
         """
-        first = {id(leaf): name for name, leaf in self.root.named_buffers()}
+        first: dict[int, str] = {}
         found: dict[str, Tensor] = {}
-        for path, module in self.root.named_modules():
+        for path, module in self._paths.items():
             values = vars(self.modules[id(module)])[BUFFERS]
             for name, old in vars(module)[BUFFERS].items():
                 if old is None:
                     continue
-                if found.setdefault(first[id(old)], values[name]) is not values[name]:
+                own = _join(path, name)
+                one = first.setdefault(id(old), own)
+                if found.setdefault(one, values[name]) is not values[name]:
                     raise LayerError(
-                        f"lift: forward assigns to only one of `{first[id(old)]}` and "
-                        f"`{path}.{name}`, which are names of one buffer: assign to both, or write "
-                        "in place"
+                        f"lift: forward assigns to only one of `{one}` and `{own}`, names of the "
+                        "same buffer: assign to both, or write in place"
                     )
         return found
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def get_leaf(module: nn.Module, name: str) -> Tensor:
@@ -156,24 +177,17 @@ def _present(table: Mapping[str, Any]) -> set[str]:
     return {name for name, value in table.items() if value is not None}
 
 
+_CONTAINERS = (dict, OrderedDict, list, tuple, set)
+
+
 def _replaced(value: Any, new: Mapping[int, Any]) -> Any:
     """Return a copy of the containers in `value`, with `new[id(old)]` in the place of `old`."""
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, _replaced(item, new)) for key, item in value.items())
-    if type(value) in (list, tuple, set):
-        return type(value)(_replaced(item, new) for item in value)
-    return new.get(id(value), value)
-
-
-def _is_same(before: Any, after: Any) -> bool:
-    """Return True if containers have the same objects in them, or both are one object."""
-    if type(before) is not type(after):
-        return False
-    if type(before) in (dict, OrderedDict):
-        return [*before] == [*after] and all(map(_is_same, before.values(), after.values()))
-    if type(before) in (list, tuple):
-        return len(before) == len(after) and all(map(_is_same, before, after))
-    return bool(before == after) if type(before) is set else before is after
+    kind = type(value)
+    if kind not in _CONTAINERS:
+        return new.get(id(value), value)
+    if kind in (dict, OrderedDict):
+        return kind((key, _replaced(item, new)) for key, item in value.items())
+    return kind(_replaced(item, new) for item in value)
 
 
 def objects_in(value: Any) -> Iterator[Any]:
