@@ -11,7 +11,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._C import _functorch as functorch
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +19,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode as current_d
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 
 VERSIONS = ("2.11", "2.14")  # the first and the last release that was tried
+
+
+BUFFERS = "_buffers"  # the attribute of a module that has its buffers
 
 
 class Private(NamedTuple):
@@ -54,6 +57,7 @@ EAGER = {
 }
 
 __all__ = [
+    "BUFFERS",
     "EAGER",
     "LAZY",
     "OpOverload",
@@ -64,9 +68,12 @@ __all__ = [
     "graph_builtins",
     "has_amx",
     "has_avx512_bfloat16",
+    "has_backward_hooks",
     "import_collectives",
+    "is_compiled",
     "is_known_version",
     "lazy_graph_module",
+    "module_buffers",
     "standalone_compile",
     "storage_id",
     "version_of",
@@ -113,6 +120,23 @@ def version_of(tensor: Tensor) -> int:
     """Return how often a tensor was written in place; 0 if it doesn't count."""
     # Inference tensors count no versions: a write to one goes unseen.
     return 0 if tensor.is_inference() else int(getattr(tensor, "_version", 0))
+
+
+def module_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the table of a module's own buffers, which may be written to."""
+    buffers: dict[str, Tensor | None] = vars(module)[BUFFERS]
+    return buffers
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Return True if a hook of this module runs in a backward pass."""
+    return any(vars(module).get(name) for name in ("_backward_hooks", "_backward_pre_hooks"))
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return True if `torch.compile` made this module, or its `compile` was called."""
+    is_wrapper = "_orig_mod" in dict(module.named_children())
+    return is_wrapper or vars(module).get("_compiled_call_impl") is not None
 
 
 def has_avx512_bfloat16() -> bool:

@@ -55,11 +55,7 @@ class Inspection(TorchFunctionMode):
             self.values = {name: leaf.clone() for name, leaf in params.items()}
         self._given = {id(leaf) for leaf in self.values.values()}
         self._originals = {id(leaf) for leaf in structure.originals()}
-        self._constants = [
-            (name, leaf, version_of(leaf))
-            for name, leaf in structure.constants()
-            if not leaf.is_inference()  # such a tensor counts no versions
-        ]
+        self._constants = [(name, leaf, version_of(leaf)) for name, leaf in structure.constants()]
         self._generators = [] if self._is_traced else global_generators()
 
     def __torch_function__(

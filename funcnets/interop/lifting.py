@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from funcnets import random, tree
+from funcnets._torch import has_backward_hooks, is_compiled, storage_id
 from funcnets.core import Init, Layer, LayerError, Params, State, to_meta
 from funcnets.interop.inspection import global_generators
 from funcnets.interop.keyed_draws import KeyedConstruction
@@ -162,9 +163,8 @@ def _structure(module: nn.Module) -> Structure:
             names = tuple(path.split(".")) if path else ()
             raise LayerError(f"lift: {type(part).__name__} {problem}", names)
     for name, leaf in (*module.named_parameters(), *module.named_buffers()):
-        place = leaf.untyped_storage().data_ptr()
-        other = memory.setdefault(place, name)
-        if place and other != name:  # meta tensors have no memory
+        other = memory.setdefault(storage_id(leaf), name)
+        if other != name:
             raise LayerError(
                 f"lift: {name} and {other} share memory, and are two tensors: make one of them, "
                 "which both names stand for, or clone one"
@@ -174,18 +174,17 @@ def _structure(module: nn.Module) -> Structure:
 
 def _problem(module: nn.Module) -> str | None:
     """Return the reason for which this module, apart from its children, can't be lifted."""
-    attributes = vars(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "is scripted: lift the module that it was made of"
-    if "_orig_mod" in attributes["_modules"] or attributes.get("_compiled_call_impl") is not None:
+    if is_compiled(module):
         return "is compiled: lift the module itself, and use funcnets.jit"
     if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return "is a wrapper for several devices: lift its `module`"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "is lazy and has no shapes yet: run it once on an example"
-    if attributes["_backward_hooks"] or attributes["_backward_pre_hooks"]:
+    if has_backward_hooks(module):
         return "has backward hooks, which run outside of a pure function: remove them"
-    if "forward" in attributes:
+    if "forward" in vars(module):
         return "has a forward of its own, assigned to this object: define it in a class"
     if type(module).train is not nn.Module.train:
         return "overrides train(), and apply sets the mode of all modules by train=: leave it out"

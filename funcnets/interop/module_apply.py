@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from funcnets import random, tree
-from funcnets._torch import version_of
+from funcnets._torch import module_buffers, version_of
 from funcnets.core import Layer, LayerError, Params, Parts, State, check_input
 from funcnets.interop.inspection import Inspection
 from funcnets.interop.keyed_draws import DRAWS, WITHOUT_STAND_IN, is_random, stand_in
-from funcnets.interop.module_copy import BUFFERS, Structure, get_leaf, set_buffer
+from funcnets.interop.module_copy import Structure, get_leaf, set_buffer
 from funcnets.interop.stand_ins import STAND_INS
 from funcnets.layers import BatchStatistics
 
@@ -239,8 +239,9 @@ class _Call(TorchFunctionMode):
                 input, running_mean, running_var, weight, bias, False, momentum, eps
             )
         part, copy = self.apply.norms.get(self.path), self._copy()
-        buffers = vars(copy)[BUFFERS]
-        if part is None or buffers["running_mean"] is not running_mean:
+        buffers = module_buffers(copy)
+        running = {"running_mean": running_mean, "running_var": running_var}
+        if part is None or any(buffers[name] is not leaf for name, leaf in running.items()):
             raise self._error(
                 "calls F.batch_norm in training by itself: only modules of class nn.BatchNorm1d, "
                 "2d or 3d with running statistics and a momentum can be lifted, as the statistics "
@@ -248,7 +249,7 @@ class _Call(TorchFunctionMode):
             )
         affine = {"weight": weight, "bias": bias}
         params = {name: leaf for name, leaf in affine.items() if leaf is not None}
-        state = {name: buffers[name] for name in ("running_mean", "running_var")}
+        state = {name: leaf for name, leaf in running.items() if leaf is not None}
         y, after = self._apply_part(part, params, state, input)
         buffers.update(after)
         return cast(Tensor, y)

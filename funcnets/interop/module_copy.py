@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from funcnets._torch import BUFFERS, module_buffers
 from funcnets.core import LayerError
 
-PARAMETERS, BUFFERS, CHILDREN = "_parameters", "_buffers", "_modules"
 _MISSING = object()
 
 
@@ -142,13 +142,14 @@ class ModuleCopies:
         first: dict[int, str] = {}
         found: dict[str, Tensor] = {}
         for path, module in self._paths.items():
-            values = vars(self.modules[id(module)])[BUFFERS]
-            for name, old in vars(module)[BUFFERS].items():
-                if old is None:
+            values = module_buffers(self.modules[id(module)])
+            for name, old in module_buffers(module).items():
+                value = values[name]
+                if old is None or value is None:
                     continue
                 own = _join(path, name)
                 one = first.setdefault(id(old), own)
-                if found.setdefault(one, values[name]) is not values[name]:
+                if found.setdefault(one, value) is not value:
                     raise LayerError(
                         f"lift: forward assigns to only one of `{one}` and `{own}`, names of the "
                         "same buffer: assign to both, or write in place"
@@ -170,7 +171,7 @@ def get_leaf(module: nn.Module, name: str) -> Tensor:
 def set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
     """Assign `value` to the buffer of a copy with this dotted name."""
     path, _, last = name.rpartition(".")
-    vars(module.get_submodule(path))[BUFFERS][last] = value
+    module_buffers(module.get_submodule(path))[last] = value
 
 
 def _present(table: Mapping[str, Any]) -> set[str]:
