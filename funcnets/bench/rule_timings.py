@@ -17,7 +17,7 @@ from funcnets.compiler.backends import heap
 from funcnets.compiler.backends.select import Backend, Executable, compile_graph, usual_backend
 from funcnets.compiler.pipeline import LOOPS, run_passes
 
-MOST_SHAPES = 6  # listed in a row of the table
+MAX_SHAPES = 6  # listed in a row of the table
 
 
 class RewriteTiming(NamedTuple):
@@ -77,7 +77,7 @@ def _shapes(tensors: Sequence[Tensor]) -> str:
     """Return each shape once, with the number of tensors that have it."""
     counts = Counter("×".join(map(str, tensor.shape)) for tensor in tensors)
     texts = [shape if n == 1 else f"{shape} ({n})" for shape, n in counts.items()]
-    return ", ".join(texts[:MOST_SHAPES] + ["…"] * (len(texts) > MOST_SHAPES))
+    return ", ".join(texts[:MAX_SHAPES] + ["…"] * (len(texts) > MAX_SHAPES))
 
 
 def inputs(rewrite: Rewrite) -> tuple[list[Tensor], list[Tensor]]:
