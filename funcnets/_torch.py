@@ -60,6 +60,7 @@ __all__ = [
     "BUFFERS",
     "EAGER",
     "LAZY",
+    "DispatchMode",
     "OpOverload",
     "TorchDispatchMode",
     "current_dispatch_mode",
@@ -79,6 +80,13 @@ __all__ = [
     "version_of",
     "write_code",
 ]
+
+
+class DispatchMode(TorchDispatchMode):
+    """Mode whose `__torch_dispatch__` sees each operation; its constructor has types."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
 
 def __getattr__(name: str) -> Any:

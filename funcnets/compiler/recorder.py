@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from funcnets import _torch, tree
-from funcnets._torch import TorchDispatchMode
+from funcnets._torch import DispatchMode
 
 aten = torch.ops.aten
 Rewrite = Callable[..., Any]  # gives NotImplemented where it leaves the operation alone
@@ -97,7 +97,7 @@ def _is_plain(operation: Any) -> bool:
     return is_plain or operation.namespace == "funcnets"
 
 
-class Recording(TorchDispatchMode):
+class Recording(DispatchMode):
     """While this is entered, operations become nodes of `graph`, beneath all transforms."""
 
     def __init__(self, rewrites: Mapping[Any, Rewrite]) -> None:
@@ -116,13 +116,13 @@ class Recording(TorchDispatchMode):
     def argument(self, leaf: Tensor) -> Tensor:
         """A fake tensor like `leaf`, the next argument of the graph."""
         node = self.graph.placeholder(f"argument{len(self.graph.nodes)}")
-        fake = self.shapes.from_tensor(leaf)
+        fake: Tensor = self.shapes.from_tensor(leaf)
         self._note(fake, node)
         return fake
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that gave a tensor; one that none gave was captured."""
-        node = self._nodes.get(tensor)
+        node: fx.Node | None = self._nodes.get(tensor)
         if node is None:
             name = f"captured{len(self.captured)}"
             self.captured[name] = tensor

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from funcnets import random
-from funcnets._torch import TorchDispatchMode
+from funcnets._torch import DispatchMode
 from funcnets.core import LayerError
 from funcnets.layers.normalization import is_vmapped
 
@@ -177,7 +177,7 @@ def is_random(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     return bool(given.get("training", True) and given.get("dropout_p", True))
 
 
-class KeyedConstruction(TorchDispatchMode):
+class KeyedConstruction(DispatchMode):
     """While entered, the n-th draw is by `fold_in(key, n)`, and PyTorch's generator is left alone.
 
     Without a key, draws in place give zeros, for a caller that needs only names and shapes.

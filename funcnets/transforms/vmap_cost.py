@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from funcnets import _torch, tree
-from funcnets._torch import TorchDispatchMode
+from funcnets._torch import DispatchMode
 from funcnets.compiler.lowerings import grouped
 from funcnets.compiler.trace import explained
 
@@ -20,7 +20,7 @@ class Cost(NamedTuple):
     multiply_adds: int  # in grouped convolutions, forward
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):
     """Mode that counts the operations that run inside it."""
 
     operations = multiply_adds = 0

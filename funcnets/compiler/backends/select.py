@@ -46,7 +46,8 @@ def _compile(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Executable:
     try:
         # Not by torch.compile, which would trace the graph again from its Python code, at each
         # start, and check at each call what `jit` knows already.
-        return _torch.standalone_compile(graph, list(leaves))
+        executable: Executable = _torch.standalone_compile(graph, list(leaves))
+        return executable
     except Exception as error:
         raise CompileError(
             f"jit: inductor can't compile this function ({_first_line(error)}): is a C++ "
