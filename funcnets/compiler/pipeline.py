@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from funcnets.compiler.autocast import without_autocast
-from funcnets.compiler.backends.inductor import make_opaque, spell_out_factors
+from funcnets.compiler.backends.inductor import spell_out_factors
 from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.graph.compilation import Compilation, Pass
 from funcnets.compiler.kernels import build
@@ -66,11 +66,10 @@ BACKEND_PASSES: dict[Backend, tuple[Pass, ...]] = {
     "inductor": (
         donate,
         spell_out_factors,
-        make_opaque,
     ),
 }
 # `lowerings=None` leaves these out too.
-OPTIONAL: frozenset[Pass] = frozenset((*FUSION[:2], fuse_scales, make_opaque))
+OPTIONAL: frozenset[Pass] = frozenset((*FUSION[:2], fuse_scales))
 
 
 def trace(
