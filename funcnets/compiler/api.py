@@ -64,7 +64,7 @@ class _Executable(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How a function is compiled; see `jit`."""
+    """Options of a compilation; see `jit`."""
 
     donated: Selection
     static: Selection

@@ -24,10 +24,10 @@ def record(
     leaves: Iterable[Tensor],
     rewrites: Mapping[Any, Rewrite],
 ) -> fx.GraphModule:
-    """The graph of `function(*leaves)`, run on fake tensors, so that nothing is computed.
+    """Return the graph of `function(*leaves)`, which runs on fake tensors: nothing is computed.
 
-    Operations that `rewrites` has are recorded as what the rewrite calls instead.  Tensors that the
-    function captures are attributes of the module.  Each node's `meta["val"]` is what it gives for
+    An operation in `rewrites` is recorded as the operations that its rewrite calls.  Tensors that
+    the function captures are attributes of the module.  Each node's `meta["val"]` is its result for
     fake tensors.
     """
     recording = Recording(rewrites)
@@ -62,12 +62,12 @@ def record_by_make_fx(
 
 
 def is_recording() -> bool:
-    """Whether the operations that are called now are recorded."""
+    """True if operations that are called now are recorded."""
     return any(isinstance(mode, Recording) for mode in _torch.dispatch_modes())
 
 
 def shaped(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the operation gives for fake tensors."""
+    """Return the result of an operation on fake tensors."""
     tensors = [leaf for leaf in tree.leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     # Numbers that are known, as they are written in the function, fake tensors keep track of.
     fakes = [
@@ -89,7 +89,7 @@ def shaped(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _is_plain(operation: Any) -> bool:
-    """Whether ATen itself, or funcnets, tells shapes and strides for it.
+    """True if ATen itself, or funcnets, computes shapes and strides for the operation.
 
     Fake tensors ask the same in the end, after far more Python than the answer takes.
     """
@@ -98,7 +98,7 @@ def _is_plain(operation: Any) -> bool:
 
 
 class Recording(DispatchMode):
-    """While this is entered, operations become nodes of `graph`, beneath all transforms."""
+    """Mode that records operations as nodes of `graph`, beneath all transforms."""
 
     def __init__(self, rewrites: Mapping[Any, Rewrite]) -> None:
         super().__init__()
@@ -114,14 +114,14 @@ class Recording(DispatchMode):
         return False  # it would be wrapped, for compilers that never see it, at a cost
 
     def argument(self, leaf: Tensor) -> Tensor:
-        """A fake tensor like `leaf`, the next argument of the graph."""
+        """Add an argument to the graph, and return a fake tensor like `leaf` for it."""
         node = self.graph.placeholder(f"argument{len(self.graph.nodes)}")
         fake: Tensor = self.shapes.from_tensor(leaf)
         self._note(fake, node)
         return fake
 
     def node(self, tensor: Tensor) -> fx.Node:
-        """The node that gave a tensor; one that none gave was captured."""
+        """Return the node whose result a tensor is; a tensor of no node was captured."""
         node: fx.Node | None = self._nodes.get(tensor)
         if node is None:
             name = f"captured{len(self.captured)}"

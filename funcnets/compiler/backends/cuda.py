@@ -1,6 +1,6 @@
-"""What is done for a GPU: the precision of its products, and steps replayed as CUDA graphs.
+"""Precision of products on a GPU, and steps replayed as CUDA graphs.
 
-Nothing here has been run on a GPU yet, but for what a CPU can stand in for.
+Unverified: nothing here has run on a GPU yet; tests put a CPU in its place.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Replay = Callable[[], object]
 def prepared(
     run: Executable, leaves: Sequence[Tensor], donated: Sequence[int], *, tf32: bool
 ) -> Executable:
-    """`run` as it is called for `leaves`: where one of them is on a GPU, by what follows here."""
+    """Return `run` as it is called for `leaves`: precise, and replayed, if they are on a GPU."""
     on_gpu = list(map(is_on_gpu, leaves))
     if not any(on_gpu):
         return run
@@ -29,13 +29,13 @@ def prepared(
 
 
 def is_on_gpu(tensor: Tensor) -> bool:
-    """Whether its numbers are there."""
+    """True if the tensor is on a GPU."""
     return tensor.is_cuda
 
 
 @contextlib.contextmanager
 def products(*, tf32: bool) -> Iterator[None]:
-    """Whether GPUs may round the factors of float32 products to TF32's 10 bits, while this runs.
+    """Context in which GPUs may, or may not, round factors of float32 products to TF32's 10 bits.
 
     PyTorch by itself does so for convolutions and not for matrix products.
     """
@@ -52,7 +52,7 @@ def products(*, tf32: bool) -> Iterator[None]:
 
 
 def with_products(run: Executable, *, tf32: bool) -> Executable:
-    """`run`, whose products are of that precision whatever is set outside."""
+    """Return `run` with products of that precision, whatever is set for the process."""
 
     def precise(*leaves: Tensor) -> Sequence[Tensor]:
         with products(tf32=tf32):
@@ -62,9 +62,9 @@ def with_products(run: Executable, *, tf32: bool) -> Executable:
 
 
 def capture(function: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
-    """The CUDA graph of what `function` starts on a GPU, and what that gives once it is replayed.
+    """Return the replay of a CUDA graph of `function`, and its results after each replay.
 
-    Capturing computes nothing.
+    The capture computes nothing.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -102,7 +102,7 @@ class Replayed:
         self._can_capture = True
 
     def __call__(self, *leaves: Tensor) -> Sequence[Tensor]:
-        """What the executable gives for these arguments."""
+        """Return the results for these arguments, by a captured graph if there is one."""
         addresses = [leaves[position].data_ptr() for position in self.donated]
         again, self._last = addresses == self._last, addresses
         is_elsewhere = self._captured is None or self._captured.addresses != addresses
