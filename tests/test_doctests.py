@@ -28,7 +28,7 @@ WITH_EXAMPLE = {
     "data": {"batches", "load", "prepare", "read_idx", "shuffle"},
     "interop": {"from_state_dict", "to_module", "to_state_dict", "transplant"},
     "initializers": {"fans", "variance_scaling"},
-    "layers": {"batch_norm", "conv2d", "dropout", "flatten", "linear", "max_pool"},
+    "layers": {"batch_norm", "conv2d", "dropout", "flatten", "leaf", "linear", "max_pool"},
     "losses": {"cross_entropy"},
     "metrics": {"Running", "correct"},
     "models": {"get"},

@@ -2,7 +2,7 @@
 
 import re
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_registry_has_every_constructor() -> None:
         for name, types in annotations.items()
         if [key for key, value in types.items() if value is core.Layer] == ["return"]
     }
-    assert {name for name in constructors if not name.startswith("_")} <= used
+    assert constructors - {"leaf", "function_layer"} <= used
 
 
 def every_part(layer: core.Layer) -> list[core.Layer]:
@@ -369,6 +369,55 @@ def test_impossible_groups(groups: int) -> None:
 def test_impossible_options(make: Any, arguments: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(*arguments, **options)
+
+
+class Scale(NamedTuple):
+    """A leaf of one's own, and how it is declared."""
+
+    params: Any = {"scale": lambda x: x.shape[1:2]}  # noqa: RUF012
+    ranks: tuple[int, ...] = (2, 4)
+    stochastic: bool = False
+
+    def layer(self) -> core.Layer:
+        def init(key: Tensor, x: Tensor) -> Any:
+            return {"scale": torch.ones(x.shape[1], dtype=x.dtype)}, {}
+
+        def apply(params: Any, state: Any, x: Tensor, *, train: bool = False, key: Any = None):
+            return x * params["scale"].view(-1, *[1] * (x.ndim - 2)), {}
+
+        return layers.leaf("scale()", init, apply, **self._asdict())
+
+
+@pytest.mark.parametrize(
+    ("scale", "x", "options", "message"),
+    [
+        (Scale(), torch.ones(2, 3, 4), {}, r"\(2, 3, 4\), expected \(N, C\) or"),
+        (Scale(ranks=(7,)), torch.ones(2, 3), {}, "expected 7 dimensions"),
+        (
+            Scale(),
+            torch.ones(2, 4),
+            {},
+            r"its scale has shape \(3,\), expected \(4,\) for an input",
+        ),
+        (Scale(), torch.ones(2, 3).double(), {}, "float64 input and torch.float32 weights"),
+        (Scale(params=("scale", "shift")), torch.ones(2, 3), {}, r"\['scale'\], without 'shift'"),
+        (Scale(stochastic=True), torch.ones(2, 3), {"train": True}, "needs a key in training"),
+    ],
+)
+def test_an_own_leaf_is_checked(scale: Scale, x: Tensor, options: Any, message: str) -> None:
+    params, _ = Scale().layer().init(KEY, torch.ones(1, 3))
+    with pytest.raises(LayerError, match=rf"^outer\.inner: scale\(\): .*{message}"):
+        sequential(outer=sequential(inner=scale.layer())).apply(
+            {"outer": {"inner": params}}, {}, x, **options
+        )
+    assert torch.equal(Scale().layer().apply(params, {}, torch.ones(2, 3))[0], torch.ones(2, 3))
+
+
+def test_impossible_leaves() -> None:
+    with pytest.raises(ValueError, match=r"^scale\(\): ranks is \(0,\); expected whole numbers"):
+        Scale(ranks=(0,)).layer()
+    with pytest.raises(TypeError, match=r"^x: apply is 3; expected a function"):
+        layers.leaf("x", lambda key, x: ({}, {}), 3)  # type: ignore[arg-type]
 
 
 def test_dropout_is_its_documented_mask() -> None:

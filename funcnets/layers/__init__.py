@@ -4,6 +4,7 @@ Each function takes hyper-parameters and returns a `Layer`.  Inputs and paramete
 when the layer runs, so that an error names the layer in which it happened.
 """
 
+from funcnets.layers._leaf import function_layer, leaf
 from funcnets.layers.activations import relu, sigmoid, tanh
 from funcnets.layers.convolution import conv2d
 from funcnets.layers.fully_connected import linear
@@ -28,7 +29,9 @@ __all__ = [
     "count_batch_norms",
     "dropout",
     "flatten",
+    "function_layer",
     "global_avg_pool",
+    "leaf",
     "linear",
     "max_pool",
     "noise_of_rows",

@@ -1,6 +1,5 @@
 """Weight and bias of convolutions and linear layers: initial values and checks."""
 
-import torch
 from torch import Tensor
 
 from funcnets import initializers, random
@@ -52,12 +51,6 @@ def check_weight(
         raise LayerError(
             f"{kind}: got {x.shape[1]} {unit}, expected {channels} "
             f"(its weight has shape {tuple(weight.shape)}){mend}"
-        )
-    # Under autocast the operation itself casts both.
-    is_cast = (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type)
-    if x.dtype != weight.dtype and not is_cast:
-        raise LayerError(
-            f"{kind}: got {x.dtype} input and {weight.dtype} weights: cast one of them"
         )
 
 

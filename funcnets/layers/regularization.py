@@ -50,15 +50,12 @@ def dropout(rate: float = 0.5) -> Layer:
     ) -> tuple[Tensor, State]:
         if not train or rate == 0:
             return x, {}
-        if key is None:
-            raise LayerError(
-                f"{kind}: needs a key in training: "
-                "apply(params, state, x, train=True, key=funcnets.random.key(0))"
-            )
+        assert key is not None  # `leaf` checks it
         keep = random.bernoulli(key, 1 - rate, tuple(x.shape))
         return x * keep / (1 - rate), {}
 
-    return leaf(kind, no_parameters, apply, stochastic=True, tags=(MultiplicativeNoise(),))
+    tags = (MultiplicativeNoise(),)
+    return leaf(kind, no_parameters, apply, stochastic=rate > 0, tags=tags)
 
 
 def noise_of_rows(net: Layer, rows: Tensor, count: int) -> Layer:
