@@ -299,7 +299,7 @@ def test_a_damaged_record_stops_a_resume_with_one_line(run, file, content, messa
     Path("first/config.json").write_text(json.dumps(CONFIG))
     Path("first", file).write_text(content, errors="surrogateescape")
     ready = preparation.begin(CONFIG | {"learning_rate": 1.0}, Path("other"))
-    monkeypatch.setattr(preparation, "restore", lambda directory, config, **options: ready)
+    monkeypatch.setattr(preparation, "restore", lambda *arguments, **options: ready)
     code, _, err = run(*RESUME, "first")
     assert code == 2
     assert message in err

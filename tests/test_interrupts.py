@@ -60,7 +60,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(run, monkeypatch, n
         code, out, err = run("train", "--run", "stopped", *options)
     assert (code, err) == (128 + number, "")
     assert f"interrupted by {number.name}, saved at step 4" in out
-    assert "to go on: funcnets train --run stopped --resume" in out
+    assert "to go on: funcnets train --run-dir stopped --resume" in out
     assert len(rows("stopped")) == 1
     for arguments in (("stopped", "--resume"), ("whole", *options)):
         assert run("train", "--run", *arguments)[0] == 0

@@ -297,7 +297,7 @@ def test_steps_are_named_by_all_that_they_are_made_of():
     configs = [config, *(replace(config, **{name: value}) for name, value in changes.items())]
 
     def name(config):
-        _, net, optimizer = preparation.build(config)
+        net, optimizer = preparation.build(config, dataset)
         return preparation.Setup(config, RunDirectory("."), dataset, net, optimizer, None).step_name
 
     assert len(set(map(name, configs))) == len(configs)

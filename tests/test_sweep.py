@@ -98,7 +98,7 @@ def test_train_and_sweep_resume_their_own_kind(run):
     run("sweep", *SMALLEST, "--seeds", 1)
     code, _, err = run("train", "--run", "sweep", "--resume")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "holds a sweep; go on with it by `funcnets sweep --run sweep --resume`" in err
+    assert "holds a sweep; go on with it by `funcnets sweep --run-dir sweep --resume`" in err
     code, _, err = run("sweep", "--run", "sweep", "--resume", "--seeds", 2)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "--seeds is 2, but the run was started with 1" in err
@@ -148,7 +148,7 @@ def test_a_signal_saves_the_sweep_and_it_goes_on_to_the_same_bits(run, monkeypat
         code, out, err = run("sweep", *options)
     assert (code, err) == (130, "")
     assert "interrupted by SIGINT, saved at step 3" in out
-    assert "to go on: funcnets sweep --run sweep --resume" in out
+    assert "to go on: funcnets sweep --run-dir sweep --resume" in out
     assert not Path("sweep/metrics.jsonl").exists()
     with monkeypatch.context() as patch:
         patch.setattr(reporters.PlainLines, "advance", stop_after_step_5)

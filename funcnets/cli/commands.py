@@ -10,6 +10,7 @@ import typer
 
 from funcnets._debug import is_debugged
 from funcnets.cli import bench_command, network_commands, terminal, training_commands
+from funcnets.cli.errors import error_line, exit_code
 
 EPILOG = (
     "Exit codes: 0 done, 1 the training failed, 2 bad arguments or files.  Stopped after saving: "
@@ -47,18 +48,6 @@ for _name, _function in COMMANDS.items():
     _trains = _name in ("train", "sweep")
     app.command(_name, help=_help(_function), epilog=EPILOG if _trains else None)(_function)
 
-# click's ClickException, which is in another place in each version of typer.
-CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
-
-
-def _message(error: Exception) -> str:
-    message = str(getattr(error, "format_message", error.__str__)())
-    # Where typer leaves out what was given, the error that it had from pydantic has it.
-    details = getattr(error.__cause__, "errors", None)
-    if not isinstance(error, CommandLineError) or details is None:
-        return message
-    return f"{message}; given was {details()[0]['input']!r}"
-
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
@@ -79,11 +68,9 @@ def main() -> None:
     except Exception as error:
         if is_debugged("1"):
             raise
-        code = 2 if isinstance(error, (CommandLineError, ValueError, OSError)) else 1
-        message = _message(error)
+        code, message = exit_code(error), error_line(error)
         if isinstance(error, OSError) and (unwritten := terminal.write("", sys.stdout)):
             code, message = 1, f"standard output can't be written ({unwritten.strerror})"
-        line = f"funcnets: {' '.join(message.split()) or repr(error)}\n"
-        terminal.write(line, sys.stderr)
+        terminal.write(f"funcnets: {message}\n", sys.stderr)
         sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)

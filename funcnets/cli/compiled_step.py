@@ -9,6 +9,9 @@ from funcnets.cli.reporters import Reporter
 from funcnets.compiler import CompileError
 from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.kernels import build
+from funcnets.parallel import Axis
+
+ONE_PROCESS = Axis()
 
 
 class CompiledStep:
@@ -26,6 +29,7 @@ class CompiledStep:
         backend: that of `jit`; None to call the function as it is.
         reporter: told what is compiled, and why something isn't.
         interrupt: the signals that were noted.
+        axis: the processes among which each batch is divided.
 
     Attributes:
         is_first: True if the last call was the first with its batch size.
@@ -41,9 +45,10 @@ class CompiledStep:
         backend: Backend | None,
         reporter: Reporter,
         interrupt: Interrupt,
+        axis: Axis = ONE_PROCESS,
     ) -> None:
         self.name, self.size, self.reporter, self.interrupt = name, size, reporter, interrupt
-        self.is_first, self.compile_seconds = False, 0.0
+        self.is_first, self.compile_seconds, self.axis = False, 0.0, axis
         self._sizes: set[int] = set()
         self._backend = backend
         self._compiles = backend not in ("graph", None)
@@ -56,8 +61,13 @@ class CompiledStep:
             self._compiled = compile(function, backend=backend)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the function; its last argument is the batch."""
-        size = len(arguments[-1][1])
+        """Call the function; its last argument is the batch of all processes."""
+        *rest, batch = arguments
+        size = len(batch[1])
+        # Whether it is compiled depends on the whole batch: else processes would differ in the
+        # last digits of their parameters.
+        if self.axis.size > 1:
+            arguments = (*rest, tuple(map(self.axis.shard, batch)))
         self.is_first = size not in self._sizes
         self._sizes.add(size)
         if size != self.size or not self._compiles:

@@ -25,6 +25,7 @@ FLAGS = {
     "device": "--device",
     "backend": "--backend",
     "precision": "--precision",
+    "sync_batch_norm": "--no-sync-bn",
     "seeds": "--seeds",
     "rates": "--lr",
 }
@@ -101,6 +102,6 @@ def resumed(config: Config, given: Mapping[str, Any]) -> Config:
             )
         if field not in ("device", "epochs"):
             raise UsageError(
-                f"{problem}: leave it out to resume, or start a new run with --run DIR"
+                f"{problem}: leave it out to resume, or start a new run with --run-dir DIR"
             )
     return updated(config, changes)

@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 from funcnets import data, precision, runs, train
-from funcnets.cli.preparation import Setup
+from funcnets.cli.preparation import ALONE, Setup
 from funcnets.compiler import jit
 from funcnets.core import Layer
 from funcnets.data import Dataset
+from funcnets.metrics import Running
+from funcnets.parallel import Processes
 from funcnets.precision import POLICIES
 from funcnets.runs import Config
 from funcnets.train import Prepare, TrainState
@@ -20,20 +22,25 @@ class StoppedError(Exception):
 
 
 class Evaluation:
-    """Loss and accuracy over all test images, by a step of one shape.
+    """Loss and accuracy over all test images, of which each process takes its share.
 
     Its graph runs as it is: evaluation is a small part of an epoch, and compiling it costs more
     than that could save.
 
     Attributes:
-        is_stopped: asked before each batch; if it is true, StoppedError is raised.
+        is_stopped: asked before each batch; if it is true, StoppedError is raised.  Several
+            processes would not stop at one batch, so they go on to the end.
     """
 
     is_stopped: Callable[[], bool] = staticmethod(lambda: False)
 
-    def __init__(self, config: Config, net: Layer, dataset: Dataset) -> None:
-        self.batch = (dataset.test_images, dataset.test_labels)
-        self.size = evaluation_batch_size(len(dataset.test_labels), config.batch_size)
+    def __init__(
+        self, config: Config, net: Layer, dataset: Dataset, processes: Processes = ALONE
+    ) -> None:
+        self.processes, axis = processes, processes.axis
+        self.batch = (axis.shard(dataset.test_images), axis.shard(dataset.test_labels))
+        limit = -(-config.batch_size // axis.size)
+        self.size = evaluation_batch_size(len(self.batch[1]), limit)
         policy = POLICIES[config.precision]
         net = precision.cast(net, policy)
         function = self.function(net, partial(data.prepare, side=config.side))
@@ -46,19 +53,24 @@ class Evaluation:
 
     def step(self, *arguments: Any) -> Any:
         """Evaluate a batch.  Raises StoppedError if the evaluation is to stop."""
-        if self.is_stopped():
+        if self.processes.axis.size == 1 and self.is_stopped():
             raise StoppedError
         return self._step(*arguments)
 
     def __call__(self, train_state: TrainState) -> Any:
         """Return the averages over all test images, a `metrics.Running`."""
         params, state = train_state.params, train_state.state
-        return train.evaluate(self.step, params, state, self.batch, batch_size=self.size)
+        own = train.evaluate(self.step, params, state, self.batch, batch_size=self.size)
+        return Running(*map(sum, zip(*self.processes.gather(own), strict=True)))
 
 
 def evaluation_batch_size(count: int, limit: int) -> int:
-    """Return the largest batch size up to `limit` that divides `count`: all batches are alike."""
-    return next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
+    """Return the largest batch size up to `limit` that divides `count`: all batches are alike.
+
+    Where that is less than half of what could be, the last batch is another one.
+    """
+    largest = max(1, min(count, limit))
+    return next((n for n in range(largest, largest // 2, -1) if count % n == 0), largest)
 
 
 def finite(value: float) -> float | None:
@@ -68,7 +80,8 @@ def finite(value: float) -> float | None:
 
 def evaluate(setup: Setup) -> dict[str, Any]:
     """Return loss and accuracy of a training's train state over all test images, for JSON."""
-    tested = Evaluation(setup.config, setup.net, setup.dataset)(setup.train_state)
+    evaluation = Evaluation(setup.config, setup.net, setup.dataset, setup.processes)
+    tested = evaluation(setup.train_state)
     return {
         "run": str(setup.directory.path),
         "network": setup.config.network,

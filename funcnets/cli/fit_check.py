@@ -17,14 +17,17 @@ LARGEST_SIDE_TRIED = 512
 
 
 def create_train_state(
-    config: Config, net: Layer, optimizer: Optimizer, dataset: Dataset
+    config: Config, net: Layer, optimizer: Optimizer, dataset: Dataset, processes: int = 1
 ) -> TrainState:
     """Return the state before the first step, after a forward pass on a batch of each size.
+
+    Batch norms that are not synchronised see a process's share of the batch.
 
     Raises UsageError unless `net` can be trained on every batch, the short last one too; the
     message has the smallest side that works.
     """
-    sizes = _batch_sizes(config, dataset)
+    shares = 1 if config.sync_batch_norm else processes
+    sizes = _batch_sizes(config, dataset, shares)
     try:
         train_state = runs.create_train_state(config, net, optimizer)
         params, state, key = train_state.params, train_state.state, train_state.key
@@ -32,37 +35,48 @@ def create_train_state(
             params, state, key = tree.map(lambda leaf: leaf[0], (params, state, key))
         _apply(net, params, state, key, _image(config.side, config.device), sizes)
     except LayerError as error:
-        raise UsageError(_message(net, config, dataset, sizes, error)) from None
+        raise UsageError(_message(net, config, dataset, shares, sizes, error)) from None
     return train_state
 
 
 def _message(
-    net: Layer, config: Config, dataset: Dataset, sizes: Iterable[int], error: LayerError
+    net: Layer,
+    config: Config,
+    dataset: Dataset,
+    shares: int,
+    sizes: Iterable[int],
+    error: LayerError,
 ) -> str:
     smallest = _smallest_side(net, sizes, config.side)
     hint = f"; the smallest --side that works is {smallest}" if smallest else ""
     if 1 in sizes and _works(net, {2}, config.side):
-        problem = _one_image(config, dataset, error)
+        problem = _one_image(config, dataset, shares, error)
     else:
         problem = f"at --side {config.side} and --batch-size {config.batch_size}: {error}"
     return f"{config.network} can't be trained {problem}{hint}"
 
 
-def _one_image(config: Config, dataset: Dataset, error: LayerError) -> str:
-    """Return the message where only a batch of a single image is in the way."""
+def _one_image(config: Config, dataset: Dataset, shares: int, error: LayerError) -> str:
+    """Return the message where only a batch, or a share of one, of a single image is in the way."""
     count = len(dataset.train_labels)
     alone = "the last batch has" if count > config.batch_size > 1 else "a batch has"
+    if shares > 1:
+        alone = f"with --no-sync-bn one of {shares} processes has"
     return (
         f"on {count:,} images in batches of {config.batch_size}: {alone} one image, from which "
         f"{'.'.join(error.path)} has no variance; choose another --limit-train or --batch-size"
     )
 
 
-def _batch_sizes(config: Config, dataset: Dataset) -> set[int]:
-    """Return the sizes of batches, none above 2: a network that takes two images takes more."""
+def _batch_sizes(config: Config, dataset: Dataset, shares: int) -> set[int]:
+    """Return the sizes of the shares of batches, from 1 to 2.
+
+    A network that takes two images takes more, and an empty share becomes one image.
+    """
     count = len(dataset.train_labels)
     sizes = min(config.batch_size, count), count % config.batch_size or config.batch_size
-    return {min(size, 2) for size in sizes}
+    divided = (share for size in sizes for share in (size // shares, -(-size // shares)))
+    return {min(max(share, 1), 2) for share in divided}
 
 
 def _image(side: int, device: str) -> Tensor:

@@ -5,7 +5,9 @@ import signal
 import time
 from signal import Signals
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
+
+from funcnets.parallel import Processes
 
 # Those of them that the system has.
 STOPPING = tuple(
@@ -16,6 +18,9 @@ STOPPING = tuple(
 # A terminal sends a signal to all of its processes, and a wrapper such as `timeout` or `torchrun`
 # forwards what it got: within these seconds it is the same wish.
 SECONDS_OF_ECHOES = 1.0
+
+SECONDS_BETWEEN_AGREEMENTS = 0.2
+MOST_STEPS_BETWEEN_AGREEMENTS = 1000
 
 
 class Interrupt:
@@ -53,3 +58,39 @@ class Interrupt:
 
 def _is_ignored(number: int) -> bool:
     return signal.getsignal(number) == signal.SIG_IGN
+
+
+class Wish(NamedTuple):
+    """What a process wants after a step, and then what all processes do."""
+
+    signal: Signals | None  # to stop after saving
+    is_save_due: bool
+
+
+class Agreement:
+    """Lets all processes stop, and save, after the same step, whichever of them wants it.
+
+    They ask each other only every so many steps, as many as take about a fifth of a second.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._steps, self._left, self._began = 1, 1, time.monotonic()
+
+    def __call__(self, wish: Wish, *, is_due: bool = False) -> Wish:
+        """Return what all processes do after a step, of which this one has that wish.
+
+        `is_due`: ask now.  It must be the same in all processes.
+        """
+        if self.processes.axis.size == 1:
+            return wish
+        self._left -= 1
+        if self._left > 0 and not is_due:
+            return Wish(None, False)
+        seconds = (time.monotonic() - self._began) / max(1, self._steps - self._left)
+        steps = min(int(SECONDS_BETWEEN_AGREEMENTS / seconds), MOST_STEPS_BETWEEN_AGREEMENTS)
+        packed = ((wish.signal or 0) * 2 + wish.is_save_due) * 2**16 + max(1, steps)
+        wanted, steps = divmod(self.processes.maximum(packed), 2**16)
+        self._steps, self._left, self._began = steps, steps, time.monotonic()
+        number, is_save_due = divmod(wanted, 2)
+        return Wish(Signals(number) if number else None, bool(is_save_due))

@@ -23,7 +23,10 @@ class TrainingMessages:
         """Yield what is trained, on what, and where the run is kept."""
         config = self.setup.config
         yield from self.data()
-        yield f"training {config.network} on {config.device}: {self.sizes()}, seed {config.seed}"
+        yield (
+            f"training {config.network} on {config.device}{self.processes()}: {self.sizes()}, "
+            f"seed {config.seed}"
+        )
         yield (
             f"learning rate {config.learning_rate:g} ({config.schedule}), "
             f"precision {config.precision}"
@@ -37,6 +40,11 @@ class TrainingMessages:
         yield source
         if self.setup.config.data == "bundled":
             yield "for the full set, add --download, or give its directory by --data DIR"
+
+    def processes(self) -> str:
+        """Return how many processes train together; nothing for one alone."""
+        size = self.setup.processes.axis.size
+        return f" in {size} processes" if size > 1 else ""
 
     def sizes(self) -> str:
         """Return how many epochs of which batches."""
@@ -79,7 +87,9 @@ class TrainingMessages:
         step = outcome.saved_step
         saved = "with nothing new to save" if step is None else f"saved at step {step}"
         yield f"interrupted by {outcome.interrupted.name}, {saved}"
-        yield f"to go on: funcnets {command} --run {self.setup.directory.path} --resume"
+        size = self.setup.processes.axis.size
+        more = f" --processes {size}" if size > 1 else ""
+        yield f"to go on: funcnets {command} --run-dir {self.setup.directory.path} --resume{more}"
 
     def finished(self, outcome: Outcome) -> str:
         """Return how long it took."""
@@ -95,6 +105,7 @@ class TrainingMessages:
             "run": str(self.setup.directory.path),
             "network": config.network,
             "precision": config.precision,
+            "processes": self.setup.processes.axis.size,
             **self.measured(outcome),
             "compile_seconds": round(outcome.compile_seconds, 3),
             "seconds": round(outcome.seconds, 3),

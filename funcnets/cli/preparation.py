@@ -1,24 +1,27 @@
 """Preparation of a training or a sweep: begun in a new run directory, or from a checkpoint."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from funcnets import data, runs
-from funcnets.cli import configuration
+from funcnets.cli import configuration, distributed
 from funcnets.cli.configuration import UsageError
 from funcnets.cli.fit_check import create_train_state
 from funcnets.core import Layer
 from funcnets.data import DataError, Dataset
 from funcnets.metrics import Running
 from funcnets.optim import Optimizer
+from funcnets.parallel import Processes, share_in_memory
 from funcnets.precision import available
 from funcnets.runs import Config, EpochRow, MemberRow, RunDirectory, RunError, SweepConfig
 from funcnets.runs.directory import environment
 from funcnets.runs.json_records import RecordError, check
 from funcnets.train import TrainState
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Setup:
         is_unmeasured: True if the last epoch is done, but was not measured.
         notes: lines that tell what is special about this start.
         warnings: lines that warn of something in the run directory.
+        processes: the processes that train it together.
     """
 
     config: Config
@@ -44,6 +48,7 @@ class Setup:
     is_unmeasured: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    processes: Processes = ALONE
 
     @property
     def batches(self) -> int:
@@ -56,23 +61,45 @@ class Setup:
 
         The shapes of its arguments are left out, as `jit` adds them.
         """
-        config = self.config
+        config, axis = self.config, self.processes.axis
         schedule = (config.schedule, config.learning_rate, config.epochs * self.batches)
-        return f"train {(config.network, *schedule, config.side, config.precision)}"
+        name = f"train {(config.network, *schedule, config.side, config.precision)}"
+        return name if axis.size == 1 else f"{name} {axis} {config.sync_batch_norm}"
 
 
-def begin(given: Mapping[str, Any], path: Path | None = None, *, download: bool = False) -> Setup:
+def begin(
+    given: Mapping[str, Any],
+    path: Path | None = None,
+    *,
+    download: bool = False,
+    processes: Processes = ALONE,
+) -> Setup:
     """Return a new training, or a new sweep if `seeds` is given, in a new run directory.
 
-    `given` has values by field of the configuration.  Raises ValueError, as a UsageError, RunError
-    or DataError, if it can't be trained like this.
+    `given` has values by field of the configuration.  Where torchrun has started its processes once
+    more, it is the training that they had begun, from its newest checkpoint on.
+
+    Raises ValueError, as a UsageError, RunError or DataError, if it can't be trained like this.
     """
-    config = configuration.configure(given)
-    config = replace(config, data=find_data(given.get("data"), download=download))
-    dataset, net, optimizer = build(config)
-    train_state = create_train_state(config, net, optimizer, dataset)
-    directory = RunDirectory.create(config, path)
-    return Setup(config, directory, dataset, net, optimizer, train_state)
+
+    def configure() -> Config:
+        config = configuration.configure(given)
+        return replace(config, data=find_data(given.get("data"), download=download))
+
+    config = _configured(processes, configure)
+    begun = distributed.begun_before(processes, config, path)
+    if begun is not None:
+        return resume(given, begun, download=download, processes=processes, is_restart=True)
+    dataset = load_data(config, processes)
+
+    def create() -> tuple[Layer, Optimizer, TrainState]:
+        net, optimizer = build(config, dataset)
+        size = processes.axis.size
+        return net, optimizer, create_train_state(config, net, optimizer, dataset, size)
+
+    parts = processes.together(create)
+    directory = distributed.make_directory(processes, config, path)
+    return Setup(config, directory, dataset, *parts, processes=processes)
 
 
 def resume(
@@ -81,53 +108,90 @@ def resume(
     *,
     download: bool = False,
     kind: type[Config] = Config,
+    processes: Processes = ALONE,
+    is_restart: bool = False,
 ) -> Setup:
     """Return the training in `path`, or else of the network `given`, from its newest checkpoint on.
 
     It begins with the first step if nothing was saved yet.  `kind` is `SweepConfig` for a sweep.
+    One that torchrun restarts may be finished.
 
     Raises UsageError if `given` contradicts it or it is finished, RunError if there is none or
     another process trains it, CheckpointError if the checkpoint is damaged.
     """
-    if path is None:
+
+    def find() -> RunDirectory:
         kind_given = {"seeds": 1, **given} if kind is SweepConfig else given
-        directory = RunDirectory.newest(configuration.configure(kind_given))
-    else:
-        directory = RunDirectory(path)
-    read_config(directory, kind)
-    directory.lock()
+        newest = RunDirectory.newest(configuration.configure(kind_given)) if path is None else None
+        directory = newest or RunDirectory(path or "")
+        read_config(directory, kind)
+        if processes.is_first:
+            directory.lock()
+        return directory
+
+    def configure() -> Config:
+        before, values = read_config(directory, kind), dict(given)
+        if "data" in given or download:
+            values["data"] = find_data(given.get("data", before.data), download=download)
+        return configuration.resumed(before, values)
+
+    directory = processes.together(find)
     try:
-        return _resumed(directory, given, download, kind)
+        config = _configured(processes, configure)
+        dataset = load_data(config, processes)
+        setup = processes.together(
+            lambda: _resumed(directory, config, dataset, processes, is_restart)
+        )
+        steps = runs.steps_done(setup.train_state)
+        distributed.check_agreement(processes, {"the step of the newest checkpoint": steps})
+        processes.together(lambda: _write(setup) if processes.is_first else None)
     except BaseException:
         directory.release()
         raise
+    return setup
+
+
+def _configured(processes: Processes, configure: Callable[[], Config]) -> Config:
+    """Return the configuration, which must be the same in all processes.
+
+    One process of each machine makes it before the others, as that may download the data.
+    """
+    if processes.axis.size > 1:
+        processes.together(lambda: configure() if processes.local_rank == 0 else None)
+    config = processes.together(configure)
+    distributed.check_config(processes, config)
+    return config
 
 
 def _resumed(
-    directory: RunDirectory, given: Mapping[str, Any], download: bool, kind: type[Config]
+    directory: RunDirectory,
+    config: Config,
+    dataset: Dataset,
+    processes: Processes,
+    may_be_finished: bool,
 ) -> Setup:
-    before = read_config(directory, kind)
-    if "data" in given or download:
-        given = {**given, "data": find_data(given.get("data", before.data), download=download)}
-    config = configuration.resumed(before, given)
-    setup = restore(directory, config, may_begin=True)
+    setup = restore(directory, config, dataset, processes, may_begin=True)
     steps = runs.steps_done(setup.train_state)
     done = steps // setup.batches
-    row_kind: Any = MemberRow if kind is SweepConfig else EpochRow
+    row_kind: Any = MemberRow if isinstance(config, SweepConfig) else EpochRow
     rows = tuple(row for row in directory.read_rows(row_kind) if row.epoch <= done)
     measured = {row.epoch for row in rows}
     is_unmeasured = 0 < steps == done * setup.batches and done not in measured and _has_any(setup)
-    if done >= config.epochs and not is_unmeasured:
+    if done >= config.epochs and not is_unmeasured and not may_be_finished:
         raise UsageError(
             f"{directory.path}: finished with epoch {done} of {config.epochs}; to train longer "
             + (f"add --epochs {2 * done}" if config.schedule == "constant" else _START_NEW)
         )
-    notes = (f"resuming at step {steps}", *_changes(directory, config))
+    notes = (f"resuming at step {steps}", *_changes(directory, config, processes.axis.size))
     lost = [epoch for epoch in range(1, done + 1 - is_unmeasured) if epoch not in measured]
     warnings = (*setup.warnings, *_lost_rows(directory, lost))
-    directory.write_config(config)
-    directory.write_rows(rows)
     return replace(setup, rows=rows, is_unmeasured=is_unmeasured, notes=notes, warnings=warnings)
+
+
+def _write(setup: Setup) -> None:
+    """Let the run directory be as the training goes on."""
+    setup.directory.write_config(setup.config, setup.processes.axis.size)
+    setup.directory.write_rows(setup.rows)
 
 
 def _has_any(setup: Setup) -> bool:
@@ -147,19 +211,25 @@ def _lost_rows(directory: RunDirectory, epochs: Sequence[int]) -> Iterator[str]:
         )
 
 
-def open_run(path: Path, given: Mapping[str, Any]) -> Setup:
+def open_run(path: Path, given: Mapping[str, Any], processes: Processes = ALONE) -> Setup:
     """Return the training or sweep in `path` as its newest checkpoint has it, to be evaluated.
 
     `given` may name other `data` and another `device` than the run's.  Raises UsageError, RunError,
     DataError or CheckpointError if one of them, the run or its checkpoint can't be used.
     """
     directory = RunDirectory(path)
-    config = replace(directory.read_config(), **given)
-    if config.precision not in available(config.device):
-        # `auto`, stopped before it had chosen or learned anything, or a GPU's, away from GPUs.
-        config = replace(config, precision="float32")
-    configuration.check_device(config.device)
-    return restore(directory, config)
+
+    def configure() -> Config:
+        config = replace(directory.read_config(), **given)
+        if config.precision not in available(config.device):
+            # `auto`, stopped before it had chosen or learned anything, or a GPU's, away from GPUs.
+            config = replace(config, precision="float32")
+        configuration.check_device(config.device)
+        return config
+
+    config = processes.together(configure)
+    dataset = load_data(config, processes)
+    return processes.together(lambda: restore(directory, config, dataset, processes))
 
 
 _START_NEW = "start a new run with more --epochs: the rate of this one has come to its end"
@@ -171,15 +241,15 @@ def read_config(directory: RunDirectory, kind: type[Config]) -> Config:
     if type(config) is not kind:
         what, command = ("training", "train") if kind is SweepConfig else ("sweep", "sweep")
         raise RunError(
-            f"{directory.path}: holds a {what}; go on with it by `funcnets {command} --run "
+            f"{directory.path}: holds a {what}; go on with it by `funcnets {command} --run-dir "
             f"{directory.path} --resume`"
         )
     return config
 
 
-def _changes(directory: RunDirectory, config: Config) -> Iterator[str]:
+def _changes(directory: RunDirectory, config: Config, processes: int) -> Iterator[str]:
     """Yield a line for each thing that isn't as it was when the run was last started."""
-    before, now = directory.read_environment(), environment(config)
+    before, now = directory.read_environment(), environment(config, processes)
     for name in now:
         if name in before and before[name] != now[name]:
             yield f"{name} was {before[name]} and is {now[name]}: last digits may differ"
@@ -196,13 +266,21 @@ def batches_per_epoch(config: Config, dataset: Dataset) -> int:
     return math.ceil(len(dataset.train_labels) / config.batch_size)
 
 
-def build(config: Config) -> tuple[Dataset, Layer, Optimizer]:
-    """Return the data, the network and the optimizer of a configuration."""
-    dataset = data.load(config.data, device=config.device)
-    if config.limit_train is not None:
-        dataset = limited(dataset, config.limit_train)
-    net, optimizer = runs.build(config, config.epochs * batches_per_epoch(config, dataset))
-    return dataset, net, optimizer
+def load_data(config: Config, processes: Processes = ALONE) -> Dataset:
+    """Return the data of a configuration; on a CPU, processes of one machine share the memory."""
+    if config.device.startswith("cpu"):
+        values = share_in_memory(processes, lambda: vars(data.load(config.data)))
+        dataset = Dataset(**values)
+    else:
+        dataset = processes.together(lambda: data.load(config.data, device=config.device))
+    if config.limit_train is None:
+        return dataset
+    return processes.together(lambda: limited(dataset, config.limit_train or 0))
+
+
+def build(config: Config, dataset: Dataset) -> tuple[Layer, Optimizer]:
+    """Return the network and the optimizer of a configuration."""
+    return runs.build(config, config.epochs * batches_per_epoch(config, dataset))
 
 
 def limited(dataset: Dataset, count: int) -> Dataset:
@@ -217,15 +295,23 @@ def limited(dataset: Dataset, count: int) -> Dataset:
         ) from None
 
 
-def restore(directory: RunDirectory, config: Config, *, may_begin: bool = False) -> Setup:
+def restore(
+    directory: RunDirectory,
+    config: Config,
+    dataset: Dataset,
+    processes: Processes = ALONE,
+    *,
+    may_begin: bool = False,
+) -> Setup:
     """Return the training of the newest checkpoint, on the configured device.
 
     With `may_begin` it is one before its first step if there is no checkpoint.
     """
-    dataset, net, optimizer = build(config)
+    net, optimizer = build(config, dataset)
     if may_begin and not directory.has_checkpoint:
-        train_state = create_train_state(config, net, optimizer, dataset)
-        return Setup(config, directory, dataset, net, optimizer, train_state)
+        size = processes.axis.size
+        train_state = create_train_state(config, net, optimizer, dataset, size)
+        return Setup(config, directory, dataset, net, optimizer, train_state, processes=processes)
     found, train_state, metadata = runs.read_newest(directory, config, net, optimizer)
     return Setup(
         config,
@@ -236,6 +322,7 @@ def restore(directory: RunDirectory, config: Config, *, may_begin: bool = False)
         train_state,
         running=_running(found, config, metadata),
         warnings=directory.warnings(),
+        processes=processes,
     )
 
 

@@ -116,6 +116,13 @@ class PlainLines(Reporter):
             self.line(line)
 
 
+class Silence(PlainLines):
+    """Shows nothing, for all processes but the first of those that train together."""
+
+    def print(self, text: str, stream: TextIO) -> None:
+        """Do nothing."""
+
+
 class ProgressBar(PlainLines):
     """Shows a bar that the steps of all epochs fill, below a line for each epoch."""
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from funcnets import checkpoint, data, precision, timing, train, tree
+from funcnets import checkpoint, data, parallel, precision, timing, train, tree
 from funcnets.cli.cadence import Cadence
 from funcnets.cli.compiled_step import CompiledStep, Speed
 from funcnets.cli.evaluation import Evaluation, StoppedError, finite
 from funcnets.cli.fastest_precision import fastest_precision
-from funcnets.cli.interrupt import Interrupt
+from funcnets.cli.interrupt import Agreement, Interrupt, Wish
 from funcnets.cli.preparation import Setup
 from funcnets.cli.reporters import Reporter
 from funcnets.compiler import CompileError, jit
@@ -51,6 +51,8 @@ class Training:
         reporter: told how it goes.
         check: run uncompiled, and stop at the first layer with a value that isn't finite.
         cadence: when to save within an epoch.
+        compare_every: number of steps after which the train states of all processes are compared;
+            None for before each checkpoint alone.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class Training:
         *,
         check: bool = False,
         cadence: Cadence | None = None,
+        compare_every: int | None = None,
     ) -> None:
         self.setup, self.reporter, self.check = setup, reporter, check
+        self.processes, self.compare_every = setup.processes, compare_every
         self.cadence = cadence or Cadence()
         self.interrupt = Interrupt()
         self.saved_step: int | None = None
@@ -77,7 +81,8 @@ class Training:
 
     def evaluation(self) -> Evaluation:
         """Return what measures a train state after an epoch."""
-        return Evaluation(self.setup.config, self.setup.net, self.setup.dataset)
+        config, net, dataset = self.setup.config, self.setup.net, self.setup.dataset
+        return Evaluation(config, net, dataset, self.processes)
 
     def fit(self, step: Callable[..., Any], **options: Any) -> Iterator[Any]:
         """Yield the progress after each step, as `train.fit` does."""
@@ -155,7 +160,7 @@ class Training:
         return step.compile_seconds
 
     def _train(self, step: CompiledStep) -> None:
-        evaluate, speed = self.evaluation(), Speed()
+        evaluate, speed, agreement = self.evaluation(), Speed(), Agreement(self.processes)
         evaluate.is_stopped = lambda: self.interrupt.signal is not None
         started = time.perf_counter()
         if self.setup.is_unmeasured:
@@ -164,7 +169,7 @@ class Training:
             progress = Progress(self.train_state, self.running, done - 1, *sizes)
             self._end_epoch(progress, evaluate, None, started, is_saved=True)
             started = time.perf_counter()
-        if self.interrupt.signal:
+        if self._agree(agreement, is_due=True).signal:
             return
         for progress in _timed(self._fit(step), step, speed):
             self.train_state, self.running = progress.train_state, progress.running
@@ -174,10 +179,24 @@ class Training:
                 speed.reset()
                 started = time.perf_counter()
             self._stop_if_unheard()
-            if not is_epoch_done and (self.interrupt.signal or self._is_save_due()):
+            stopped, is_save_due = self._agree(agreement, is_due=is_epoch_done)
+            if not is_epoch_done and (stopped or is_save_due):
                 self.save()
-            if self.interrupt.signal:
+            elif self.compare_every and steps_done(self.train_state) % self.compare_every == 0:
+                self._check_replicas()
+            if stopped:
                 return
+
+    def _agree(self, agreement: Agreement, *, is_due: bool) -> Wish:
+        """Return what all processes do after this step, and take another one's signal as our own.
+
+        Saves every so many steps are due in all processes at once.
+        """
+        is_save_due = self.cadence.is_due(steps_done(self.train_state))
+        by_steps = self.cadence.steps is not None and is_save_due
+        agreed = agreement(Wish(self.interrupt.signal, is_save_due), is_due=is_due or by_steps)
+        self.interrupt.signal = agreed.signal or self.interrupt.signal
+        return agreed
 
     def _end_epoch(
         self,
@@ -199,13 +218,10 @@ class Training:
         self.rows.extend(rows)
         self.running = None
         with _failing_to_write():
-            self.setup.directory.write_rows(self.rows)
+            self._in_first(lambda: self.setup.directory.write_rows(self.rows))
         if not is_saved:
             self.save()
         self.reporter.epoch(rows)
-
-    def _is_save_due(self) -> bool:
-        return self.cadence.is_due(steps_done(self.train_state))
 
     def _fit(self, step: CompiledStep) -> Iterator[Any]:
         config, dataset = self.setup.config, self.setup.dataset
@@ -223,9 +239,13 @@ class Training:
             self.interrupt.signal = signal.SIGPIPE
 
     def save(self) -> None:
-        """Write a checkpoint.  Raises TrainingError if it can't be written."""
+        """Let rank 0 write a checkpoint.
+
+        Raises TrainingError if it can't be written, or processes have different train states.
+        """
         step = steps_done(self.train_state)
         self.check_train_state(step)
+        self._check_replicas()
         epoch, batch = divmod(step, self.setup.batches)
         metadata = {
             "epoch": epoch,
@@ -235,9 +255,19 @@ class Training:
         }
         directory, best = self.setup.directory, best_step(self.rows)
         with _failing_to_write():
-            directory.save(step, self.train_state, metadata, best_step=best)
+            self._in_first(lambda: directory.save(step, self.train_state, metadata, best_step=best))
         self.saved_step = step
         self.cadence.saved()
+
+    def _in_first(self, write: Callable[[], object]) -> None:
+        """Call `write` in rank 0; if it raises an exception, all processes do."""
+        self.processes.together(lambda: write() if self.processes.is_first else None)
+
+    def _check_replicas(self) -> None:
+        try:
+            parallel.check_replicas(self.processes.axis, self.train_state)
+        except parallel.DivergenceError as error:
+            raise TrainingError(f"{error}; {self._kept()}") from error
 
     def _kept(self) -> str:
         checkpoints = self.setup.directory.checkpoints
@@ -259,13 +289,15 @@ class Training:
         steps = {name: self._compiled_step(setup) for name, setup in setups.items()}
         dataset, size = self.setup.dataset, steps["float32"].size
         batch = (dataset.train_images[:size], dataset.train_labels[:size])
-        chosen, why = fastest_precision(
+        found = fastest_precision(
             {name: timing.repeat(step, self.train_state, batch) for name, step in steps.items()}
         )
+        chosen, why = self.processes.gather(found)[0]
         self.reporter.line(why)
         self.setup = setups[chosen]
         with _failing_to_write():
-            self.setup.directory.write_config(self.setup.config)
+            size = self.processes.axis.size
+            self._in_first(lambda: self.setup.directory.write_config(self.setup.config, size))
         return steps[chosen]
 
     def _compiled_step(self, setup: Setup) -> CompiledStep:
@@ -275,6 +307,7 @@ class Training:
             setup.optimizer,
             prepare=partial(data.prepare, side=config.side),
             policy=policy,
+            gradient=parallel.gradient(self.processes.axis, sync=config.sync_batch_norm),
         )
         return CompiledStep(
             f"the {config.precision} training step",
@@ -284,6 +317,7 @@ class Training:
             None if self.check else config.backend,
             self.reporter,
             self.interrupt,
+            self.processes.axis,
         )
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from funcnets.cli.messages import TrainingMessages
     from funcnets.cli.training import Training
 
+TIMEOUT = 600.0  # seconds; the first step may compile for minutes
+
 
 def _given(**values: Any) -> dict[str, Any]:
     """Return the values of the flags that were given."""
@@ -70,6 +72,8 @@ def train_command(
     run: Annotated[
         Path | None,
         typer.Option(
+            "--run-dir",
+            "--run",
             metavar="DIR",
             parser=options.directory,
             help="Run directory, with the checkpoints and measurements.",
@@ -88,6 +92,36 @@ def train_command(
             show_default="float32",
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that train together, each on its share of a batch, as under torchrun.",
+            show_default="1",
+        ),
+    ] = None,
+    no_sync_bn: Annotated[
+        bool,
+        typer.Option(
+            "--no-sync-bn",
+            metavar="",
+            help="Let batch norms of each process normalise by the statistics of its own share.",
+        ),
+    ] = False,
+    compare_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Compare a hash of the train states of all processes every N steps.",
+            show_default="before each checkpoint",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="Give up a process that does not answer for that long."
+        ),
+    ] = TIMEOUT,
     check: Annotated[
         bool,
         typer.Option(
@@ -104,10 +138,12 @@ def train_command(
     with the same bits as one that was never stopped, on the same machine and versions.  The speed
     that is shown leaves out the first step of each shape, which compiles.
     """
-    from funcnets.cli import preparation
+    from funcnets.cli import distributed, preparation
     from funcnets.cli.messages import TrainingMessages
     from funcnets.cli.training import Training
 
+    _check_at_least_one(compare_every=compare_every, timeout=timeout)
+    distributed.start(processes)
     given = _given(
         network=network,
         recipe=recipe,
@@ -122,11 +158,20 @@ def train_command(
         device=device,
         backend=backend,
         precision=precision,
+        sync_batch_norm=False if no_sync_bn else None,
     )
-    start = preparation.resume if resume else preparation.begin
-    cadence = _cadence(save_every)
-    setup = start(given, run, download=download)
-    _run(Training, TrainingMessages(setup), json, check=check, cadence=cadence)
+    begin = preparation.resume if resume else preparation.begin
+    how = {"check": check, "cadence": _cadence(save_every), "compare_every": compare_every}
+    with distributed.joined(device, timeout) as joined:
+        setup = begin(given, run, download=download, processes=joined)
+        _run(Training, TrainingMessages(setup), json, **how)
+
+
+def _check_at_least_one(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {value:g}; expected 1 or more")
 
 
 def _cadence(save_every: str | None) -> "Cadence | None":
@@ -140,8 +185,11 @@ def _run(kind: "type[Training]", messages: "TrainingMessages", json: bool, **opt
     from funcnets.cli import reporters
 
     lines = reporters.ProgressBar if sys.stdout.isatty() else reporters.PlainLines
+    shown = reporters.JsonLines if json else lines
+    if not messages.setup.processes.is_first:
+        shown = reporters.Silence
     try:
-        with (reporters.JsonLines if json else lines)(messages) as reporter:
+        with shown(messages) as reporter:
             outcome = kind(messages.setup, reporter, **options).run()
     finally:
         messages.setup.directory.release()
@@ -184,6 +232,8 @@ def sweep_command(
     run: Annotated[
         Path | None,
         typer.Option(
+            "--run-dir",
+            "--run",
             metavar="DIR",
             parser=options.directory,
             help="Run directory.",
@@ -200,7 +250,7 @@ def sweep_command(
     All members see the same batches, in the order of seed 0.  A member that diverges is marked and
     does not affect the others.  An ensemble predicts by the mean of its members' probabilities.
     """
-    from funcnets.cli import preparation
+    from funcnets.cli import distributed, preparation
     from funcnets.cli.sweep import Sweep
     from funcnets.cli.sweep_messages import SweepMessages
     from funcnets.runs import SweepConfig
@@ -223,11 +273,14 @@ def sweep_command(
         backend=backend,
     )
     cadence = _cadence(save_every)
-    if resume:
-        setup = preparation.resume(given, run, kind=SweepConfig)
-    else:
-        setup = preparation.begin({"seeds": 8, **given}, run)
-    _run(Sweep, SweepMessages(setup), json, cadence=cadence)
+    with distributed.joined(device, TIMEOUT) as joined:
+        if joined.axis.size > 1:
+            raise ValueError("a sweep trains its members in one process: start it without torchrun")
+        if resume:
+            setup = preparation.resume(given, run, kind=SweepConfig)
+        else:
+            setup = preparation.begin({"seeds": 8, **given}, run)
+        _run(Sweep, SweepMessages(setup), json, cadence=cadence)
 
 
 def eval_command(
@@ -242,20 +295,23 @@ def eval_command(
 
     Of a sweep it measures every member, the ensemble of each learning rate, and that of them all.
     """
-    from funcnets.cli import evaluation, preparation, sweep
+    from funcnets.cli import distributed, evaluation, preparation, sweep
     from funcnets.cli.reporters import Reporter
     from funcnets.cli.sweep_messages import table
     from funcnets.runs import SweepConfig
 
-    setup = preparation.open_run(run, _given(data=data, device=device))
-    for text in setup.warnings:
-        Reporter().warn(text)
-    rows = []
-    if isinstance(setup.config, SweepConfig):
-        rows = sweep.evaluate(setup)
-        measured = sweep.measured_ensemble(setup, rows)
-    else:
-        measured = evaluation.evaluate(setup)
+    with distributed.joined(device, TIMEOUT) as joined:
+        setup = preparation.open_run(run, _given(data=data, device=device), joined)
+        for text in setup.warnings if joined.is_first else ():
+            Reporter().warn(text)
+        rows = []
+        if isinstance(setup.config, SweepConfig):
+            rows = sweep.evaluate(setup)
+            measured = sweep.measured_ensemble(setup, rows)
+        else:
+            measured = evaluation.evaluate(setup)
+    if not joined.is_first:
+        return
     if json:
         print(json_format.dumps(measured))
         return

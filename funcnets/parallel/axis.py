@@ -88,8 +88,8 @@ class Axis:
         return gathered.reshape(self.size, *x.shape)
 
     def shard(self, x: Tensor) -> Tensor:
-        """Return this process's rows of `x`, of which the first dimension is the batch's."""
-        return x[self.rank :: self.size]
+        """Return this process's rows of `x`, contiguous; the first dimension is the batch's."""
+        return x if self.size == 1 else x[self.rank :: self.size].contiguous()
 
     def rows(self, count: int, device: torch.device | str | None = None) -> Tensor:
         """Return the global indices of the first `count` examples of this process: int64."""

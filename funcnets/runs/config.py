@@ -65,6 +65,8 @@ class Config:
         device: such as `cpu` or `cuda:0`.
         backend: that of `funcnets.jit`.
         precision: the name of a policy in `precision.POLICIES`, or `auto` until one was chosen.
+        sync_batch_norm: True if batch norms of several processes normalise by the statistics of
+            the whole batch, False if each by those of its share; see `parallel.gradient`.
     """
 
     network: str
@@ -80,6 +82,7 @@ class Config:
     device: str
     backend: Backend
     precision: str = "float32"
+    sync_batch_norm: bool = True
 
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size", "side", "limit_train"):

@@ -37,8 +37,11 @@ class RunError(ValueError):
     """A run directory can't be made, read or used; one line with its path and what to do."""
 
 
-def environment(config: Config) -> dict[str, Any]:
-    """Return versions, device and threads: with the configuration, they decide a run's bits."""
+def environment(config: Config, processes: int = 1) -> dict[str, Any]:
+    """Return versions, device, threads and the number of processes.
+
+    With the configuration, they decide a run's bits.
+    """
     device = torch.device(config.device)
     return {
         "funcnets": funcnets.__version__,
@@ -49,6 +52,7 @@ def environment(config: Config) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else config.device,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "seed": config.seed,
     }
 
@@ -75,8 +79,12 @@ class RunDirectory:
         self._lock: Lock | None = None
 
     @classmethod
-    def create(cls, config: Config, path: str | os.PathLike[str] | None = None) -> Self:
+    def create(
+        cls, config: Config, path: str | os.PathLike[str] | None = None, *, processes: int = 1
+    ) -> Self:
         """Make a new run directory: `path`, or one under `runs` named after the configuration.
+
+        `processes` is the number of processes that train together.
 
         Raises RunError if `path` holds something already, or a directory can't be written.
         """
@@ -87,9 +95,9 @@ class RunDirectory:
         except OSError as error:
             raise RunError(
                 f"{usual if path is None else path}: can't be written ({error.strerror}); choose "
-                "another place with --run DIR"
+                "another place with --run-dir DIR"
             ) from None
-        run.write_config(config)
+        run.write_config(config, processes)
         return run
 
     @classmethod
@@ -143,7 +151,7 @@ class RunDirectory:
         if self.exists:
             raise RunError(
                 f"{self.path}: holds a run already; go on with it by --resume, or choose another "
-                "--run DIR"
+                "--run-dir DIR"
             )
         for path in self.path.iterdir():
             if path.name != LOCK and _files.temporary_for(path.name) not in FILES:
@@ -177,11 +185,12 @@ class RunDirectory:
         except (json_records.RecordError, ConfigError) as error:
             raise RunError(f"{path}: {error}; restore it, or start a new run") from None
 
-    def write_config(self, config: Config) -> None:
-        """Write the configuration and the environment."""
+    def write_config(self, config: Config, processes: int = 1) -> None:
+        """Write the configuration, and the environment with the number of processes."""
+        where = environment(config, processes)
         # The configuration first: with it a run is there, which can be resumed.
         self._write("config.json", json.dumps(asdict(config), indent=1) + "\n")
-        self._write("environment.json", json.dumps(environment(config), indent=1) + "\n")
+        self._write("environment.json", json.dumps(where, indent=1) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
         """Return the environment of the run's last start; empty without environment.json.
@@ -249,7 +258,7 @@ class RunDirectory:
         if damaged := checkpoint.damaged(self.checkpoints):
             raise RunError(
                 f"{self.checkpoints}: every checkpoint is damaged ({_names(damaged)}); restore "
-                "one, or start a new run with --run DIR"
+                "one, or start a new run with --run-dir DIR"
             )
         raise RunError(f"{self.path}: it has no checkpoint yet; begin it by --resume")
 

@@ -159,7 +159,8 @@ def _check_configuration(directory: RunDirectory, found: Path, metadata: dict[st
         return  # of a version that kept none
     if before.get("precision") == "auto":
         before["precision"] = now["precision"]  # what it chose since
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    # A field that a version added has the value of before.
+    changed = [name for name in before if before[name] != now.get(name)]
     if changed:
         listed = ", ".join(f"{name} {now.get(name)} (was {before.get(name)})" for name in changed)
         raise RunError(

@@ -1,0 +1,127 @@
+"""Several processes at the command line: started, joined, and agreed on what they train."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+import funcnets
+from funcnets.cli.configuration import FLAGS, UsageError
+from funcnets.cli.errors import exit_code
+from funcnets.parallel import JoinError, Processes, join, world_size
+from funcnets.parallel.launch import launch
+from funcnets.runs import Config, RunDirectory
+
+LAUNCH = ".launch"  # in a run directory: which start of torchrun made it
+
+
+def start(count: int | None) -> None:
+    """Start this command `count` times, unless torchrun did, and exit as they do.
+
+    Raises UsageError for a number below 1, or another one than torchrun started.
+    """
+    if count is None:
+        return
+    if count < 1:
+        raise UsageError(f"--processes is {count}; expected 1 or more")
+    if "WORLD_SIZE" not in os.environ and count > 1:
+        raise typer.Exit(launch(count, ["-m", "funcnets", *sys.argv[1:]]))
+    if count != world_size():
+        raise UsageError(f"--processes is {count}, but torchrun started {world_size()}")
+
+
+@contextmanager
+def joined(device: str | None, timeout: float) -> Iterator[Processes]:
+    """Join torchrun's processes.  Whatever fails is printed by one, and all exit with one code."""
+    try:
+        with join(device or ("cuda" if torch.cuda.is_available() else "cpu"), timeout=timeout) as p:
+            try:
+                yield p
+            except typer.Exit:
+                raise
+            except Exception as error:
+                if p.axis.size > 1:
+                    # Torchrun ends the others as soon as one has gone, before they can say so.
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                explained, is_speaker = p.explain(error, exit_code(error))
+                if not is_speaker:
+                    raise typer.Exit(exit_code(explained)) from None
+                if explained is error:
+                    raise
+                raise explained from error
+    except JoinError as error:
+        if error.is_repeated:
+            raise typer.Exit(exit_code(error)) from None
+        raise
+
+
+def check_agreement(processes: Processes, values: Mapping[str, Any]) -> None:
+    """Raise UsageError unless `values`, each with its name, are the same in all processes."""
+    first, *others = processes.gather(dict(values))
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UsageError(
+                    f"{name} is {value} in rank 0 and {other[name]} in rank {rank}: start all "
+                    "processes by the same line, with the same files"
+                )
+
+
+def check_config(processes: Processes, config: Config) -> None:
+    """Raise UsageError unless all processes can train this, and the same, together."""
+    size = processes.axis.size
+    named = {FLAGS.get(field, field): value for field, value in asdict(config).items()}
+    versions = {"funcnets": funcnets.__version__, "torch": torch.__version__}
+    check_agreement(processes, named | versions)
+    if config.batch_size < size:
+        raise UsageError(
+            f"--batch-size is {config.batch_size}, fewer images than the {size} processes: give "
+            f"{size} or more, or start fewer processes"
+        )
+    if size > 1 and config.device.startswith("cuda:"):
+        raise UsageError(
+            f"--device is {config.device}, one GPU for {size} processes: give --device cuda, of "
+            "which each process takes its own"
+        )
+
+
+def make_directory(processes: Processes, config: Config, path: Path | None) -> RunDirectory:
+    """Return the new run directory that rank 0 makes."""
+    size = processes.axis.size
+
+    def make() -> RunDirectory | None:
+        if not processes.is_first:
+            return None
+        directory = RunDirectory.create(config, path, processes=size)
+        if size > 1:
+            (directory.path / LAUNCH).write_text(_launch())
+        return directory
+
+    own = processes.together(make)
+    made = processes.gather(own and own.path)[0]
+    return own or RunDirectory(made or "")
+
+
+def begun_before(processes: Processes, config: Config, path: Path | None) -> Path | None:
+    """Return the run directory of this launch, if torchrun starts its processes once more."""
+
+    def find() -> Path | None:
+        if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) or not processes.is_first:
+            return None
+        directory = RunDirectory.newest(config) if path is None else RunDirectory(path)
+        mark = directory.path / LAUNCH
+        return directory.path if mark.is_file() and mark.read_text() == _launch() else None
+
+    return processes.gather(processes.together(find))[0]
+
+
+def _launch() -> str:
+    """Return what tells a start of torchrun from others: its name, machine and process."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.uname().nodename} {os.getppid()}"
