@@ -101,7 +101,7 @@ def make_directory(processes: Processes, config: Config, path: Path | None) -> R
             return None
         directory = RunDirectory.create(config, path, processes=size)
         if size > 1:
-            (directory.path / LAUNCH).write_text(_launch())
+            (directory.path / LAUNCH).write_text(_launch(), encoding="utf-8")
         return directory
 
     own = processes.together(make)
@@ -117,7 +117,11 @@ def begun_before(processes: Processes, config: Config, path: Path | None) -> Pat
             return None
         directory = RunDirectory.newest(config) if path is None else RunDirectory(path)
         mark = directory.path / LAUNCH
-        return directory.path if mark.is_file() and mark.read_text() == _launch() else None
+        return (
+            directory.path
+            if mark.is_file() and mark.read_text(encoding="utf-8") == _launch()
+            else None
+        )
 
     return processes.gather(processes.together(find))[0]
 

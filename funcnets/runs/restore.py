@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,10 @@ def _check_configuration(directory: RunDirectory, found: Path, metadata: dict[st
         return  # of a version that kept none
     if before.get("precision") == "auto":
         before["precision"] = now["precision"]  # what it chose since
-    # A field that a version added has the value of before.
-    changed = [name for name in before if before[name] != now.get(name)]
+    added = {field.name: field.default for field in fields(Config) if field.name in now}
+    usual = {name: value for name, value in added.items() if value is not MISSING}
+    before = usual | before  # which may be of a version without some of them
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
         listed = ", ".join(f"{name} {now.get(name)} (was {before.get(name)})" for name in changed)
         raise RunError(
