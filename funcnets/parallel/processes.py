@@ -194,7 +194,8 @@ def world_size() -> int:
 
 def _refusal(message: str) -> JoinError:
     """Return the error that all processes have."""
-    return JoinError(message, is_repeated=os.environ.get("RANK") != "0")
+    rank = os.environ.get("RANK", "")
+    return JoinError(message, is_repeated=rank.isdecimal() and int(rank) > 0)
 
 
 def _number(name: str, default: int | None = None) -> int:
