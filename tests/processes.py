@@ -13,10 +13,11 @@ MODULES = ("funcnets.parallel", "funcnets.compiler.pipeline", "processes", "torc
 SECONDS = 240
 
 
-def run(size, function, *arguments):
+def run(size, function, *arguments, seconds=SECONDS):
     """What `function(axis, *arguments)` returns in each of `size` processes, in the order of ranks.
 
-    The function and what it takes and gives must be picklable.  Its exceptions are raised here.
+    The function and what it takes and gives must be picklable.  Its exceptions are raised here.  A
+    process that gives nothing for `seconds` is killed.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(MODULES))
@@ -30,16 +31,16 @@ def run(size, function, *arguments):
             theirs.close()
             ends.append((process, ours))
         try:
-            return [_result(rank, *end) for rank, end in enumerate(ends)]
+            return [_result(rank, *end, seconds) for rank, end in enumerate(ends)]
         finally:
             for process, _ in ends:
                 process.kill()
                 process.join()
 
 
-def _result(rank, process, connection):
-    if not connection.poll(SECONDS):
-        raise TimeoutError(f"rank {rank} has given nothing within {SECONDS} s")
+def _result(rank, process, connection, seconds):
+    if not connection.poll(seconds):
+        raise TimeoutError(f"rank {rank} has given nothing within {seconds} s")
     try:
         failed, result = pickle.loads(connection.recv_bytes())
     except EOFError:

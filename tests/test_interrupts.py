@@ -13,7 +13,9 @@ import pytest
 from run_files import SMALL, final_tensors, rows, untimed
 
 from funcnets import runs
-from funcnets.cli import reporters
+from funcnets.cli import interrupt, reporters
+from funcnets.cli.interrupt import Agreement, Wish
+from funcnets.parallel import Axis, Processes
 
 pytestmark = pytest.mark.usefixtures("own_directory")
 
@@ -104,3 +106,27 @@ def test_a_closed_standard_output_changes_nothing(run, monkeypatch):
     sys.stdout.close()  # what was opened in its place
     assert (code, err) == (0, "")
     assert len(rows("closed")) == 1
+
+
+class Echo(Processes):
+    """A process that hears its own number from the others."""
+
+    def maximum(self, value):
+        return value
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.05, 3.0])
+def test_processes_ask_each_other_several_times_a_second(monkeypatch, seconds):
+    now = 0.0
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now)
+    agree, wish, waits = Agreement(Echo(Axis(2))), Wish(signal.SIGTERM, True), []
+    assert agree(wish, is_due=True) == wish
+    for _ in range(5):
+        began = now
+        while True:
+            now += seconds
+            if agree(wish) == wish:
+                break
+        waits.append(now - began)
+    assert max(waits) <= max(interrupt.SECONDS_BETWEEN_AGREEMENTS, 2 * seconds) + 1e-9
+    assert waits[-1] > min(interrupt.SECONDS_BETWEEN_AGREEMENTS, 32 * seconds) / 2

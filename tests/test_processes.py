@@ -46,6 +46,8 @@ ACTIONS = {
 }
 if (what, rank) == ("arguments", "1"):
     sys.argv += ["--seed", "7"]
+if (what, rank) == ("flags", "1"):
+    sys.argv += ["--compare-every", "7"]
 training.Training.fit = fit
 main()
 """
@@ -145,13 +147,14 @@ def test_a_killed_worker_is_started_again_and_resumes(faulty):
     ("what", "code", "message"),
     [
         ("arguments", 2, "--seed is 0 in rank 0 and 7 in rank 1: start all processes by"),
+        ("flags", 2, "--compare-every is 1 in rank 0 and 7 in rank 1: start all processes by"),
         ("fail", 1, "rank 1: no room for this"),
-        ("hang", 1, "rank 1 hangs: it has not answered for 5 s (--timeout)"),
+        ("hang", 1, "rank 1 hangs: it has not answered for 15 s (--timeout)"),
         ("change", 1, "hold different values of params.conv1.bias: rank 1 and rank 0 differ"),
     ],
 )
 def test_what_goes_wrong_in_one_is_said_once_and_ends_all(faulty, what, code, message):
-    more = ("--timeout", 5) if what == "hang" else ("--compare-every", 1)
+    more = ("--timeout", 15) if what == "hang" else ("--compare-every", 1)
     arguments = ("train", "--backend", "graph", "--epochs", 9, *SMALL, *more)
     store = _free_port()
     ranks = [start(faulty, what, *arguments, **_environment(rank, 2, store)) for rank in (0, 1)]
@@ -191,6 +194,15 @@ def test_a_port_in_use_ends_all_with_one_line():
     assert [each[0] for each in found] == [2, 2]
     (said,) = [line for _, _, err in found for line in err]
     assert f"another program listens at 127.0.0.1:{port}: choose another port" in said
+
+
+def test_a_process_that_waits_in_vain_for_another_says_so():
+    arguments = train(*SMALL, "--timeout", 3)
+    ranks = [start(*arguments, **_environment(rank, 2, _free_port())) for rank in (0, 1)]
+    (first, _, (said_first,)), (second, _, (said_second,)) = map(ended, ranks)
+    assert (first, second) == (2, 2)
+    assert "a process has not joined rank 0 at 127.0.0.1:" in said_first
+    assert "rank 0 does not listen at 127.0.0.1:" in said_second
 
 
 def test_more_processes_than_images_are_refused_in_one_line():

@@ -28,14 +28,18 @@ class Interrupt:
 
     So the step under way can end, and be saved.  SIGHUP stays ignored if it was, as under `nohup`.
 
+    Args:
+        is_kept_after_error: True to go on noting after an error.  Torchrun sends a signal as soon
+            as one process has gone, and the others have yet to say which.
+
     Attributes:
         signal: the signal that asked to stop, or None.
     """
 
     signal: Signals | None = None
 
-    def __init__(self) -> None:
-        self._noted = -math.inf
+    def __init__(self, *, is_kept_after_error: bool = False) -> None:
+        self._is_kept_after_error, self._noted = is_kept_after_error, -math.inf
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -44,7 +48,9 @@ class Interrupt:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._is_kept_after_error and kind is not None:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -70,7 +76,8 @@ class Wish(NamedTuple):
 class Agreement:
     """Lets all processes stop, and save, after the same step, whichever of them wants it.
 
-    They ask each other only every so many steps, as many as take about a fifth of a second.
+    They ask each other only every so many steps, as many as take about a fifth of a second.  The
+    number at most doubles, as one quick step, or none, tells little of how long the next ones take.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -87,9 +94,10 @@ class Agreement:
         self._left -= 1
         if self._left > 0 and not is_due:
             return Wish(None, False)
-        seconds = (time.monotonic() - self._began) / max(1, self._steps - self._left)
-        steps = min(int(SECONDS_BETWEEN_AGREEMENTS / seconds), MOST_STEPS_BETWEEN_AGREEMENTS)
-        packed = ((wish.signal or 0) * 2 + wish.is_save_due) * 2**16 + max(1, steps)
+        done, seconds = self._steps - self._left, max(time.monotonic() - self._began, 1e-6)
+        steps = min(int(SECONDS_BETWEEN_AGREEMENTS * done / seconds), 2 * self._steps)
+        steps = max(1, min(steps, MOST_STEPS_BETWEEN_AGREEMENTS))
+        packed = ((wish.signal or 0) * 2 + wish.is_save_due) * 2**16 + steps
         wanted, steps = divmod(self.processes.maximum(packed), 2**16)
         self._steps, self._left, self._began = steps, steps, time.monotonic()
         number, is_save_due = divmod(wanted, 2)

@@ -228,6 +228,7 @@ def open_run(path: Path, given: Mapping[str, Any], processes: Processes = ALONE)
         return config
 
     config = processes.together(configure)
+    distributed.check_agreement(processes, {"RUN": path, "--data": config.data})
     dataset = load_data(config, processes)
     return processes.together(lambda: restore(directory, config, dataset, processes))
 

@@ -67,7 +67,7 @@ class Training:
         self.setup, self.reporter, self.check = setup, reporter, check
         self.processes, self.compare_every = setup.processes, compare_every
         self.cadence = cadence or Cadence()
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt(is_kept_after_error=self.processes.axis.size > 1)
         self.saved_step: int | None = None
         self.train_state: TrainState = setup.train_state
         self.running: Any = setup.running

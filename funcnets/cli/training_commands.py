@@ -162,7 +162,10 @@ def train_command(
     )
     begin = preparation.resume if resume else preparation.begin
     how = {"check": check, "cadence": _cadence(save_every), "compare_every": compare_every}
+    # By these flags processes come to the same collectives.
+    flags = {"--resume": resume, "--run-dir": run, "--save-every": save_every, "--check": check}
     with distributed.joined(device, timeout) as joined:
+        distributed.check_agreement(joined, flags | {"--compare-every": compare_every})
         setup = begin(given, run, download=download, processes=joined)
         _run(Training, TrainingMessages(setup), json, **how)
 

@@ -179,7 +179,10 @@ def join(device: str = "cpu", *, timeout: float = 600.0) -> Iterator[Processes]:
     backend = _backend(device, local_rank)
     store = _store(rank, timeout)
     limit = timedelta(seconds=timeout)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    except RuntimeError as error:
+        raise JoinError(f"rank {rank} can't join: {_line(error)}", is_repeated=False) from None
     group: Any = dist.group.WORLD
     try:
         yield Processes(Axis(size, rank, group.group_name), local_rank, timeout, store)
@@ -233,16 +236,24 @@ def _store(rank: int, timeout: float) -> Any:
         rendezvous: Any = dist.rendezvous  # type: ignore[attr-defined]
         store = _within(limit, lambda: next(iter(rendezvous("env://")))[0])
     except (RuntimeError, TimeoutError) as error:
-        if "EADDRINUSE" not in str(error) and not isinstance(error, TimeoutError):
-            message = f"rank {rank} can't join at {host}:{port}: {_line(error)}"
-            raise JoinError(message, is_repeated=False) from None
-        raise _refusal(
-            f"another program listens at {host}:{port}: choose another port, as by "
-            "torchrun --master-port PORT"
-        ) from None
+        raise _join_error(error, rank, f"{host}:{port}", timeout) from None
     # Torchrun may give processes that it starts again the store with what the first ones wrote.
     prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+
+
+def _join_error(error: Exception, rank: int, address: str, timeout: float) -> JoinError:
+    is_late = isinstance(error, TimeoutError)
+    if is_late and rank == 0:
+        message = f"a process has not joined rank 0 at {address} for {timeout:g} s (--timeout)"
+        return JoinError(message, is_repeated=False)
+    if is_late or "EADDRINUSE" in str(error):
+        return _refusal(
+            f"another program listens at {address}: choose another port, as by "
+            "torchrun --master-port PORT"
+        )
+    message = f"rank {rank} can't join at {address}: {_line(error)}"
+    return JoinError(message, is_repeated=False)
 
 
 def _within(seconds: float, function: Callable[[], Result]) -> Result:

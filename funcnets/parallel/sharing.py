@@ -34,5 +34,9 @@ def share_in_memory(processes: Processes, make: Callable[[], Any]) -> Any:
 def _write(values: Any) -> Path:
     handle, name = tempfile.mkstemp(prefix="funcnets-", suffix=".pt")
     os.close(handle)
-    torch.save(values, name)
+    try:
+        torch.save(values, name)
+    except BaseException:
+        Path(name).unlink()
+        raise
     return Path(name)
