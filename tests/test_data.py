@@ -23,9 +23,12 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from funcnets import data, random
+from funcnets.data import idx as idx_files
+from funcnets.data import places
+from funcnets.data.named import FASHION_MNIST
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-NAMES = tuple(data.CHECKSUMS)
+NAMES = idx_files.FILES
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = NAMES
 
 
@@ -75,8 +78,13 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.delenv("FUNCNETS_DATA", raising=False)
     monkeypatch.chdir(here)
     debian = tmp_path / "debian"
-    monkeypatch.setattr(data, "SEARCHED_DIRECTORIES", (*data.SEARCHED_DIRECTORIES[:-1], debian))
+    monkeypatch.setitem(places.SYSTEM_DIRECTORIES, "Fashion-MNIST", debian)
     return tmp_path
+
+
+def accept_checksums(monkeypatch, checksums):
+    for name, known in checksums.items():
+        monkeypatch.setitem(FASHION_MNIST.contents, name, known)
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ def accept(monkeypatch):
     """Make a small set of a given size, and accept it as Fashion-MNIST's."""
 
     def make(place, **sizes):
-        monkeypatch.setattr(data, "CHECKSUMS", small_set(place, **sizes))
+        accept_checksums(monkeypatch, small_set(place, **sizes))
 
     return make
 
@@ -208,7 +216,7 @@ def test_no_more_is_decompressed_than_the_header_implies(tmp_path, monkeypatch):
     tracemalloc.stop()
     write_gzip(path, idx(VALUES, (60_000, 2**15)))
     with pytest.raises(data.DataError, match="its header says more than 47,040,016 bytes"):
-        data._read_known(path)
+        FASHION_MNIST.read_file(path, TRAIN_LABELS)
 
 
 def test_what_cannot_be_seen_is_not_called_missing(nowhere):
@@ -272,7 +280,7 @@ def test_checksums_are_those_published():
         header = b"\x1f\x8b\x08\x08" + struct.pack("<I", packed_at) + packed[8:10]
         original = header + name.removesuffix(".gz").encode() + b"\0" + packed[10:]
         assert md5(original) == published[name]
-        assert md5(gzip.decompress(packed)) == data.CHECKSUMS[name][0]
+        assert md5(gzip.decompress(packed)) == FASHION_MNIST.contents[name][0]
 
 
 def test_explicit_directory_flat_or_in_torchvisions_layout(nowhere, accept):
@@ -288,7 +296,7 @@ def test_explicit_directory_flat_or_in_torchvisions_layout(nowhere, accept):
 
 
 def test_places_are_tried_in_order(nowhere, monkeypatch):
-    bundled_checksums = data.CHECKSUMS
+    bundled_checksums = dict(FASHION_MNIST.contents)
     places = [
         nowhere / "explicit",
         nowhere / "named",
@@ -299,13 +307,13 @@ def test_places_are_tried_in_order(nowhere, monkeypatch):
     sets = [small_set(place, train=10 + n) for n, place in enumerate(places)]
     monkeypatch.setenv("FUNCNETS_DATA", str(nowhere / "named"))
     for n, (place, checksums) in enumerate(zip(places, sets, strict=True)):
-        monkeypatch.setattr(data, "CHECKSUMS", checksums)
+        accept_checksums(monkeypatch, checksums)
         if n == 2:
             monkeypatch.delenv("FUNCNETS_DATA")
         found = data.load(nowhere / "explicit" if n == 0 else None)
         assert len(found.train_images) == 10 + n
         shutil.rmtree(place)
-    monkeypatch.setattr(data, "CHECKSUMS", bundled_checksums)
+    accept_checksums(monkeypatch, bundled_checksums)
     assert "bundled" in data.load().source
 
 
@@ -369,16 +377,16 @@ def test_another_set_under_the_known_names_is_an_error(tmp_path, name, accept):
     content[-1] ^= 1
     write_gzip(tmp_path / name, bytes(content))
     with pytest.raises(data.DataError) as error:
-        data.load(tmp_path)
+        data.load(tmp_path, dataset="fashion-mnist")
     message = one_line(error)
     assert message.startswith(f"{tmp_path / name}: ")
     assert md5(content) in message
-    assert data.CHECKSUMS[name][0] in message
+    assert FASHION_MNIST.contents[name][0] in message
 
 
 def test_images_and_labels_of_two_sets_are_an_error(tmp_path, accept):
     accept(tmp_path, train=6, train_labels=5)
-    with pytest.raises(data.DataError, match=f"6 images in {TRAIN_IMAGES}, but 5 labels in"):
+    with pytest.raises(data.DataError, match=r"6 training images, .*, but 5 labels"):
         data.load(tmp_path)
 
 
