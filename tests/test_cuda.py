@@ -144,21 +144,55 @@ def test_results_are_the_callers():
     assert len({value.data_ptr() for value in given}) == 6
 
 
-def test_a_state_elsewhere_runs_as_it_is_and_is_captured_when_it_stays():
+def test_each_state_of_several_that_take_turns_has_its_graph():
     function, run = momentum_step()
     capturer = Capturer()
     replayed = cuda.Replayed(run, (0, 1), capturer)
-    first, second = begun(0), begun(1)
-    train_by(replayed, capturer, first, range(3))
-    train_by(replayed, capturer, second, [0])
-    assert (capturer.captured, capturer.replayed) == (1, 2)
-    # The first one's graph is still good, and then gives way.
-    train_by(replayed, capturer, first, [3])
-    assert (capturer.captured, capturer.replayed) == (1, 3)
-    train_by(replayed, capturer, second, [1, 2])
-    assert (capturer.captured, capturer.replayed) == (2, 4)
-    for state, seed, steps in ((first, 0, 4), (second, 1, 3)):
+    states = [begun(seed) for seed in range(3)]
+    for step in range(4):
+        for state in states:
+            train_by(replayed, capturer, state, [step])
+    assert (capturer.captured, capturer.replayed) == (3, 9)
+    for seed, state in enumerate(states):
+        torch.testing.assert_close(state, expected_of(function, begun(seed), range(4))[1])
+
+
+def test_graphs_are_bounded_and_the_oldest_makes_room(monkeypatch):
+    monkeypatch.setattr(cuda, "MOST_GRAPHS", 2)
+    function, run = momentum_step()
+    capturer = Capturer()
+    replayed = cuda.Replayed(run, (0, 1), capturer)
+    states = [begun(seed) for seed in range(3)]
+    for state in states:
+        train_by(replayed, capturer, state, [0, 1])
+    assert capturer.captured == 3
+    train_by(replayed, capturer, states[2], [2])
+    train_by(replayed, capturer, states[1], [2])
+    assert (capturer.captured, capturer.replayed) == (3, 5)
+    train_by(replayed, capturer, states[0], [2, 3])
+    assert (capturer.captured, capturer.replayed) == (4, 6)
+    for seed, (state, steps) in enumerate(zip(states, (4, 3, 3), strict=True)):
         torch.testing.assert_close(state, expected_of(function, begun(seed), range(steps))[1])
+
+
+def test_what_stays_the_same_tensor_is_read_in_place_where_nothing_is_donated():
+    """As parameters in an evaluation; they may change between two calls."""
+    capturer = Capturer()
+    replayed = cuda.Replayed(lambda weight, x: [weight * x], (), capturer)
+    weight = torch.ones(3)
+    for step in range(5):
+        weight += step
+        (result,) = replayed(weight, batch_of(step))
+        torch.testing.assert_close(result, weight * batch_of(step))
+    assert (capturer.captured, capturer.replayed) == (1, 3)
+
+
+def test_arguments_that_are_always_new_are_never_captured():
+    capturer = Capturer()
+    replayed = cuda.Replayed(lambda x: [x + 1], (), capturer)
+    for step in range(4):
+        torch.testing.assert_close(replayed(batch_of(step))[0], batch_of(step) + 1)
+    assert capturer.captured == 0
 
 
 def test_what_cannot_be_captured_goes_on_with_a_warning():
@@ -184,7 +218,7 @@ def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
 
     monkeypatch.setattr(cuda, "is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(cuda, "with_products", with_products)
-    monkeypatch.setattr(cuda, "capture", capturer)
+    monkeypatch.setattr(cuda, "Capturer", lambda device: capturer)
     net, _ = models.get("lenet_bn")
     optimizer = optim.sgd(0.01, momentum=0.9)
     x = random.normal(random.key(1), (4, 1, 28, 28), torch.float64)

@@ -49,13 +49,13 @@ def test_a_training_step_is_that_of_a_cpu(name, side, backend):
 @pytest.mark.parametrize("backend", ["graph", None])
 def test_a_loop_is_replayed_and_gives_the_same(backend, monkeypatch):
     replays = []
-    capture = cuda.capture
+    capture = cuda.Capturer.__call__
 
-    def noted(function):
-        replay, results = capture(function)
+    def noted(self, function):
+        replay, results = capture(self, function)
         return lambda: replays.append(replay()), results
 
-    monkeypatch.setattr(cuda, "capture", noted)
+    monkeypatch.setattr(cuda.Capturer, "__call__", noted)
     net, _ = models.get("lenet_bn")
     optimizer = optim.sgd(0.1, momentum=0.9)
     x = random.normal(random.key(1), (6, 8, 1, 28, 28), torch.float64)

@@ -5,6 +5,8 @@ Unverified: nothing here has run on a GPU yet; tests put a CPU in its place.
 
 import contextlib
 import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from funcnets.compiler.backends.select import Executable
 
+MOST_GRAPHS = 16  # of one executable
 Replay = Callable[[], object]
 
 
@@ -24,8 +27,9 @@ def prepared(
     if not any(on_gpu):
         return run
     run = with_products(run, tf32=tf32)
+    devices = {leaf.device for leaf in leaves}
     # What is elsewhere would be read when the graph is captured, and never again.
-    return Replayed(run, donated, capture) if donated and all(on_gpu) else run
+    return Replayed(run, donated, Capturer(devices.pop())) if len(devices) == 1 else run
 
 
 def is_on_gpu(tensor: Tensor) -> bool:
@@ -61,73 +65,102 @@ def with_products(run: Executable, *, tf32: bool) -> Executable:
     return precise
 
 
-def capture(function: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
-    """Return the replay of a CUDA graph of `function`, and its results after each replay.
+Capture = Callable[[Callable[[], Sequence[Tensor]]], tuple[Replay, Sequence[Tensor]]]
 
-    The capture computes nothing.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function()
-    return graph.replay, results
+
+class Capturer:
+    """Captures CUDA graphs that share one pool of memory, as no two of them run at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool: Any = None
+
+    def __call__(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
+        """Return the replay of a CUDA graph of `function`, and its results after each replay.
+
+        The capture computes nothing.  If it fails, the stream is what it was.
+        """
+        with torch.cuda.device(self.device):
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            try:
+                # Other threads may go on to allocate memory.
+                with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+                    results = function()
+            except BaseException:
+                torch.cuda.set_stream(stream)  # the context ends the capture first, which may raise
+                raise
+        return graph.replay, results
 
 
 class _Captured(NamedTuple):
-    addresses: list[int]  # of the donated leaves
-    leaves: list[Tensor]  # that it reads and updates
+    copied: list[tuple[int, Tensor]]  # positions of arguments, and from where the graph reads them
     replay: Replay
     results: Sequence[Tensor]
 
 
 class Replayed:
-    """An executable that is captured when its donated arguments come at the same addresses again.
+    """An executable that is captured when its arguments come at the same addresses again.
 
-    As it updates them in place, they do in a training's loop, from the second step on: then all
-    kernels of a step are started at once.  The other arguments are copied to where the graph reads
-    them, and results from where it writes them.  A call whose donated arguments are elsewhere runs
-    as it is, and the second one in a row is captured in place of the last.
+    A graph reads and updates the donated arguments in place; if none is donated, the graph reads
+    in place those that were the same tensors in the first two calls, such as the parameters in an
+    evaluation.  The other arguments are copied to where the graph reads them, and results from
+    where it writes them.  A call runs as it is until its addresses come for the second time; then
+    all kernels of a step are started at once.
 
-    A captured graph keeps the memory that it works in, and the arguments that it was made for.
+    There is a graph for each set of addresses, up to `MOST_GRAPHS`, such as those of the members
+    of an ensemble that take turns; then the one that was not used for longest makes room.
     """
 
-    def __init__(
-        self,
-        run: Executable,
-        donated: Sequence[int],
-        capture: Callable[[Callable[[], Sequence[Tensor]]], tuple[Replay, Sequence[Tensor]]],
-    ) -> None:
-        self.run, self.donated, self.capture = run, donated, capture
-        self._last: list[int] = []
-        self._captured: _Captured | None = None
+    def __init__(self, run: Executable, donated: Sequence[int], capture: Capture) -> None:
+        self.run, self.capture = run, capture
+        self._fixed: Sequence[int] | None = donated or None  # positions of what is read in place
+        self._first: list[weakref.ref[Tensor]] | None = None  # arguments of the first call
+        self._graphs: OrderedDict[tuple[int, ...], _Captured | None] = OrderedDict()
         self._can_capture = True
 
     def __call__(self, *leaves: Tensor) -> Sequence[Tensor]:
         """Return the results for these arguments, by a captured graph if there is one."""
-        addresses = [leaves[position].data_ptr() for position in self.donated]
-        again, self._last = addresses == self._last, addresses
-        is_elsewhere = self._captured is None or self._captured.addresses != addresses
-        if is_elsewhere and again and self._can_capture:
-            self._captured = None  # so that its memory is free
-            self._captured = self._capture(leaves, addresses)
-        captured = self._captured
-        if captured is None or captured.addresses != addresses:
+        fixed = self._fixed or self._find_fixed(leaves)
+        if not fixed or not self._can_capture:
             return self.run(*leaves)
-        for given, read in zip(leaves, captured.leaves, strict=True):
-            if given.data_ptr() != read.data_ptr():
-                read.copy_(given)
+        addresses = tuple(leaves[position].data_ptr() for position in fixed)
+        is_seen = addresses in self._graphs
+        captured = self._graphs.pop(addresses, None)
+        if is_seen and captured is None:
+            captured = self._capture(leaves, fixed)
+        self._graphs[addresses] = captured  # as the newest
+        if len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        if captured is None:
+            return self.run(*leaves)
+        for position, read in captured.copied:
+            read.copy_(leaves[position])
         captured.replay()
         return [result.clone() for result in captured.results]
 
-    def _capture(self, leaves: Sequence[Tensor], addresses: list[int]) -> _Captured | None:
-        own = [
-            leaf if position in self.donated else leaf.clone()
+    def _find_fixed(self, leaves: Sequence[Tensor]) -> Sequence[int]:
+        """Return the positions of the arguments that the first call had too, from the second on."""
+        if self._fixed is None and self._first is None:
+            self._first = [weakref.ref(leaf) for leaf in leaves]
+            return ()
+        if self._fixed is None and self._first is not None:
+            pairs = enumerate(zip(self._first, leaves, strict=True))
+            self._fixed = [i for i, (first, leaf) in pairs if first() is leaf]
+        return self._fixed or ()
+
+    def _capture(self, leaves: Sequence[Tensor], fixed: Sequence[int]) -> _Captured | None:
+        copied = [
+            (position, leaf.clone())
             for position, leaf in enumerate(leaves)
+            if position not in fixed
         ]
-        if [leaf.stride() for leaf in own] != [leaf.stride() for leaf in leaves]:
+        if any(leaves[position].stride() != copy.stride() for position, copy in copied):
             self._can_capture = False  # a copy without gaps is not what it was compiled for
             return None
+        read = dict(enumerate(leaves)) | dict(copied)
         try:
-            return _Captured(addresses, own, *self.capture(lambda: self.run(*own)))
+            return _Captured(copied, *self.capture(lambda: self.run(*read.values())))
         except (RuntimeError, AssertionError) as error:  # inductor asserts shapes and strides
             warnings.warn(f"jit: goes on without a CUDA graph: {error}", stacklevel=2)
             self._can_capture = False
