@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from funcnets import tree
 
 Clock = Callable[[], float]
@@ -59,16 +61,18 @@ def medians(taken: Mapping[Name, list[float]]) -> dict[Name, float]:
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def repeat(step: Callable[..., Any], train_state: Any, batch: Any) -> Callable[[], float]:
-    """Return a function that does one more training step on `batch` and returns its loss.
+def repeat(step: Callable[..., Any], train_state: Any, batch: Any) -> Callable[[], Tensor]:
+    """Return a function that does one more training step on `batch` and returns its loss, 0-d.
 
-    It begins with a copy of `train_state`, so `step` may donate its argument.
+    It doesn't wait for the device.  It begins with a copy of `train_state`, so `step` may donate
+    its argument.
     """
     train_state = tree.map(lambda leaf: leaf.clone(), train_state)
 
-    def next_step() -> float:
+    def next_step() -> Tensor:
         nonlocal train_state
         train_state, measured = step(train_state, batch)
-        return float(measured["loss"])
+        loss: Tensor = measured["loss"]
+        return loss
 
     return next_step

@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from funcnets import models
+
 FULL_SET = [
     *("--nets", "lenet_bn", "--recipes", "tuned", "--seeds", "0", "1", "--epochs", "1"),
     *("--limit-train", "300", "--data", "bundled", "--backend", "graph"),
@@ -288,3 +290,44 @@ def test_accumulation_is_exact_in_the_exact_form_alone(capsys):
     assert gradients[0] == statistics[0] == 0
     assert max(gradients[1], statistics[1]) < 1e-9
     assert min(gradients[2], statistics[2]) > 1e-3
+
+
+def rows_of(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_gpu_run_prints_a_row_for_each_thing_that_it_tries(capsys):
+    options = ["--device", "cpu", "--quick", "--nets", "lenet_bn"]
+    load("on_a_gpu").main([*options, "--phases", "ceilings", "steps"])
+    environment, *ceilings, step = rows_of(capsys.readouterr().out)
+    assert environment["device"] == "cpu"
+    assert [row["what"] for row in ceilings] == ["product float32", "product bfloat16", "copy"]
+    assert (step["network"], step["column"]) == ("lenet_bn", "graph")
+    assert step["median"] > 0
+
+
+def test_a_gpu_run_goes_on_after_a_row_that_fails_and_stops_in_time(capsys, monkeypatch):
+    script = load("on_a_gpu")
+
+    def fail(options, clock):
+        raise OSError("the device\nis gone")
+
+    monkeypatch.setattr(script, "keys_are_those_of_a_cpu", lambda device: fail(None, None))
+    clock = script.Clock(100.0)
+    script.attempt("proofs", "keys", clock, lambda: script.keys_are_those_of_a_cpu("cpu"))
+    script.attempt("proofs", "late", script.Clock(0.0), dict)
+    failed, late = rows_of(capsys.readouterr().out)
+    assert failed["failed"] == "OSError: the device"
+    assert late["left out"] == "the time is up"
+
+
+@pytest.mark.slow
+def test_a_gpu_run_has_all_its_phases_on_a_cpu(capsys):
+    load("on_a_gpu").main(["--device", "cpu", "--quick"])
+    rows = rows_of(capsys.readouterr().out)
+    assert {row["phase"] for row in rows} == {
+        *("environment", "ceilings", "proofs", "steps", "trainings")
+    }
+    assert not [row for row in rows if "failed" in row or "left out" in row]
+    assert all(row["ok"] for row in rows if row["phase"] == "proofs")
+    assert {row["network"] for row in rows if row["phase"] == "steps"} == set(models.INDEX)

@@ -6,14 +6,14 @@ differ, and the speed of one machine drifts.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from funcnets import data, models
-from funcnets.bench import epoch, flax_models, isolated, rule_timings, throughput
+from funcnets.bench import epoch, flax_models, isolated, on_device, rule_timings, throughput
 from funcnets.bench.cases import Case
-from funcnets.bench.contenders import BACKENDS, COLUMNS, available_columns
+from funcnets.bench.contenders import BACKENDS, COLUMNS, GPU_COLUMNS, available_columns
 from funcnets.bench.table import render
 from funcnets.compiler.backends.select import Backend, usual_backend
 from funcnets.precision import available as available_precisions
@@ -89,12 +89,13 @@ def cases(
     )
 
 
-def columns(only: str | None = None) -> tuple[str, ...]:
-    """Return the columns in a list like `jit,eager`; for None, all columns.
+def columns(only: str | None = None, device: str = "cpu") -> tuple[str, ...]:
+    """Return the columns in a list like `jit,eager`; for None, all columns of the device.
 
     Raises ValueError for an unknown column, and for `flax` if Flax isn't installed.
     """
-    chosen = names("--only", only, tuple(COLUMNS))
+    is_gpu = device.startswith("cuda")
+    chosen = names("--only", only, tuple(GPU_COLUMNS if is_gpu else COLUMNS))
     if only is not None and "flax" in chosen and not flax_models.is_installed():
         raise ValueError("--only has flax, which needs: pip install 'funcnets[bench-jax]'")
     return chosen
@@ -114,23 +115,32 @@ def names(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ..
 
 def step_rows(
     plan: Plan, report: Report
-) -> Iterator[list[throughput.Timing] | list[throughput.Mean]]:
+) -> Iterator[list[throughput.Timing | on_device.DeviceTiming] | list[throughput.Mean]]:
     """Yield throughputs of steps, a list for each network, and means over several networks."""
-    timings = []
+    timings: list[throughput.Timing | on_device.DeviceTiming] = []
     for case in plan.cases:
-        timed = throughput.time_steps(
-            case,
-            plan.columns,
-            plan.precisions,
-            rounds=plan.rounds,
-            seconds=plan.seconds,
-            report=report,
-        )
+        timed = _timings(plan, case, report)
         yield timed
         timings += timed
         torch.compiler.reset()  # it keeps a graph for each signature, up to a limit
     if len(plan.cases) > 1 and (means := throughput.means(timings)):
         yield means
+
+
+def _timings(
+    plan: Plan, case: Case, report: Report
+) -> list[throughput.Timing | on_device.DeviceTiming]:
+    columns = available_columns(plan.columns, case.network)
+    if not case.device.startswith("cuda"):
+        how: Any = {"rounds": plan.rounds, "seconds": plan.seconds, "report": report}
+        return [*throughput.time_steps(case, columns, plan.precisions, **how)]
+    compiled = [column for column in columns if column not in ("graph", "graph-last", "eager")]
+    isolated.fill_caches([(case, column, name) for column in compiled for name in plan.precisions])
+    operations = throughput.operations_of(case)
+    rows = on_device.time_steps(
+        case, columns, plan.precisions, operations=operations, rounds=plan.rounds, report=report
+    )
+    return [*rows]
 
 
 def first_step_rows(plan: Plan, report: Report) -> Iterator[list[isolated.FirstStep]]:

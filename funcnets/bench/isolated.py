@@ -3,6 +3,7 @@
 python -m funcnets.bench.isolated '["lenet_bn", 256, 28, "cpu"]' jit float32
 """
 
+import contextlib
 import json
 import os
 import re
@@ -10,13 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
 
 from funcnets.bench.cases import Case
-from funcnets.bench.contenders import COLUMNS
+from funcnets.bench.contenders import COLUMNS, GPU_COLUMNS
 from funcnets.bench.table import Unit
 
 STEPS_AFTER_FIRST = 3
@@ -76,6 +79,20 @@ def measure_process(
     return ProcessCost(*json.loads(done.stdout.splitlines()[-1]))
 
 
+def fill_caches(steps: Sequence[tuple[Case, str, str]]) -> None:
+    """Compile steps, a case, column and precision each, in processes that run side by side.
+
+    What they compile stays in the compilers' caches.  A step that fails is left to its caller.
+    """
+
+    def fill(step: tuple[Case, str, str]) -> None:
+        with contextlib.suppress(RuntimeError):
+            measure_process(*step)
+
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+        list(pool.map(fill, steps))
+
+
 def time_first_step(case: Case, column: str, precision: str) -> FirstStep:
     """Time the first step in two processes, with empty caches and with those of the first."""
     with tempfile.TemporaryDirectory() as cache:
@@ -124,8 +141,11 @@ def main(case: str, column: str, precision: str) -> None:
     """Make some steps, and print their `ProcessCost` as JSON."""
     given = Case(*json.loads(case))
     started, idle = time.perf_counter(), _peak(given.device)
-    step = COLUMNS[column](given, precision)
+    columns = COLUMNS if given.device == "cpu" else GPU_COLUMNS
+    step = columns[column](given, precision)
     step()
+    if given.device != "cpu":
+        torch.cuda.synchronize(given.device)
     seconds, peak = time.perf_counter() - started, _peak(given.device)
     _reset_peak(given.device)
     for _ in range(STEPS_AFTER_FIRST):

@@ -1,19 +1,19 @@
-"""Throughput of training steps, timed in turns with modules and with a matrix product."""
+"""Throughput on a CPU: training steps, timed in turns with modules and with a matrix product."""
 
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor
 
 from funcnets import models, summary, timing
 from funcnets.bench.cases import Case
 from funcnets.bench.contenders import COLUMNS, MODULES, Contender, available_columns
+from funcnets.bench.on_device import DeviceTiming
 from funcnets.bench.table import Unit
-from funcnets.compiler.backends.cuda import products
 from funcnets.precision import POLICIES
 
 # Two for a multiply-add, in the forward pass and in the gradients of input and weight.
@@ -76,15 +76,15 @@ def time_steps(
             taken = first[precision, column] = time.perf_counter() - started
             report(f"{case.network}, {column}, {precision}: first step after {taken:.1f} s")
             step()
-    matmuls = {precision: matrix_product(case.device, precision) for precision in precisions}
+    matmuls = {precision: matrix_product(precision) for precision in precisions}
     turns = steps | {(name, MATMUL): matmul.run for name, matmul in matmuls.items()}
     taken_by = timing.interleave(turns, rounds, seconds=seconds)
     operations = {(name, MATMUL): matmul.operations for name, matmul in matmuls.items()}
-    operations |= dict.fromkeys(steps, _operations(case))
+    operations |= dict.fromkeys(steps, operations_of(case))
     return [_timing(case, key, first[key], taken_by, operations) for key in steps]
 
 
-def _operations(case: Case) -> int:
+def operations_of(case: Case) -> int:
     """Return the operations of a training step, counted as direct convolutions."""
     net, _ = models.get(case.network)
     forward = summary.summarize(net, case.shape, depth=0)[-1].multiply_adds
@@ -98,7 +98,7 @@ class MatrixProduct(NamedTuple):
     operations: int
 
 
-def matrix_product(device: str, precision: str) -> MatrixProduct:
+def matrix_product(precision: str) -> MatrixProduct:
     """Return the smallest product that takes `LEAST_PRODUCT_SECONDS`, or the largest one.
 
     The sides of the matrices are powers of two.  Smaller products don't reach the peak of the
@@ -106,21 +106,13 @@ def matrix_product(device: str, precision: str) -> MatrixProduct:
     """
     policy, side = POLICIES[precision], SMALLEST_SIDE
     while True:
-        matrix = torch.linspace(0, 1, side, device=device).expand(side, side).to(policy.compute)
-        run = _squared(matrix.contiguous(), tf32=policy.tf32)
+        matrix = torch.linspace(0, 1, side).expand(side, side).to(policy.compute)
+        run = partial(torch.matmul, *2 * [matrix.contiguous()])
         run()
         (taken,) = timing.interleave({MATMUL: run}, 1)[MATMUL]
         if taken >= LEAST_PRODUCT_SECONDS or side >= LARGEST_SIDE:
             return MatrixProduct(run, 2 * side**3)
         side *= 2
-
-
-def _squared(matrix: Tensor, *, tf32: bool) -> Contender:
-    def run() -> float:
-        with products(tf32=tf32):
-            return float((matrix @ matrix)[0, 0])
-
-    return run
 
 
 def _timing(
@@ -148,7 +140,7 @@ def _timing(
     )
 
 
-def means(timings: Sequence[Timing]) -> list[Mean]:
+def means(timings: Sequence[Timing | DeviceTiming]) -> list[Mean]:
     """Return the geometric means over networks of the ratios, by precision and column."""
     ratios: dict[Key, list[float]] = defaultdict(list)
     for timed in timings:

@@ -90,7 +90,7 @@ def bench_command(
     check_device(device)
     plan = bench.Plan(
         bench.cases(networks or ["lenet_bn"], batch_size, side, device),
-        bench.columns(only),
+        bench.columns(only, device),
         bench.names("--precision", precision, available(device)),
         rounds,
         seconds,
