@@ -73,6 +73,7 @@ __all__ = [
     "import_collectives",
     "is_compiled",
     "is_known_version",
+    "is_view",
     "lazy_graph_module",
     "module_buffers",
     "standalone_compile",
@@ -122,6 +123,11 @@ def storage_id(tensor: Tensor) -> int:
     storage = tensor.untyped_storage()
     address: int = getattr(storage, "_cdata", None) or storage.data_ptr() or id(tensor)
     return address
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Return True if a tensor is a view of another one; False if unknown."""
+    return getattr(tensor, "_base", None) is not None
 
 
 def version_of(tensor: Tensor) -> int:

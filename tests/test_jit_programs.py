@@ -331,3 +331,44 @@ def test_what_is_made_of_arguments_alone_and_returned_comes_first_too(backend):
 
     given = maps(4, 8), maps(4, 8, seed=1)
     torch.testing.assert_close(jit(function, backend=backend)(*given), function(*given))
+
+
+def flat_view(x):
+    return x.view(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: flat_view(F.conv2d(x, w)),
+        lambda x, w: flat_view(F.max_pool2d(F.relu(F.conv2d(x, w)), 2)) @ torch.ones(144, 3),
+        torch.func.grad(lambda x, w: flat_view(F.max_pool2d(F.conv2d(x, w), 2)).sin().sum(), 1),
+        torch.func.vmap(lambda x, w: F.max_pool2d(x, 2).view(-1) * w.sum(), (0, None)),
+        lambda x, w: torch.func.jvp(lambda x: flat_view(F.conv2d(x, w)), (x,), (x.sin(),)),
+    ],
+    ids=["convolution", "pool", "grad", "vmap", "jvp"],
+)
+def test_a_view_of_a_map_whose_memory_format_a_lowering_chose(function, backend):
+    given = maps(4, 8, 8, 8), weight()
+    torch.testing.assert_close(jit(function, backend=backend)(*given), function(*given))
+
+
+def written_view(x, w):
+    y = F.conv2d(x, w)
+    y.view(-1)[:5] = 7
+    return y * 2
+
+
+def view_of_what_is_written(x, w):
+    y = F.conv2d(x, w)
+    z = y.view(-1)
+    y.mul_(3)
+    return z * 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("function", [written_view, view_of_what_is_written])
+def test_such_a_view_that_is_written_to(function, backend):
+    given = maps(4, 8, 8, 8), weight()
+    torch.testing.assert_close(jit(function, backend=backend)(*given), function(*given))

@@ -11,3 +11,7 @@ class CompileError(RuntimeError):
 
 class VerificationError(AssertionError):
     """A pass that left a wrong graph: an error of funcnets, found by FUNCNETS_DEBUG=verify."""
+
+
+class FormatError(TraceError):
+    """A view of a tensor whose memory format lowerings chose is written to: do without them."""

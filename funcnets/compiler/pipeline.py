@@ -15,6 +15,7 @@ from torch import Tensor
 from funcnets.compiler.autocast import without_autocast
 from funcnets.compiler.backends.inductor import spell_out_factors
 from funcnets.compiler.backends.select import Backend
+from funcnets.compiler.errors import FormatError
 from funcnets.compiler.graph.compilation import Compilation, Pass
 from funcnets.compiler.kernels import build
 from funcnets.compiler.loops.grouping import flatten_vectors, repeat_conversions
@@ -25,13 +26,14 @@ from funcnets.compiler.passes.fuse import fuse_operations, fuse_scales, fuse_sto
 from funcnets.compiler.passes.purity import check_purity
 from funcnets.compiler.passes.reuse_memory import reuse_memory
 from funcnets.compiler.passes.simplify import remove_dead_code, share_conversions
-from funcnets.compiler.passes.views import relax_views
+from funcnets.compiler.passes.views import relax_views, spell_out_copies
 from funcnets.compiler.trace import record_function
 from funcnets.compiler.verify import verifier
 
 # Every back end begins with these two groups; `Jitted.trace` shows their result.
 CLEANING: tuple[Pass, ...] = (
     check_purity,
+    spell_out_copies,
     remove_dead_code,
     share_conversions,
 )
@@ -84,6 +86,18 @@ def trace(
         TraceError: where the function branches on a tensor's value, returns something that is no
             tensor, writes to an argument, or draws from torch's hidden generator.
     """
+    try:
+        return _trace(function, leaves, lowerings, watch)
+    except FormatError:
+        return _trace(function, leaves, (), watch)
+
+
+def _trace(
+    function: Callable[..., Any],
+    leaves: Sequence[Tensor],
+    lowerings: Sequence[Lowering],
+    watch: Watch,
+) -> Compilation:
     compilation = record_function(function, leaves, lowerings, watch)
     with without_autocast():
         compilation.after_pass = verifier(compilation)

@@ -31,7 +31,10 @@ def record(
     fake tensors.
     """
     recording = Recording(rewrites)
-    fakes = [recording.argument(leaf) for leaf in leaves]
+    leaves = list(leaves)
+    # A tensor that is given twice is one argument.
+    made = {id(leaf): recording.argument(leaf) for leaf in leaves}
+    fakes = [made[id(leaf)] for leaf in leaves]
     with recording.shapes, recording:
         results = function(*fakes)
     recording.graph.output([recording.node(result) for result in results])
@@ -46,8 +49,11 @@ def record_by_make_fx(
 ) -> fx.GraphModule:
     """Return the graph that `record` gives, by public names of PyTorch alone; takes longer."""
     table: Any = dict(rewrites)
+    leaves = list(leaves)
     trace = make_fx(function, table, tracing_mode="fake", _allow_non_fake_inputs=True)
-    module = trace(*leaves)
+    # A view is not given, as in `record`; a tensor that is given twice is one argument.
+    made = {id(leaf): _empty_like(leaf) if _torch.is_view(leaf) else leaf for leaf in leaves}
+    module = trace(*(made[id(leaf)] for leaf in leaves))
     graph = module.graph
     for node in list(graph.nodes):
         if node.target is aten.detach.default:  # the same tensor, as graphs know no derivatives
@@ -55,10 +61,21 @@ def record_by_make_fx(
             graph.erase_node(node)
         elif node.op == "get_attr":
             node.meta.setdefault("val", getattr(module, node.target))
+        elif node.op == "call_function":
+            node.meta.setdefault("val", None)  # what is no tensor, as a comparison of shapes
     (end,) = graph.find_nodes(op="output")
     end.args = (list(end.args[0]),)
     module.recompile()
     return module
+
+
+def _empty_like(leaf: Tensor) -> Tensor:
+    """Return a tensor of this shape and these strides that is no view.
+
+    PyTorch refuses some views of fake tensors that are views themselves in forward mode.
+    """
+    like = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+    return like.requires_grad_(leaf.requires_grad)
 
 
 def is_recording() -> bool:
@@ -116,7 +133,8 @@ class Recording(DispatchMode):
     def argument(self, leaf: Tensor) -> Tensor:
         """Add an argument to the graph, and return a fake tensor like `leaf` for it."""
         node = self.graph.placeholder(f"argument{len(self.graph.nodes)}")
-        fake: Tensor = self.shapes.from_tensor(leaf)
+        with self.shapes:
+            fake = _empty_like(leaf)
         self._note(fake, node)
         return fake
 
@@ -127,8 +145,14 @@ class Recording(DispatchMode):
             name = f"captured{len(self.captured)}"
             self.captured[name] = tensor
             node = self._nodes[tensor] = self.graph.get_attr(name)
-            node.meta["val"] = self.shapes.from_tensor(tensor)
+            with self.shapes:
+                node.meta["val"] = _empty_like(tensor)
         return node
+
+    def _fake(self, value: Any) -> Any:
+        """Return the fake tensor for one that was captured; anything else as it is."""
+        is_captured = isinstance(value, Tensor) and not isinstance(value, _torch.FakeTensor)
+        return self.node(value).meta["val"] if is_captured else value
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -146,7 +170,16 @@ class Recording(DispatchMode):
             operation = aten.lift_fresh_copy.default  # the captured value may be written to
         if torch.Tag.inplace_view in operation.tags:
             return self._viewed_in_place(operation, args, kwargs)
-        result = shaped(operation, args, kwargs)
+        is_constant = operation is aten.lift_fresh_copy.default  # fake tensors keep its numbers
+        faked = (args, kwargs) if is_constant else tree.map(self._fake, (args, kwargs))
+        try:
+            result = shaped(operation, *faked)
+        except RuntimeError:
+            if operation is not aten.view.default:
+                raise
+            # A rewrite chose strides that the function doesn't know, as channels_last for a map.
+            operation = aten._reshape_copy.default
+            result = shaped(operation, *faked)
         if operation is aten.detach.default:  # the same tensor, as graphs know no derivatives
             self._nodes[result] = self.node(*args)
         else:

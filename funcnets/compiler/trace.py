@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from funcnets import _torch, tree
 from funcnets._torch import functorch
+from funcnets.compiler.absent_tangents import AbsentTangents
 from funcnets.compiler.errors import TraceError
 from funcnets.compiler.graph.compilation import Compilation
 from funcnets.compiler.graph.structure import Structure, take_apart
@@ -73,9 +74,11 @@ def record_function(
         return outputs
 
     recorder = Recorder(lowerings, watch)
+    zeros = torch.ops.aten._new_zeros_with_same_feature_meta.default
+    rewrites = {zeros: _zeros_of_layout, **AbsentTangents().rewrites, **recorder.table}
     with torch.no_grad(), explained():
         recorded_by = record if _torch.is_known_version() else record_by_make_fx
-        module = recorded_by(flat, leaves, {**_PLAIN_ZEROS, **recorder.table})
+        module = recorded_by(flat, leaves, rewrites)
     return Compilation(module, structures[-1], bool(lowerings), Counter(recorder.fired))
 
 
@@ -104,17 +107,20 @@ def explained() -> Iterator[None]:
         raise
 
 
-def _plain_zeros(x: Tensor, other: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
-    return x.new_zeros((*x.shape[:self_num_batch_dims], *other.shape))
+def _zeros_of_layout(x: Tensor, other: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
+    """Return zeros with the strides of `other`, after the batch dimensions of `x`.
 
-
-# Forward derivatives write into zeros that take over the strides of an expanded tensor where one
-# is: in the graph, that would write to one place twice.  And they make zeros that can't be written
-# to, where results may take the memory of an operand.
-_PLAIN_ZEROS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten._new_zeros_with_same_feature_meta.default: _plain_zeros,
-    torch.ops.aten._efficientzerotensor.default: torch.zeros,
-}
+    Forward derivatives are written into these.  They are contiguous where `other` is expanded: to
+    write there would write to one place twice.
+    """
+    batch = x.shape[:self_num_batch_dims]
+    steps = [step for size, step in zip(other.shape, other.stride(), strict=True) if size > 1]
+    if 0 in steps:
+        return x.new_zeros((*batch, *other.shape))
+    zeros = x.new_zeros((*batch, other.untyped_storage().nbytes() // other.element_size()))
+    return zeros.as_strided(
+        (*batch, *other.shape), (*zeros.stride()[:self_num_batch_dims], *other.stride())
+    )
 
 
 def _is_data_dependent(error: Exception) -> bool:
