@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 from run_files import SMALL, final_tensors, rows, untimed
 
-import funcnets.compiler.backends.select
-from funcnets import models
-from funcnets.cli import preparation, reporters, training
+import funcnets
+from funcnets import data, models
+from funcnets.cli import options, preparation, reporters, training
 from funcnets.cli.compiled_step import CompiledStep
 from funcnets.cli.interrupt import Interrupt
 from funcnets.compiler import CompileError
 from funcnets.compiler.kernels import build
 from funcnets.core import sequential
 from funcnets.layers import batch_norm, conv2d, flatten, linear
+from funcnets.precision import POLICIES
+from funcnets.runs import config
 from funcnets.train import NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("own_directory")
@@ -68,7 +70,9 @@ def test_the_scratch_net_shows_what_bn1_learned(run):
         (["train", "--limit-train", "0"], "--limit-train is 0"),
         (["train", "--device", "nowhere"], "--device is 'nowhere'"),
         (["train", "--backend", "fast"], "--backend is 'fast'"),
-        (["train", "--bogus"], "--bogus"),
+        (["train", "--bogus"], "no option is called '--bogus'; see --help"),
+        (["train", "--epoch", "3"], "no option is called '--epoch': did you mean '--epochs'?"),
+        (["eval", "--devise", "3"], "no option is called '--devise': did you mean '--device'?"),
         (["train", "--data", "nowhere"], "nowhere"),
         (["train", "alexnet", "--side", "30"], r"the smallest --side that works is 65"),
         (["train", "--limit-train", "129"], "the last batch has one image, from which bn3 has no"),
@@ -346,3 +350,43 @@ def test_check_changes_nothing_else(run):
     assert run("train", "--epochs", 1, "--run", "plain", *SMALL)[0] == 0
     assert run("train", "--epochs", 1, "--run", "checked", "--check", *SMALL)[0] == 0
     assert untimed("plain")[0] == pytest.approx(untimed("checked")[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("field", [*options.CHOICES])
+def test_the_choices_in_help_are_those_of_configurations(field):
+    known = {
+        **config.KNOWN_VALUES,
+        "recipe": models.INDEX["lenet_bn"].recipes,
+        "precision": (*POLICIES, "auto"),
+        "dataset": data.NAMED,
+    }
+    assert {*options.CHOICES[field]} == {*known[field]}
+
+
+def test_an_option_is_known_by_its_flag():
+    assert options.FLAGS["learning_rate"] == "--lr"
+    assert options.FLAGS["network"] == "NET"
+    assert options.FLAGS["sync_batch_norm"] == "--no-sync-bn"
+    given = {"side": None, "sync_batch_norm": True, "seed": 0, "json": True}
+    assert options.fields(options.TRAIN_FIELDS, given) == {"sync_batch_norm": False, "seed": 0}
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["eval"], ["bench"]])
+def test_help_fits_80_columns_without_a_word_cut(run, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    code, out, _ = run(*command, "-h")
+    assert code == 0
+    assert out == run(*command, "--help")[1]
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+
+
+def test_the_version_is_told(run):
+    assert run("--version") == (0, f"funcnets {funcnets.__version__}\n", "")
+
+
+def test_a_rate_has_a_long_name_too(run):
+    code, _, _ = run("train", "--epochs", 1, "--learning-rate", 0.5, "--run", "first", *SMALL)
+    assert code == 0
+    assert json.loads(Path("first/config.json").read_text())["learning_rate"] == 0.5

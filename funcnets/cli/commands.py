@@ -4,10 +4,11 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import funcnets
 from funcnets._debug import is_debugged
 from funcnets.cli import bench_command, network_commands, terminal, training_commands
 from funcnets.cli.errors import error_line, exit_code
@@ -23,9 +24,32 @@ EPILOG = (
 app = typer.Typer(
     help="Train and examine the classic convolutional networks, on Fashion-MNIST.",
     epilog=EPILOG,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"funcnets {funcnets.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            metavar="",
+            help="Print the version.",
+            callback=_show_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    pass
+
 
 # In the order of `funcnets --help`.
 COMMANDS: dict[str, Callable[..., Any]] = {

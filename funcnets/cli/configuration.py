@@ -7,28 +7,9 @@ from typing import Any
 
 import torch
 
+from funcnets.cli.options import FLAGS
 from funcnets.precision import available
 from funcnets.runs import Config, ConfigError, SweepConfig
-
-# Fields of a configuration, as they are called on the command line.
-FLAGS = {
-    "network": "NET",
-    "recipe": "--recipe",
-    "schedule": "--schedule",
-    "learning_rate": "--lr",
-    "batch_size": "--batch-size",
-    "side": "--side",
-    "epochs": "--epochs",
-    "seed": "--seed",
-    "data": "--data",
-    "limit_train": "--limit-train",
-    "device": "--device",
-    "backend": "--backend",
-    "precision": "--precision",
-    "sync_batch_norm": "--no-sync-bn",
-    "seeds": "--seeds",
-    "rates": "--lr",
-}
 
 
 class UsageError(ValueError):

@@ -13,8 +13,9 @@ import torch
 import typer
 
 import funcnets
-from funcnets.cli.configuration import FLAGS, UsageError
+from funcnets.cli.configuration import UsageError
 from funcnets.cli.errors import exit_code
+from funcnets.cli.options import FLAGS
 from funcnets.parallel import JoinError, Processes, join, world_size
 from funcnets.parallel.launch import launch
 from funcnets.runs import Config, RunDirectory

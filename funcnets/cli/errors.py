@@ -1,5 +1,7 @@
 """Errors of the command line: one line each, and an exit code."""
 
+import difflib
+
 import typer
 
 # click's ClickException, which is in another place in each version of typer.
@@ -13,7 +15,19 @@ def error_line(error: Exception) -> str:
     details = getattr(error.__cause__, "errors", None)
     if isinstance(error, CommandLineError) and details is not None:
         message = f"{message}; given was {details()[0]['input']!r}"
+    if option := getattr(error, "option_name", None):
+        message = f"no option is called {option!r}{_nearest_option(error, option)}"
     return " ".join(message.split()) or repr(error)
+
+
+def _nearest_option(error: Exception, option: str) -> str:
+    """Return a hint at the option of the command that is most like a mistyped one."""
+    context = getattr(error, "ctx", None)
+    names = [name for each in context.command.params for name in each.opts] if context else []
+    known, given = {name.lstrip("-"): name for name in names}, option.lstrip("-")
+    begun = [name for name in known if given and name.startswith(given)]
+    close = begun or difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f": did you mean {known[close[0]]!r}?" if close else "; see --help"
 
 
 def exit_code(error: Exception) -> int:
