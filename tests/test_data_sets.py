@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_sets import arrays, idx, picture, write_folder, write_idx, write_image
 from PIL import Image
 from torchvision import datasets
-from torchvision.io import decode_image, write_jpeg, write_png
+from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 import funcnets
@@ -29,35 +30,6 @@ NAMES = idx_files.FILES
 
 def md5(content):
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def idx(values):
-    return (
-        b"\0\0\x08" + struct.pack(f">B{values.ndim}I", values.ndim, *values.shape) + bytes(values)
-    )
-
-
-def arrays(train=7, test=3, side=5, classes=4):
-    """Images and labels of a small set, each class in it."""
-    generator = np.random.default_rng(train)
-    for count in (train, test):
-        yield generator.integers(0, 256, (count, side, side), np.uint8)
-        yield (np.arange(count) % classes).astype(np.uint8)
-
-
-def write_set(place, form="packed", **sizes):
-    """Write four IDX files, and return their contents as they are on disk."""
-    place.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for name, values in zip(NAMES, arrays(**sizes), strict=True):
-        content, path = idx(values), place / name
-        if form == "packed":
-            content = gzip.compress(content)
-        else:
-            path = place / name.removesuffix(".gz").replace("-idx", form)
-        path.write_bytes(content)
-        written[name] = content
-    return written
 
 
 def one_line(error):
@@ -76,7 +48,7 @@ def nowhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", ["packed", "-idx", ".idx"])
 def test_four_files_of_any_content_packed_or_not(tmp_path, form):
-    write_set(tmp_path / "mine", form)
+    write_idx(tmp_path / "mine", form)
     found = data.load(tmp_path / "mine")
     train, labels, test, _ = arrays()
     assert np.array_equal(found.train_images[:, 0].numpy(), train)
@@ -90,7 +62,7 @@ def test_four_files_of_any_content_packed_or_not(tmp_path, form):
 
 
 def test_a_name_insists_on_the_hashes(tmp_path):
-    write_set(tmp_path)
+    write_idx(tmp_path)
     for name in ("fashion-mnist", "mnist", "kmnist"):
         with pytest.raises(data.DataError, match=r"not the (packed )?file of .*MD5") as error:
             data.load(tmp_path, dataset=name)
@@ -101,7 +73,7 @@ def test_a_name_insists_on_the_hashes(tmp_path):
 
 def test_mnist_is_read_as_by_torchvision(tmp_path, monkeypatch):
     raw = tmp_path / "data/MNIST/raw"
-    written = write_set(raw)
+    written = write_idx(raw)
     for name, content in written.items():
         monkeypatch.setitem(NAMED["mnist"].contents, name, (md5(gzip.decompress(content)),))
         (raw / name).with_suffix("").write_bytes(gzip.decompress(content))
@@ -113,7 +85,7 @@ def test_mnist_is_read_as_by_torchvision(tmp_path, monkeypatch):
 
 
 def test_a_packed_file_is_known_by_its_own_hash(tmp_path, monkeypatch):
-    written = write_set(tmp_path)
+    written = write_idx(tmp_path)
     for name, content in written.items():
         monkeypatch.setitem(KMNIST.packed, name, md5(content))
     assert data.load(tmp_path, dataset="kmnist").class_names[1] == "ki"
@@ -131,7 +103,7 @@ def test_a_set_that_is_nowhere_says_where_it_was_looked_for():
 
 
 def test_a_download_never_replaces_other_data(tmp_path):
-    written = write_set(tmp_path)
+    written = write_idx(tmp_path)
     with pytest.raises(data.DataError, match="not the file of Fashion-MNIST"):
         data.load(tmp_path, download=True)
     assert {name: (tmp_path / name).read_bytes() for name in NAMES} == written
@@ -232,18 +204,6 @@ def test_cifar_with_another_hash_is_never_unpickled(tmp_path, monkeypatch, file)
     assert not Path("unpickled").exists()
 
 
-def picture(seed, shape=(3, 12, 9)):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
-
-
-def write_folder(root, counts, shape=(3, 12, 9)):
-    """`counts` PNG images for each class directory."""
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            write_png(picture(number, shape), str(root / name / f"{number:02}.png"))
-
-
 def test_folders_for_training_and_validation():
     write_folder(Path("set/train"), {"cat": 3, "ant": 2})
     write_folder(Path("set/val"), {"cat": 1, "ant": 1})
@@ -294,7 +254,7 @@ def test_headers_of_jpeg_files(tmp_path, channels, options):
 
 
 def test_images_are_resized_as_by_torchvision(tmp_path):
-    write_jpeg(picture(2, (3, 40, 30)), str(tmp_path / "image.jpg"))
+    write_image(tmp_path / "image.jpg", picture(2, (3, 40, 30)))
     whole = decode_image(str(tmp_path / "image.jpg"))
     expected = v2.Resize((20, 20), antialias=True)(whole[:, 5:35])
     read = data.read_image(tmp_path / "image.jpg", 3, 20)
@@ -363,7 +323,7 @@ def test_folders_that_are_named_wrongly(arguments, says):
 
 
 def test_a_set_that_does_not_fit_is_refused_with_its_size(tmp_path, monkeypatch):
-    write_set(tmp_path / "idx", train=40, side=50)
+    write_idx(tmp_path / "idx", train=40, side=50)
     write_folder(tmp_path / "set", {"a": 2, "b": 2})
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     says = r"its images take 0.1 MB, and 0.0 MB of memory are free on cpu; take fewer"
@@ -465,7 +425,7 @@ def test_normalization_needs_a_number_for_each_channel():
 
 
 def test_torchvision_is_imported_where_it_is_needed_alone(tmp_path):
-    write_set(tmp_path)
+    write_idx(tmp_path)
     script = (
         "import sys; from funcnets import data; data.load(sys.argv[1]); data.load('bundled'); "
         "assert 'torchvision' not in sys.modules"

@@ -22,7 +22,7 @@ EPILOG = (
 )
 
 app = typer.Typer(
-    help="Train and examine the classic convolutional networks, on Fashion-MNIST.",
+    help="Train and examine the classic convolutional networks, on Fashion-MNIST or your images.",
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",

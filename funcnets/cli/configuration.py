@@ -74,6 +74,8 @@ def resumed(config: Config, given: Mapping[str, Any]) -> Config:
         problem = (
             f"{FLAGS[field]} is {value}, but the run was started with {getattr(config, field)}"
         )
+        if field in ("data", "dataset") and config.fingerprint is not None:
+            continue  # that decides
         if field == "data" and "bundled" not in (value, config.data):
             continue
         if field == "epochs" and config.schedule != "constant":

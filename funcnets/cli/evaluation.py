@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from funcnets import data, precision, runs, train
+from funcnets import precision, runs, train
 from funcnets.cli.preparation import ALONE, Setup
 from funcnets.compiler import jit
 from funcnets.core import Layer
@@ -43,8 +42,10 @@ class Evaluation:
         self.size = evaluation_batch_size(len(self.batch[1]), limit)
         policy = POLICIES[config.precision]
         net = precision.cast(net, policy)
-        function = self.function(net, partial(data.prepare, side=config.side))
+        function = self.function(net, runs.preparation(config))
         name = f"{type(self).__name__} {(config.network, config.side, config.precision)}"
+        if config.normalize:
+            name += f" {config.mean} {config.deviation}"
         self._step = jit(function, backend="graph", saved_as=name, tf32=policy.tf32)
 
     def function(self, net: Layer, prepare: Prepare) -> Callable[..., Any]:

@@ -33,7 +33,7 @@ def create_train_state(
         params, state, key = train_state.params, train_state.state, train_state.key
         if isinstance(config, SweepConfig):
             params, state, key = tree.map(lambda leaf: leaf[0], (params, state, key))
-        _apply(net, params, state, key, _image(config.side, config.device), sizes)
+        _apply(net, params, state, key, _image(config, config.side, config.device), sizes)
     except LayerError as error:
         raise UsageError(_message(net, config, dataset, shares, sizes, error)) from None
     return train_state
@@ -47,9 +47,9 @@ def _message(
     sizes: Iterable[int],
     error: LayerError,
 ) -> str:
-    smallest = _smallest_side(net, sizes, config.side)
+    smallest = _smallest_side(config, net, sizes, config.side)
     hint = f"; the smallest --side that works is {smallest}" if smallest else ""
-    if 1 in sizes and _works(net, {2}, config.side):
+    if 1 in sizes and _works(config, net, {2}, config.side):
         problem = _one_image(config, dataset, shares, error)
     else:
         problem = f"at --side {config.side} and --batch-size {config.batch_size}: {error}"
@@ -79,8 +79,8 @@ def _batch_sizes(config: Config, dataset: Dataset, shares: int) -> set[int]:
     return {min(max(share, 1), 2) for share in divided}
 
 
-def _image(side: int, device: str) -> Tensor:
-    return torch.zeros(1, 1, side, side, device=device)
+def _image(config: Config, side: int, device: str) -> Tensor:
+    return torch.zeros(1, config.channels, side, side, device=device)
 
 
 def _apply(
@@ -91,9 +91,9 @@ def _apply(
         net.apply(params, state, image.expand(size, -1, -1, -1), train=True, key=key)
 
 
-def _works(net: Layer, sizes: Iterable[int], side: int) -> bool:
+def _works(config: Config, net: Layer, sizes: Iterable[int], side: int) -> bool:
     """True if `net` can be trained on batches of these sizes; nothing is computed."""
-    key, image = random.key(0, "meta"), _image(side, "meta")
+    key, image = random.key(0, "meta"), _image(config, side, "meta")
     try:
         _apply(net, *net.init(key, image), key, image, sizes)
     except LayerError:
@@ -101,12 +101,12 @@ def _works(net: Layer, sizes: Iterable[int], side: int) -> bool:
     return True
 
 
-def _smallest_side(net: Layer, sizes: Iterable[int], too_small: int) -> int | None:
+def _smallest_side(config: Config, net: Layer, sizes: Iterable[int], too_small: int) -> int | None:
     """Return the smallest side above `too_small` that `net` can be trained at, by bisection."""
     works = LARGEST_SIDE_TRIED + 1
     while works - too_small > 1:
         side = (works + too_small) // 2
-        if _works(net, sizes, side):
+        if _works(config, net, sizes, side):
             works = side
         else:
             too_small = side

@@ -5,6 +5,7 @@ from typing import Any
 
 from funcnets import models, tree
 from funcnets.cli.preparation import Setup
+from funcnets.cli.run_data import shown
 from funcnets.cli.training import Outcome
 from funcnets.runs import EpochRow, steps_done
 
@@ -38,6 +39,8 @@ class TrainingMessages:
         """Yield what the data are, and how to get more."""
         source, *_ = self.setup.dataset.source.split("; ")  # then, how a library gets more
         yield source
+        names = self.setup.config.class_names
+        yield f"{len(names)} classes: {shown(names)}"
         if self.setup.config.data == "bundled":
             yield "for the full set, add --download, or give its directory by --data DIR"
 

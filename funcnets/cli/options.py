@@ -20,13 +20,13 @@ CHOICES = {
     "schedule": ("constant", "linear", "cosine", "one-cycle"),
     "backend": ("native", "graph", "inductor"),
     "precision": ("float32", "bfloat16", "tf32", "auto"),
-    "dataset": (
-        *("fashion-mnist", "mnist", "kmnist"),
-        *("emnist-balanced", "emnist-byclass", "emnist-bymerge"),
-        *("emnist-digits", "emnist-letters", "emnist-mnist"),
-        *("cifar10", "cifar100"),
-    ),
 }
+DATASETS = (
+    *("fashion-mnist", "mnist", "kmnist"),
+    *("emnist-balanced", "emnist-byclass", "emnist-bymerge"),
+    *("emnist-digits", "emnist-letters", "emnist-mnist"),
+    *("cifar10", "cifar100"),
+)
 
 
 def directory(given: str) -> Path:
@@ -84,11 +84,29 @@ Json = Annotated[bool, _switch("--json", "Print JSON, an object on each line.")]
 
 # Data
 
+
+def _complete_dataset(incomplete: str) -> list[str]:
+    return [name for name in (*DATASETS, "folder:") if name.startswith(incomplete)]
+
+
+DataSet = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="fashion-mnist, mnist, kmnist, emnist-letters (or another part), cifar10 or cifar100, "
+        "with the known hashes; or folder:DIR, with PNG and JPEG images in a directory for each "
+        "class.",
+        show_default="any four IDX files in --data, else fashion-mnist",
+        rich_help_panel=DATA,
+        autocompletion=_complete_dataset,
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(
         metavar="DIR",
-        help="Directory of four IDX files, or bundled for the images in the package.",
+        help="Directory of the files, packed or not, or bundled for the images in the package.",
         show_default="FUNCNETS_DATA, the usual places, bundled",
         rich_help_panel=DATA,
     ),
@@ -100,11 +118,22 @@ LimitTrain = Annotated[
 Side = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Pixels a side, to which images are resized.", rich_help_panel=DATA
+        metavar="N",
+        help="Pixels a side, to which images are resized.",
+        show_default="the recipe's; the images' own where that is 28",
+        rich_help_panel=DATA,
+    ),
+]
+Normalize = Annotated[
+    bool | None,
+    _switch(
+        "--normalize",
+        "Subtract the mean of the training images in each channel, and divide by the deviation.",
+        DATA,
     ),
 ]
 Download = Annotated[
-    bool, _switch("--download", "Download the full data set if it isn't found.", DATA)
+    bool, _switch("--download", "Download the files of the data set that aren't found.", DATA)
 ]
 
 # Recipe
@@ -270,9 +299,11 @@ Timeout = Annotated[
 
 # Fields of a configuration that trainings and sweeps are given; in the order of `--help`.
 _SHARED = {
+    "dataset": DataSet,
     "data": Data,
     "limit_train": LimitTrain,
     "side": Side,
+    "normalize": Normalize,
     "recipe": Recipe,
     "epochs": Epochs,
     "batch_size": BatchSize,
@@ -307,7 +338,7 @@ TRAIN: dict[str, Any] = {
     "json": Json,
 }
 SWEEP: dict[str, Any] = {**SWEEP_FIELDS, "run": SweepDirectory, **_OF_RUNS, "json": Json}
-EVAL_FIELDS: dict[str, Any] = {"data": Data, "device": Device}
+EVAL_FIELDS: dict[str, Any] = {"dataset": DataSet, "data": Data, "device": Device}
 DEFAULTS = {"timeout": TIMEOUT}
 
 

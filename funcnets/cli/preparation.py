@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from funcnets import data, runs
-from funcnets.cli import configuration, distributed
+from funcnets.cli import configuration, distributed, run_data
 from funcnets.cli.configuration import UsageError
 from funcnets.cli.fit_check import create_train_state
 from funcnets.core import Layer
-from funcnets.data import DataError, Dataset
+from funcnets.data import Dataset
+from funcnets.data.places import IDX
 from funcnets.metrics import Running
 from funcnets.optim import Optimizer
-from funcnets.parallel import Processes, share_in_memory
+from funcnets.parallel import Processes
 from funcnets.precision import available
 from funcnets.runs import Config, EpochRow, MemberRow, RunDirectory, RunError, SweepConfig
 from funcnets.runs.directory import environment
@@ -64,6 +65,8 @@ class Setup:
         config, axis = self.config, self.processes.axis
         schedule = (config.schedule, config.learning_rate, config.epochs * self.batches)
         name = f"train {(config.network, *schedule, config.side, config.precision)}"
+        if config.normalize:
+            name += f" {config.mean} {config.deviation}"
         return name if axis.size == 1 else f"{name} {axis} {config.sync_batch_norm}"
 
 
@@ -84,13 +87,15 @@ def begin(
 
     def configure() -> Config:
         config = configuration.configure(given)
-        return replace(config, data=find_data(given.get("data"), download=download))
+        return replace(config, **run_data.find(given, download=download))
 
     config = _configured(processes, configure)
     begun = distributed.begun_before(processes, config, path)
     if begun is not None:
         return resume(given, begun, download=download, processes=processes, is_restart=True)
-    dataset = load_data(config, processes)
+    found = run_data.load(config, processes, is_new=True)
+    config = processes.together(lambda: run_data.described(config, found, given))
+    dataset = run_data.limited(config, found)
 
     def create() -> tuple[Layer, Optimizer, TrainState]:
         net, optimizer = build(config, dataset)
@@ -99,7 +104,9 @@ def begin(
 
     parts = processes.together(create)
     directory = distributed.make_directory(processes, config, path)
-    return Setup(config, directory, dataset, *parts, processes=processes)
+    is_named = given.get("dataset") is not None or dataset.name != IDX
+    warnings = () if is_named else (run_data.unlike_fashion_mnist(dataset),)
+    return Setup(config, directory, dataset, *parts, processes=processes, warnings=warnings)
 
 
 def resume(
@@ -131,14 +138,19 @@ def resume(
 
     def configure() -> Config:
         before, values = read_config(directory, kind), dict(given)
-        if "data" in given or download:
-            values["data"] = find_data(given.get("data", before.data), download=download)
+        if "data" in given or "dataset" in given or download:
+            kept = {"data": before.data, "dataset": before.dataset}
+            if "dataset" in given and given["dataset"] != before.dataset:
+                del kept["data"]
+            values |= run_data.find({**kept, **given}, download=download)
         return configuration.resumed(before, values)
 
     directory = processes.together(find)
     try:
         config = _configured(processes, configure)
-        dataset = load_data(config, processes)
+        found = run_data.load(config, processes)
+        processes.together(lambda: run_data.check_same(config, found))
+        dataset = run_data.limited(config, found)
         setup = processes.together(
             lambda: _resumed(directory, config, dataset, processes, is_restart)
         )
@@ -214,13 +226,18 @@ def _lost_rows(directory: RunDirectory, epochs: Sequence[int]) -> Iterator[str]:
 def open_run(path: Path, given: Mapping[str, Any], processes: Processes = ALONE) -> Setup:
     """Return the training or sweep in `path` as its newest checkpoint has it, to be evaluated.
 
-    `given` may name other `data` and another `device` than the run's.  Raises UsageError, RunError,
-    DataError or CheckpointError if one of them, the run or its checkpoint can't be used.
+    `given` may name other data and another `device` than the run's; other data are warned of.
+
+    Raises UsageError, RunError, DataError or CheckpointError if one of them, the run or its
+    checkpoint can't be used.
     """
-    directory = RunDirectory(path)
+    directory, is_elsewhere = RunDirectory(path), "data" in given or "dataset" in given
 
     def configure() -> Config:
-        config = replace(directory.read_config(), **given)
+        config = directory.read_config()
+        if is_elsewhere:
+            config = replace(config, limit_train=None, **run_data.find(given))
+        config = replace(config, device=given.get("device", config.device))
         if config.precision not in available(config.device):
             # `auto`, stopped before it had chosen or learned anything, or a GPU's, away from GPUs.
             config = replace(config, precision="float32")
@@ -229,8 +246,20 @@ def open_run(path: Path, given: Mapping[str, Any], processes: Processes = ALONE)
 
     config = processes.together(configure)
     distributed.check_agreement(processes, {"RUN": path, "--data": config.data})
-    dataset = load_data(config, processes)
-    return processes.together(lambda: restore(directory, config, dataset, processes))
+    found = run_data.load(config, processes)
+
+    def restored() -> Setup:
+        warnings: tuple[str, ...] = ()
+        if not is_elsewhere:
+            run_data.check_same(config, found)
+        else:
+            run_data.check_fits(config, found)
+            if config.fingerprint not in (None, data.fingerprint(found)):
+                warnings = ("evaluated on other data than those of the run",)
+        setup = restore(directory, config, run_data.limited(config, found), processes)
+        return replace(setup, warnings=(*setup.warnings, *warnings))
+
+    return processes.together(restored)
 
 
 _START_NEW = "start a new run with more --epochs: the rate of this one has come to its end"
@@ -256,44 +285,14 @@ def _changes(directory: RunDirectory, config: Config, processes: int) -> Iterato
             yield f"{name} was {before[name]} and is {now[name]}: last digits may differ"
 
 
-def find_data(directory: str | None, *, download: bool = False) -> str:
-    """Return the value of `Config.data` for what was given on the command line."""
-    place = data.find(directory, download=download)
-    return "bundled" if place == data.BUNDLED else str(place.absolute())
-
-
 def batches_per_epoch(config: Config, dataset: Dataset) -> int:
     """Return the number of batches an epoch, the short last one included."""
     return math.ceil(len(dataset.train_labels) / config.batch_size)
 
 
-def load_data(config: Config, processes: Processes = ALONE) -> Dataset:
-    """Return the data of a configuration; on a CPU, processes of one machine share the memory."""
-    if config.device.startswith("cpu"):
-        values = share_in_memory(processes, lambda: vars(data.load(config.data)))
-        dataset = Dataset(**values)
-    else:
-        dataset = processes.together(lambda: data.load(config.data, device=config.device))
-    if config.limit_train is None:
-        return dataset
-    return processes.together(lambda: limited(dataset, config.limit_train or 0))
-
-
 def build(config: Config, dataset: Dataset) -> tuple[Layer, Optimizer]:
     """Return the network and the optimizer of a configuration."""
     return runs.build(config, config.epochs * batches_per_epoch(config, dataset))
-
-
-def limited(dataset: Dataset, count: int) -> Dataset:
-    """Return the first training images, as `data.limit` does.  Raises UsageError if too many."""
-    try:
-        return data.limit(dataset, count)
-    except DataError:
-        most = len(dataset.train_labels)
-        raise UsageError(
-            f"--limit-train is {count}; expected 1 to {most}, the number of images: "
-            f"{dataset.source}"
-        ) from None
 
 
 def restore(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from funcnets import checkpoint, data, parallel, precision, timing, train, tree
+from funcnets import checkpoint, parallel, precision, runs, timing, train, tree
 from funcnets.cli.cadence import Cadence
 from funcnets.cli.compiled_step import CompiledStep, Speed
 from funcnets.cli.evaluation import Evaluation, StoppedError, finite
@@ -305,7 +305,7 @@ class Training:
         function = train.make_train_step(
             check_finite(setup.net) if self.check else setup.net,
             setup.optimizer,
-            prepare=partial(data.prepare, side=config.side),
+            prepare=runs.preparation(config),
             policy=policy,
             gradient=parallel.gradient(self.processes.axis, sync=config.sync_batch_norm),
         )

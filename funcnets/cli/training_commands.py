@@ -126,6 +126,7 @@ def eval_command(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", parser=options.directory, help="A run directory.")
     ],
+    dataset: options.DataSet = None,
     data: options.Data = None,
     device: options.Device = None,
     json: options.Json = False,
@@ -133,6 +134,7 @@ def eval_command(
     """Measure loss and accuracy of a run's last checkpoint on all test images.
 
     Of a sweep it measures every member, the ensemble of each learning rate, and that of them all.
+    --data and --dataset give other test images than the run's, which is said.
     """
     from funcnets.cli import distributed, evaluation, preparation, sweep
     from funcnets.cli.reporters import Reporter
@@ -141,7 +143,11 @@ def eval_command(
 
     with distributed.joined(device, options.TIMEOUT) as joined:
         setup = preparation.open_run(
-            run, options.fields(options.EVAL_FIELDS, {"data": data, "device": device}), joined
+            run,
+            options.fields(
+                options.EVAL_FIELDS, {"dataset": dataset, "data": data, "device": device}
+            ),
+            joined,
         )
         for text in setup.warnings if joined.is_first else ():
             Reporter().warn(text)

@@ -162,10 +162,11 @@ def load(
     if dataset is not None and dataset.startswith(FOLDER):
         return folder.load_folder(found, side=side, device=device)
     is_given = directory is not None or bool(os.environ.get("FUNCNETS_DATA"))
-    if dataset == IDX or (dataset is None and is_given and found != BUNDLED):
+    is_any = dataset == IDX or (dataset is None and is_given)
+    if is_any and found != BUNDLED:
         read = _read_any(found)
     else:
-        read = _read_named(dataset or FASHION, found)
+        read = _read_named(FASHION if is_any else dataset or FASHION, found)
     size = read.train_images.nbytes + read.test_images.nbytes
     if torch.device(device).type != "cpu":
         memory.check(size, read.source, device)

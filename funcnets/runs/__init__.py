@@ -3,20 +3,24 @@
 `load(path)` gives the trained network of a run:
 
     trained = funcnets.runs.load("runs/lenet_bn-tuned-seed0")
-    logits, _ = trained.net.apply(trained.params, trained.state, images)
+    x = trained.prepare(images)  # of uint8 (N, C, H, W)
+    logits, _ = trained.net.apply(trained.params, trained.state, x)
+    name = trained.classes[logits[0].argmax()]
 
 `RunDirectory(path)` reads and writes the files of a run: its `Config` (a sweep's `SweepConfig`),
 the rows of its metrics (`EpochRow`, `MemberRow`) and its checkpoints.  `build`,
 `create_train_state` and `read_train_state` make what a configuration describes.
 """
 
-from funcnets.runs.config import SCHEDULES, Config, ConfigError, SweepConfig
+from funcnets.runs.config import FACTS, SCHEDULES, Config, ConfigError, SweepConfig
 from funcnets.runs.directory import RunDirectory, RunError
 from funcnets.runs.restore import (
     LoadedRun,
     build,
+    build_network,
     create_train_state,
     load,
+    preparation,
     read_newest,
     read_train_state,
     steps_done,
@@ -24,6 +28,7 @@ from funcnets.runs.restore import (
 from funcnets.runs.rows import EpochRow, MemberRow, best_step
 
 __all__ = [
+    "FACTS",
     "SCHEDULES",
     "Config",
     "ConfigError",
@@ -35,8 +40,10 @@ __all__ = [
     "SweepConfig",
     "best_step",
     "build",
+    "build_network",
     "create_train_state",
     "load",
+    "preparation",
     "read_newest",
     "read_train_state",
     "steps_done",

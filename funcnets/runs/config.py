@@ -12,6 +12,8 @@ import torch
 from funcnets import models, optim
 from funcnets._validate import is_whole
 from funcnets.compiler.backends.select import BACKENDS, Backend, usual_backend
+from funcnets.data.named import FASHION_MNIST
+from funcnets.data.places import FASHION
 from funcnets.precision import PRECISIONS
 
 # A schedule by name: (learning rate, number of steps) -> what `optim.sgd` takes as its rate.
@@ -27,6 +29,10 @@ KNOWN_VALUES: dict[str, Collection[str]] = {
     "backend": BACKENDS,
     "precision": PRECISIONS,
 }
+
+
+# Fields of a configuration that say what the data are.
+FACTS = ("class_names", "channels", "fingerprint", "mean", "deviation")
 
 
 class ConfigError(ValueError):
@@ -67,6 +73,17 @@ class Config:
         precision: the name of a policy in `precision.POLICIES`, or `auto` until one was chosen.
         sync_batch_norm: True if batch norms of several processes normalise by the statistics of
             the whole batch, False if each by those of its share; see `parallel.gradient`.
+        dataset: the name of the data set, as `data.load` takes it.
+        normalize: True to subtract the mean of the training images, and divide by the deviation.
+
+    The other fields are facts about the data (`FACTS`), which a training sets from them:
+
+    Attributes:
+        class_names: a name for each class.
+        channels: channels of an image.
+        fingerprint: that of the data, see `data.fingerprint`; None if it wasn't kept.
+        mean: of each channel of the training images, in [0, 1]; () without `normalize`.
+        deviation: the standard deviation of each channel; () without `normalize`.
     """
 
     network: str
@@ -83,9 +100,16 @@ class Config:
     backend: Backend
     precision: str = "float32"
     sync_batch_norm: bool = True
+    dataset: str = FASHION
+    normalize: bool = False
+    class_names: tuple[str, ...] = FASHION_MNIST.class_names
+    channels: int = 1
+    fingerprint: str | None = None
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "side", "limit_train"):
+        for field in ("epochs", "batch_size", "side", "limit_train", "channels"):
             value = getattr(self, field)
             if not is_whole(value, 1) and (field, value) != ("limit_train", None):
                 raise ConfigError(field, f"is {value!r}; expected a whole number above 0")
@@ -105,11 +129,13 @@ class Config:
     def fixed(self) -> dict[str, Any]:
         """The fields that a resume may not change, as they come back from JSON.
 
-        Of the data only if they are the bundled part; without the number of epochs at a constant
-        rate.
+        Without the number of epochs at a constant rate, and without the place of the data.  A run
+        that didn't keep their fingerprint has instead whether they are the bundled part.
         """
         values = asdict(self) | {"data": self.data == "bundled"}
         del values["device"]
+        if self.fingerprint is not None:
+            del values["data"], values["dataset"]
         if self.schedule == "constant":
             del values["epochs"]
         return cast(dict[str, Any], json.loads(json.dumps(values)))

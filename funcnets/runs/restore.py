@@ -2,14 +2,16 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from funcnets import checkpoint, models, optim, random, train, tree
+from funcnets import checkpoint, data, models, optim, random, train, tree
 from funcnets.core import Layer, Params, State
 from funcnets.optim import Optimizer
 from funcnets.runs.config import SCHEDULES, Config, SweepConfig
@@ -29,6 +31,7 @@ class LoadedRun:
         config: the run's configuration, a `SweepConfig` for a sweep.
         step: the training steps that were done.
         checkpoint: the directory that it was read from.
+        classes: the name of each class, in the order of the logits.
     """
 
     net: Layer
@@ -38,12 +41,21 @@ class LoadedRun:
     step: int
     checkpoint: Path
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class, in the order of the logits."""
+        return self.config.class_names
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return uint8 images (N, C, H, W) as the network takes them; see `preparation`."""
+        return preparation(self.config)(images)
+
 
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> LoadedRun:
     """Return the network in the run directory `path`, as its newest whole checkpoint has it.
 
-    Every byte is checked.  Images are given to the network as in training: floating point in
-    [0, 1], of shape (N, 1, `config.side`, `config.side`), which `data.prepare` makes of bytes.
+    Every byte is checked.  `LoadedRun.prepare` makes of uint8 images, (N, C, H, W), what the
+    network was trained on: floating point, at the run's side, normalised if the run's were.
 
     Warns if a newer checkpoint is damaged.  Raises RunError if there is no run or no whole
     checkpoint, or its configuration changed since; and CheckpointError if the checkpoint doesn't
@@ -59,9 +71,10 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     >>> loaded = runs.load(directory.path)
     >>> loaded.config.network, loaded.step
     ('lenet_bn', 0)
-    >>> logits, _ = loaded.net.apply(loaded.params, loaded.state, torch.zeros(4, 1, 28, 28))
-    >>> logits.shape
-    torch.Size([4, 10])
+    >>> x = loaded.prepare(torch.zeros(4, 1, 28, 28, dtype=torch.uint8))
+    >>> logits, _ = loaded.net.apply(loaded.params, loaded.state, x)
+    >>> logits.shape, loaded.classes[0]
+    (torch.Size([4, 10]), 'T-shirt/top')
     """
     directory = RunDirectory(path)
     config = directory.read_config()
@@ -73,16 +86,29 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     return LoadedRun(net, params, state, config, steps_done(train_state), found)
 
 
+def preparation(config: Config) -> Callable[[Tensor], Tensor]:
+    """Return the function from uint8 images (N, C, H, W) to what the network is trained on."""
+    return partial(data.prepare, side=config.side, mean=config.mean, deviation=config.deviation)
+
+
 def build(config: Config, steps: int) -> tuple[Layer, Optimizer]:
     """Return the network and the optimizer of a configuration, for a training of `steps` steps.
 
     A sweep's optimizer has its learning rate in its state: see `transforms.ensemble.rated`.
     """
-    net, _ = models.get(config.network)
+    net = build_network(config)
     make = partial(_make_optimizer, config.schedule, steps)
     if isinstance(config, SweepConfig):
         return net, ensemble.rated(make, config.learning_rate)
     return net, make(config.learning_rate)
+
+
+def build_network(config: Config) -> Layer:
+    """Return the network of a configuration, with as many logits as there are classes."""
+    classes = len(config.class_names)
+    # A network of ten classes may be one that takes no number of them.
+    options: dict[str, Any] = {} if classes == len(Config.class_names) else {"num_classes": classes}
+    return models.get(config.network, **options)[0]
 
 
 def _make_optimizer(schedule: str, steps: int, rate: Any) -> Optimizer:
@@ -97,7 +123,7 @@ def create_train_state(
     That of a sweep has a first axis more in each leaf, one row for each member.
     """
     device = config.device if device is None else device
-    image = torch.zeros(1, 1, config.side, config.side, device=device)
+    image = torch.zeros(1, config.channels, config.side, config.side, device=device)
     if not isinstance(config, SweepConfig):
         return train.create(net, optimizer, random.key(config.seed, device), image)
     rates, seeds = zip(*config.members, strict=True)

@@ -1,0 +1,146 @@
+"""Data of a training: found, loaded, described in its configuration, and compared with it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from funcnets import data, models
+from funcnets.cli.configuration import UsageError
+from funcnets.data import DataError, Dataset
+from funcnets.data.places import FASHION, FOLDER, IDX
+from funcnets.parallel import Processes, share_in_memory
+from funcnets.runs import Config
+
+NATIVE_SIDE = 28  # pixels; a recipe with this side takes images as large as they are
+
+
+def find(given: Mapping[str, Any], *, download: bool = False) -> dict[str, Any]:
+    """Return the fields `dataset` and `data` of a configuration for what was given.
+
+    Without a name a directory may have any IDX files; without both Fashion-MNIST is searched.
+    """
+    directory, name = given.get("data"), given.get("dataset")
+    if name is None:
+        name = IDX if directory or os.environ.get("FUNCNETS_DATA") else FASHION
+    place = data.find(directory, dataset=name, download=download)
+    if name.startswith(FOLDER):
+        name = f"{FOLDER}{place.absolute()}"
+    return {
+        "dataset": name,
+        "data": "bundled" if place == data.BUNDLED else str(place.absolute()),
+    }
+
+
+def load(config: Config, processes: Processes, *, is_new: bool = False) -> Dataset:
+    """Return the data of a configuration; on a CPU, processes of one machine share the memory.
+
+    If the run `is_new`, and its recipe needs no certain side, images in folders keep their own.
+    """
+    side = None if is_new and _takes_any_side(config) else config.side
+
+    def read(device: str) -> Dataset:
+        return data.load(config.data, dataset=config.dataset, side=side, device=device)
+
+    if config.device.startswith("cpu"):
+        values = share_in_memory(processes, lambda: vars(read("cpu")))
+        return Dataset(**values)
+    return processes.together(lambda: read(config.device))
+
+
+def _takes_any_side(config: Config) -> bool:
+    """True if nobody chose the side, and the recipe has the usual one."""
+    _, recipe = models.get(config.network, config.recipe)
+    return config.side == recipe.side == NATIVE_SIDE
+
+
+def limited(config: Config, dataset: Dataset) -> Dataset:
+    """Return the training images that are used, as `data.limit` does.
+
+    Raises UsageError if they are too many.
+    """
+    if config.limit_train is None:
+        return dataset
+    try:
+        return data.limit(dataset, config.limit_train)
+    except DataError:
+        most = len(dataset.train_labels)
+        raise UsageError(
+            f"--limit-train is {config.limit_train}; expected 1 to {most}, the number of images: "
+            f"{dataset.source}"
+        ) from None
+
+
+def described(config: Config, dataset: Dataset, given: Mapping[str, Any]) -> Config:
+    """Return the configuration of a new training with the facts about its data.
+
+    The side becomes that of the images if nobody chose one and the recipe needs no certain one.
+    """
+    used = limited(config, dataset)
+    facts: dict[str, Any] = {
+        "dataset": dataset.name,
+        "class_names": dataset.class_names,
+        "channels": dataset.channels,
+        "fingerprint": data.fingerprint(dataset),
+    }
+    if config.normalize:
+        facts["mean"], facts["deviation"] = data.moments(used.train_images)
+    if given.get("side") is None and _takes_any_side(config):
+        facts["side"] = max(dataset.sides)
+    return replace(config, **facts)
+
+
+def check_same(config: Config, dataset: Dataset) -> None:
+    """Raise UsageError unless the data are those on which a run was begun, if that is known."""
+    if config.fingerprint is None:
+        return
+    found = data.fingerprint(dataset)
+    if found != config.fingerprint:
+        raise UsageError(
+            f"--data {config.data}: other images or labels than the run was trained on (their "
+            f"fingerprint is {found}; expected {config.fingerprint}); give the directory that has "
+            "those, or start a new run"
+        )
+
+
+def check_fits(config: Config, dataset: Dataset) -> None:
+    """Raise UsageError unless a run's network can be evaluated on these data."""
+    known = len(config.class_names)
+    if dataset.channels != config.channels:
+        raise UsageError(
+            f"--data {config.data}: images of {dataset.channels} channels, but the run was trained "
+            f"on images of {config.channels}; give others"
+        )
+    is_named = config.dataset.startswith(FOLDER)
+    if dataset.classes > known or (is_named and dataset.class_names != config.class_names):
+        raise UsageError(
+            f"--data {config.data}: {dataset.classes} classes ({shown(dataset.class_names)}), but "
+            f"the run was trained on {known} ({shown(config.class_names)}); give others"
+        )
+
+
+def shown(names: tuple[str, ...], width: int = 60) -> str:
+    """Return the names of classes, the first and the last if all have no room.
+
+    >>> from funcnets.cli import run_data
+    >>> run_data.shown(("ant", "bee", "cat"))
+    'ant, bee, cat'
+    >>> run_data.shown(tuple("abcdefgh"), width=12)
+    'a, b ... h'
+    """
+    whole = ", ".join(names)
+    if len(whole) <= width:
+        return whole
+    first = list(names[:-1])
+    while len(first) > 1 and len(f"{', '.join(first)} ... {names[-1]}") > width:
+        first.pop()
+    return f"{', '.join(first)} ... {names[-1]}"
+
+
+def unlike_fashion_mnist(dataset: Dataset) -> str:
+    """Return the warning about IDX files that nobody named and that aren't Fashion-MNIST's."""
+    size = " x ".join(map(str, dataset.sides))
+    return (
+        f"these files aren't Fashion-MNIST's: {dataset.classes} classes, {size} pixels, "
+        f"{dataset.channels} channel{'s' if dataset.channels > 1 else ''}"
+    )
