@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 import funcnets
-from funcnets import bench, data, layers, models, summary, tree
+from funcnets import bench, data, layers, models, random, summary, tree
 from funcnets.bench import (
     contenders,
     epoch,
@@ -20,6 +20,7 @@ from funcnets.bench import (
     isolated,
     rewrites,
     rule_timings,
+    scaling,
     throughput,
 )
 from funcnets.bench.cases import Case
@@ -198,6 +199,9 @@ def test_all_networks_are_at_their_recipes_sizes():
         (["--only", "flax"], "pip install 'funcnets[bench-jax]'"),
         (["alexnet", "--side", "9", "--only", "graph", "--rounds", "1"], "pool1"),
         (["--epoch", "--data", "nowhere", "--only", "graph"], "nowhere"),
+        (["--processes", "1,two"], "--processes is '1,two'; expected whole numbers from 1 on"),
+        (["--processes", "0"], "--processes is '0'; expected whole numbers from 1 on"),
+        (["--processes", "1,9", "--batch-size", "8"], "--processes has 9, more than the 8 images"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -448,9 +452,36 @@ def test_both_loops_see_the_same_images():
     assert [label for _, label in images] == dataset.train_labels.tolist()
 
 
+@pytest.mark.processes
+def test_processes_are_timed_with_what_they_send(run):
+    arguments = ("--batch-size", 6, "--processes", "1,2", "--rounds", 1, "--only", "graph")
+    code, out, _ = run(*arguments, "--precision", "float32", "--json")
+    assert code == 0
+    one, two = (row for row in objects(out) if row["kind"] == "Scaling")
+    assert [row["processes"] for row in (one, two)] == [1, 2]
+    assert (one["collectives"], one["sent"], one["ratio"]) == (0, 0.0, 1.0)
+    net, _ = models.get("lenet_bn")
+    params, state = net.init(random.key(0), torch.zeros(2, 1, 28, 28))
+    count = sum(leaf.numel() for leaf in tree.leaves(params))
+    assert two["gradients_sent"] == pytest.approx(4e-6 * (count + 3))  # loss, correct, examples
+    # A batch norm sends mean, variance and count of each channel for both processes, twice.
+    means = [leaf for name, leaf in tree.flatten_named(state).items() if name.endswith("mean")]
+    channels = sum(map(torch.numel, means))
+    assert two["collectives"] == 2 * len(means) + 1
+    assert two["sent"] == pytest.approx(two["gradients_sent"] + 4e-6 * channels * 3 * 2 * 2)
+    assert all(two[name] > 0 for name in ("step", "computation", "communication", "gradients"))
+
+
+@pytest.mark.processes
+def test_a_process_that_is_timed_and_fails_says_so_in_one_line(run):
+    code, _, err = run("alexnet", "--side", 9, "--processes", 2, "--only", "graph")
+    assert code == 1
+    assert "pool1: max_pool(3, stride=2): its input is 1×1" in err
+
+
 ROWS = [
     *(throughput.Timing, throughput.Mean, isolated.FirstStep, isolated.Memory),
-    *(rule_timings.RewriteTiming, epoch.Epoch),
+    *(rule_timings.RewriteTiming, epoch.Epoch, scaling.Scaling),
 ]
 
 

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import torch
 
 from funcnets import data, models
-from funcnets.bench import epoch, flax_models, isolated, on_device, rule_timings, throughput
+from funcnets.bench import (
+    epoch,
+    flax_models,
+    isolated,
+    on_device,
+    rule_timings,
+    scaling,
+    throughput,
+)
 from funcnets.bench.cases import Case
 from funcnets.bench.contenders import BACKENDS, COLUMNS, GPU_COLUMNS, available_columns
 from funcnets.bench.table import render
@@ -35,6 +43,7 @@ class Plan:
         seconds: no round of a case begins later than this after the first.
         data, limit_train, workers: of epochs: the data directory, the number of training images,
             and the processes of the DataLoader.
+        processes: numbers of processes that divide a batch.
     """
 
     cases: tuple[Case, ...]
@@ -45,6 +54,7 @@ class Plan:
     data: str | None = None
     limit_train: int | None = None
     workers: int = 2
+    processes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_numbers(**{"--rounds": self.rounds})
@@ -52,6 +62,8 @@ class Plan:
             raise ValueError(f"--seconds is {self.seconds}; expected 0 or more")
         if self.workers < 0:
             raise ValueError(f"--workers is {self.workers}; expected 0 or more")
+        for case in self.cases:
+            _check_processes(max(self.processes, default=1), case)
 
 
 class Machine(NamedTuple):
@@ -171,7 +183,7 @@ def lowering_rows(plan: Plan, report: Report) -> Iterator[list[rule_timings.Rewr
 
 def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
     """Yield times of a whole epoch, and of the usual training loop."""
-    backend = _epoch_backend(plan)
+    backend = _first_backend(plan)
     for case in plan.cases:
         dataset = data.load(plan.data, device=case.device)
         if plan.limit_train is not None:
@@ -187,7 +199,20 @@ def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
         )
 
 
-def _epoch_backend(plan: Plan) -> Backend:
+def process_rows(plan: Plan, report: Report) -> Iterator[list[scaling.Scaling]]:
+    """Yield times of steps in several processes, a list for each network and precision."""
+    for case, precision in _each(plan):
+        rows = []
+        timed = scaling.time_processes(
+            case, precision, _first_backend(plan), plan.processes, rounds=plan.rounds
+        )
+        for row in timed:
+            report(f"{case.network}, {precision}, processes {row.processes}: timed")
+            rows.append(row)
+        yield rows
+
+
+def _first_backend(plan: Plan) -> Backend:
     """Return the back end of the first column that has one."""
     given = (BACKENDS[column] for column in plan.columns if column in BACKENDS)
     return next(given, None) or usual_backend(plan.cases[0].device)
@@ -197,6 +222,20 @@ def _check_numbers(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
+
+
+def _check_processes(count: int, case: Case) -> None:
+    if count > case.batch_size:
+        raise ValueError(
+            f"--processes has {count}, more than the {case.batch_size} images of a batch: give a "
+            "larger --batch-size, or fewer processes"
+        )
+    gpus = torch.cuda.device_count()
+    if count > 1 and case.device.startswith("cuda") and (case.device != "cuda" or count > gpus):
+        raise ValueError(
+            f"--processes has {count}, and --device is {case.device}: give --device cuda, of which "
+            f"each process takes its own, and at most {gpus}"
+        )
 
 
 def _each(plan: Plan) -> Iterator[tuple[Case, str]]:
@@ -209,4 +248,5 @@ BENCHMARKS: dict[str, Callable[[Plan, Report], Iterator[Sequence[NamedTuple]]]] 
     "memory": memory_rows,
     "lowerings": lowering_rows,
     "epoch": epoch_rows,
+    "processes": process_rows,
 }

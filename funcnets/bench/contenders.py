@@ -8,32 +8,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from funcnets import models, optim, random, timing, train, tree
+from funcnets import models, optim, parallel, random, timing, train, tree
 from funcnets.bench import flax_models
 from funcnets.bench.cases import LEARNING_RATE, Case
 from funcnets.compiler import jit
 from funcnets.compiler.backends.cuda import products
 from funcnets.compiler.backends.select import Backend
+from funcnets.parallel import Axis
 from funcnets.precision import POLICIES
 from funcnets.testing import twins
+from funcnets.train import Batch, TrainState, TrainStep
+
+ONE_PROCESS = Axis()
 
 Contender = Callable[[], object]
 """One training step at each call, on the same batch; it returns the loss, without a wait for it."""
 
 
-def functional_step(
-    case: Case, precision: str, *, backend: Backend | None, channels_last: bool = False
-) -> Contender:
-    """Return the step of `funcnets train`, with its state donated."""
+def train_step(
+    case: Case, precision: str, axis: Axis = ONE_PROCESS
+) -> tuple[TrainStep, TrainState, Batch]:
+    """Return the step of `funcnets train`, its first state, and this process's share of a batch."""
     net, _ = models.get(case.network)
-    optimizer, batch = optim.sgd(LEARNING_RATE), case.batch()
-    train_state = train.create(net, optimizer, random.key(0, case.device), batch[0])
+    optimizer, (images, labels) = optim.sgd(LEARNING_RATE), case.batch()
+    train_state = train.create(net, optimizer, random.key(0, case.device), images)
+    policy, gradient = POLICIES[precision], parallel.gradient(axis)
+    step = train.make_train_step(net, optimizer, policy=policy, gradient=gradient)
+    return step, train_state, (axis.shard(images), axis.shard(labels))
+
+
+def functional_step(
+    case: Case,
+    precision: str,
+    *,
+    backend: Backend | None,
+    channels_last: bool = False,
+    axis: Axis = ONE_PROCESS,
+) -> Contender:
+    """Return the step of `funcnets train`, compiled, with its state donated."""
+    step, train_state, batch = train_step(case, precision, axis)
     if channels_last:
         train_state, batch = tree.map(_in_channels_last, (train_state, batch))
-    policy = POLICIES[precision]
-    step = train.make_train_step(net, optimizer, policy=policy)
-    name = f"bench {case.network} {precision}"
-    jitted = jit(step, donate_argnums=0, backend=backend, saved_as=name, tf32=policy.tf32)
+    name = f"bench {case.network} {precision}{axis if axis.size > 1 else ''}"
+    tf32 = POLICIES[precision].tf32
+    jitted = jit(step, donate_argnums=0, backend=backend, saved_as=name, tf32=tf32)
     return timing.repeat(jitted, train_state, batch)
 
 

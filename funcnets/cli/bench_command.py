@@ -71,6 +71,14 @@ def bench_command(
     workers: Annotated[
         int, typer.Option(metavar="N", help="Workers of the usual DataLoader, for --epoch.")
     ] = 2,
+    processes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Time a step in as many processes, which divide the batch, and its parts: "
+            "computation and communication.",
+        ),
+    ] = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -97,8 +105,10 @@ def bench_command(
         data,
         limit_train,
         workers,
+        options.whole_numbers("--processes", processes),
     )
     chosen = {"first_step": first_step, "memory": memory, "lowerings": lowerings, "epoch": epoch}
+    chosen["processes"] = processes is not None
     kinds = [kind for kind, wanted in chosen.items() if wanted] or ["steps"]
     found = (rows for kind in kinds for rows in bench.BENCHMARKS[kind](plan, _note))
     head: Sequence[NamedTuple] = [bench.machine(device)]

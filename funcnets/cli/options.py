@@ -63,6 +63,19 @@ def _switch(flag: str, help: str, panel: str | None = None) -> Any:
     return typer.Option(flag, metavar="", help=help, rich_help_panel=panel)
 
 
+def whole_numbers(option: str, given: str | None) -> tuple[int, ...]:
+    """Return the numbers of a list like `1,2`; none for None.
+
+    Raises BadParameter unless each is a whole number, 1 or more.
+    """
+    numbers = [] if given is None else [text.strip() for text in given.split(",")]
+    if not all(text.isdecimal() and int(text) for text in numbers):
+        raise typer.BadParameter(
+            f"{option} is {given!r}; expected whole numbers from 1 on, such as 1,2"
+        )
+    return tuple(map(int, numbers))
+
+
 Network = Annotated[
     str,
     typer.Argument(
