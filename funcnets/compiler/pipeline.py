@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from funcnets.compiler.autocast import without_autocast
-from funcnets.compiler.backends.inductor import spell_out_factors
+from funcnets.compiler.backends.inductor import pin_gradient_strides, spell_out_factors
 from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.errors import FormatError
 from funcnets.compiler.graph.compilation import Compilation, Pass
@@ -68,6 +68,7 @@ BACKEND_PASSES: dict[Backend, tuple[Pass, ...]] = {
     "inductor": (
         donate,
         spell_out_factors,
+        pin_gradient_strides,
     ),
 }
 # `lowerings=None` leaves these out too.
