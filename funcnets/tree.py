@@ -40,7 +40,7 @@ __all__ = [
     "unflatten_named",
 ]
 
-_LEAF = "leaf"
+LEAF = "leaf"  # the node of a leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Structure:
     """A tree without its leaves: hashable, and equal for trees of the same containers and names.
 
     Attributes:
-        node: `_LEAF`, or the type of a container with its names and the nodes of its parts.  The
+        node: `LEAF`, or the type of a container with its names and the nodes of its parts.  The
             names of a dict are in the order of insertion, which `unflatten` restores; so trees
             whose dicts differ in that order have different structures, but the same leaves.
         num_leaves: the number of leaves.
@@ -59,7 +59,7 @@ class Structure:
 
     def children(self) -> "list[Structure]":
         """Return the structures of the parts, in the order of their leaves."""
-        nodes = () if self.node == _LEAF else self.node[2]
+        nodes = () if self.node == LEAF else self.node[2]
         return [Structure(node, _count(node)) for node in nodes]
 
 
@@ -77,7 +77,8 @@ def _kind(tree: Any) -> type | None:
     return None
 
 
-def _sorted(names: Iterable[Any]) -> tuple[Any, ...]:
+def sorted_names(names: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the names of a dict in the canonical order of its parts."""
     try:
         return tuple(sorted(names))
     except TypeError:  # names of several types
@@ -90,7 +91,7 @@ def _parts(tree: Any) -> Iterator[tuple[str, Any]] | None:
     if kind is None:
         return None
     if isinstance(tree, dict):
-        return ((str(name), tree[name]) for name in _sorted(tree))
+        return ((str(name), tree[name]) for name in sorted_names(tree))
     fields = getattr(kind, "_fields", None) or itertools.count()
     return ((str(name), part) for name, part in zip(fields, tree, strict=False))
 
@@ -100,26 +101,26 @@ def _flatten(tree: Any, leaves: list[Any]) -> Any:
     kind = _kind(tree)
     if kind is None:
         leaves.append(tree)
-        return _LEAF
+        return LEAF
     if isinstance(tree, dict):
-        parts = tuple([_flatten(tree[name], leaves) for name in _sorted(tree)])
+        parts = tuple([_flatten(tree[name], leaves) for name in sorted_names(tree)])
         return kind, tuple(tree), parts
     return kind, None, tuple([_flatten(part, leaves) for part in tree])
 
 
 def _unflatten(node: Any, leaves: Iterator[Any]) -> Any:
-    if node == _LEAF:
+    if node == LEAF:
         return next(leaves)
     kind, inserted, parts = node
     values = [_unflatten(part, leaves) for part in parts]
     if inserted is not None:
-        by_name = dict(zip(_sorted(inserted), values, strict=True))
+        by_name = dict(zip(sorted_names(inserted), values, strict=True))
         return kind((name, by_name[name]) for name in inserted)
     return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
 
 def _count(node: Any) -> int:
-    return 1 if node == _LEAF else sum(_count(part) for part in node[2])
+    return 1 if node == LEAF else sum(_count(part) for part in node[2])
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
@@ -168,9 +169,9 @@ def _is_alike(one: Any, other: Any) -> bool:
     """True if two nodes have the same names, in any order, and numbers of parts."""
     if one == other:
         return True
-    if _LEAF in (one, other) or (one[1] is None) != (other[1] is None):
+    if LEAF in (one, other) or (one[1] is None) != (other[1] is None):
         return False
-    if one[1] is not None and _sorted(one[1]) != _sorted(other[1]):
+    if one[1] is not None and sorted_names(one[1]) != sorted_names(other[1]):
         return False
     if len(one[2]) != len(other[2]):
         return False
@@ -300,7 +301,7 @@ def to_json(structure: Structure) -> Any:
 
 
 def _to_json(node: Any) -> Any:
-    if node == _LEAF:
+    if node == LEAF:
         return node
     kind, inserted, parts = node
     below = [_to_json(part) for part in parts]
@@ -333,8 +334,8 @@ def from_json(data: Any) -> Structure:
 
 
 def _from_json(data: Any) -> Any:
-    if data == _LEAF:
-        return _LEAF
+    if data == LEAF:
+        return LEAF
     if not (isinstance(data, list) and len(data) == 3 and isinstance(data[2], list)):
         raise ValueError(f"no structure of a tree: {data!r}")
     name, names, below = data

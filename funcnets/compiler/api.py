@@ -7,6 +7,7 @@ import functools
 import gc
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import count
 from types import MethodType
 from typing import Any, Concatenate, Generic, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -37,6 +38,7 @@ from funcnets.compiler.backends.select import (
     usual_backend,
 )
 from funcnets.compiler.captured import Captured
+from funcnets.compiler.fast_call import FastCall, filler
 from funcnets.compiler.fingerprint import fingerprint
 from funcnets.compiler.graph.compilation import Aliases, Compilation
 from funcnets.compiler.graph.structure import Structure
@@ -54,13 +56,38 @@ Argnames = str | Sequence[str]
 Lowerings = Sequence[Lowering] | Literal["default"] | None
 
 
-class _Executable(NamedTuple):
-    run: Executable
-    structure: Structure  # of the result
-    aliases: Aliases
-    donated: tuple[int, ...]  # positions among the tensors
-    trace: Trace | None  # None if another process traced it
-    captured: Captured
+MOST_RECENT = 4  # kinds of call that are known at sight, such as a full and a short batch
+
+
+class _Executable:
+    """A compiled graph: it takes the tensors of the arguments, and gives the tree of results."""
+
+    def __init__(
+        self,
+        run: Executable,
+        structure: Structure,
+        aliases: Aliases,
+        donated: tuple[int, ...],
+        captured: Captured,
+        trace: Trace | None = None,
+    ) -> None:
+        self.run, self.donated, self.captured, self.trace = run, donated, captured, trace
+        self._fill = filler(structure)
+        # Each result, as a position among the arguments and then what the graph gives.
+        given = count()
+        self._sources = [
+            ~aliases[i] if i in aliases else next(given) for i in range(len(structure.places))
+        ]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the results; the donated tensors hold new values then."""
+        donated = [tensors[position] for position in self.donated]
+        self.captured.check(donated)
+        with heap.kept(), without_autocast():
+            given = self.run(*tensors)
+        # Loops write by themselves, and a write is what PyTorch and `Captured` go by.
+        increment_version([tensor for tensor in donated if not tensor.is_inference()])
+        return self._fill([tensors[~i] if i < 0 else given[i] for i in self._sources])
 
 
 class Options(NamedTuple):
@@ -89,6 +116,7 @@ class Jitted(Generic[P, R]):
         functools.update_wrapper(self, function)
         self.function, self.options = function, options
         self._executables = {} if executables is None else executables
+        self._recent: list[tuple[FastCall, _Executable]] = []
         self._of_instances: Any = WeakIdKeyDictionary()  # executables of methods
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -99,23 +127,24 @@ class Jitted(Generic[P, R]):
         """
         if functorch.maybe_current_level() is not None or _is_traced():
             return self.function(*args, **kwargs)
+        for fast, executable in () if kwargs else self._recent:
+            if (tensors := fast.take(args)) is not None:
+                result: R = executable(tensors)
+                return result
         call = self._take_apart(args, kwargs)
-        executable = self._executables.get(call.key)
-        if executable is None:
-            executable = self._executables[call.key] = self._build(call)
-        run, structure, aliases, positions, _, captured = executable
-        check_donated(call.tensors, positions)
-        donated = [call.tensors[position] for position in positions]
-        captured.check(donated)
-        with heap.kept(), without_autocast():
-            results = iter(run(*call.tensors))
-        # Loops write by themselves, and a write is what PyTorch and `Captured` go by.
-        increment_version([tensor for tensor in donated if not tensor.is_inference()])
-        filled: R = structure.fill(
-            call.tensors[aliases[i]] if i in aliases else next(results)
-            for i in range(len(structure.places))
-        )
-        return filled
+        if call.key not in self._executables:
+            self._executables[call.key] = self._build(call)
+        executable = self._executables[call.key]
+        check_donated(call.tensors, executable.donated)
+        result = executable(call.tensors)
+        if not (kwargs or self.options.static.positions or self.options.static.names):
+            self._remember(call, executable)
+        return result
+
+    def _remember(self, call: Call, executable: _Executable) -> None:
+        if len(set(map(id, call.tensors))) == len(call.tensors):
+            fast = FastCall(call.structure, call.tensors, executable.donated)
+            self._recent = [(fast, executable), *self._recent[: MOST_RECENT - 1]]
 
     def trace(self, *args: P.args, **kwargs: P.kwargs) -> Trace:
         """Return the graph for arguments like these, lowered but not compiled.
@@ -163,8 +192,10 @@ class Jitted(Generic[P, R]):
         backend = self.options.backend or _usual_backend(call.tensors)
         key = self._program_key(call, backend, donated)
         executable = (key and _read(key, donated)) or self._compile(call, backend, donated, key)
-        run = cuda.prepared(executable.run, call.tensors, donated, tf32=self.options.tf32)
-        return executable._replace(run=run)
+        executable.run = cuda.prepared(
+            executable.run, call.tensors, donated, tf32=self.options.tf32
+        )
+        return executable
 
     def _compile(
         self, call: Call, backend: Backend, donated: tuple[int, ...], key: str | None
@@ -187,8 +218,8 @@ class Jitted(Generic[P, R]):
             compilation.structure,
             compilation.aliases,
             donated,
-            _as_trace(compilation),
             Captured(compilation.constants()),
+            _as_trace(compilation),
         )
 
     def _finish(self, call: Call, backend: Backend, donated: tuple[int, ...]) -> Compilation:
@@ -245,7 +276,7 @@ def _read(key: str, donated: tuple[int, ...]) -> _Executable | None:
     run = program and program_cache.load(program)
     if not program or not run:
         return None
-    return _Executable(run, program.structure, program.aliases, donated, None, Captured(()))
+    return _Executable(run, program.structure, program.aliases, donated, Captured(()))
 
 
 def _usual_backend(tensors: Sequence[Tensor]) -> Backend:
