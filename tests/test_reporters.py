@@ -1,6 +1,7 @@
 """Reporters and messages: lines and bars fit a terminal of 80 columns, and are ASCII."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,9 +24,14 @@ CONFIGS = {
 }
 
 
-def made(kind):
+def made(kind, **changes):
     dataset = SimpleNamespace(source="Fashion-MNIST", train_labels=range(60_000))
-    setup = Setup(CONFIGS[kind], RunDirectory(Path("runs/mine")), dataset, None, None, None)
+    setup = Setup(
+        replace(CONFIGS[kind], **changes),
+        RunDirectory(Path("runs/mine")),
+        *[dataset] * 2,
+        *[None] * 3,
+    )
     return kind(setup)
 
 
@@ -38,6 +44,13 @@ def test_lines_fit(kind):
         assert len(line) <= 80, line
         assert line.isascii(), line
     assert lines[-1].endswith("123,457 examples/s")
+
+
+def test_the_line_of_an_epoch_with_a_validation_part_fits():
+    row = EPOCH._replace(test_accuracy=None, validation_accuracy=0.4567)
+    line = made(TrainingMessages, validation=0.1).epoch([row])
+    assert "train 0.123, val 0.457" in line
+    assert len(line) <= 80
 
 
 def test_a_speed_that_is_not_known_is_left_out():

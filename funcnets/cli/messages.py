@@ -7,7 +7,7 @@ from funcnets import models, tree
 from funcnets.cli.preparation import Setup
 from funcnets.cli.run_data import shown
 from funcnets.cli.training import Outcome
-from funcnets.runs import EpochRow, steps_done
+from funcnets.runs import EpochRow, best_row, steps_done
 
 
 class TrainingMessages:
@@ -65,7 +65,8 @@ class TrainingMessages:
         row: EpochRow = rows[0]
         return (
             f"{self.place(row.epoch)}  loss {row.train_loss:.3f}  accuracy: train "
-            f"{row.train_accuracy:.3f}, test {row.test_accuracy:.3f}"
+            f"{row.train_accuracy:.3f}, {'val' if self.setup.config.validation else 'test'} "
+            f"{row.watched_accuracy:.3f}"
             f"{speed(row.examples_per_second)}"
         )
 
@@ -81,7 +82,20 @@ class TrainingMessages:
             return
         for name, values in shown_parameters(outcome).items():
             yield f"{name} learned: {' '.join(f'{value:.2f}' for value in values)}"
-        yield f"{self.finished(outcome)}: test accuracy {outcome.rows[-1].test_accuracy:.4f}"
+        best = best_row(outcome.rows)
+        assert best
+        last: EpochRow = outcome.rows[-1]
+        if self.setup.config.validation:
+            if last.epoch < self.epochs:
+                yield f"stopped early, after epoch {last.epoch} of {self.epochs}"
+            yield (
+                f"best in epoch {best.epoch}: validation accuracy {best.watched_accuracy:.4f}; its "
+                "checkpoint is tested"
+            )
+            last = best
+        yield f"{self.finished(outcome)}: test accuracy {last.test_accuracy or 0:.4f}"
+        if not self.setup.config.validation:
+            yield "test images were watched in each epoch; --validation 0.1 spares them to the end"
         yield f"to evaluate it: funcnets eval {path}"
 
     def interrupted(self, outcome: Outcome, command: str = "train") -> Iterator[str]:
@@ -117,6 +131,9 @@ class TrainingMessages:
     def measured(self, outcome: Outcome) -> dict[str, Any]:
         """Return the last measurements, for JSON."""
         last = outcome.rows[-1]._asdict() if outcome.rows else {}
+        if self.setup.config.validation and (best := best_row(outcome.rows)):
+            chosen = ("test_loss", "test_accuracy", "validation_loss", "validation_accuracy")
+            last |= {name: getattr(best, name) for name in chosen} | {"best_epoch": best.epoch}
         return last | {"step": steps_done(outcome.train_state)} | shown_parameters(outcome)
 
 

@@ -137,6 +137,25 @@ Side = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+Validation = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FRACTION",
+        help="Hold this part of the training images out, such as 0.1: the best epoch is chosen by "
+        "it, and the test images are looked at once, at the end.",
+        show_default="none: test accuracy is watched",
+        rich_help_panel=DATA,
+    ),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Stop after N epochs without a better one on the validation part.",
+        show_default="after the last epoch",
+        rich_help_panel=RECIPE,
+    ),
+]
 Normalize = Annotated[
     bool | None,
     _switch(
@@ -328,7 +347,9 @@ _OF_RUNS = {"resume": Resume, "save_every": SaveEvery}
 TRAIN_FIELDS: dict[str, Any] = {
     "network": UsualNetwork,
     **_SHARED,
+    "validation": Validation,
     "learning_rate": LearningRate,
+    "patience": Patience,
     "seed": Seed,
     "precision": Precision,
     "sync_batch_norm": SyncBatchNorm,

@@ -30,6 +30,9 @@ class Setup:
     """A training that is ready to go on, from its first step or from a checkpoint.
 
     Attributes:
+        dataset: the images that are trained on, and all test images.
+        watched: its test images are measured after each epoch: those of `dataset`, or the
+            validation part.
         rows: the measurements of the epochs that are done.
         running: the averages over the epoch that is half done, from which `fit` goes on.
         is_unmeasured: True if the last epoch is done, but was not measured.
@@ -41,6 +44,7 @@ class Setup:
     config: Config
     directory: RunDirectory
     dataset: Dataset
+    watched: Dataset
     net: Layer
     optimizer: Optimizer
     train_state: TrainState
@@ -95,7 +99,7 @@ def begin(
         return resume(given, begun, download=download, processes=processes, is_restart=True)
     found = run_data.load(config, processes, is_new=True)
     config = processes.together(lambda: run_data.described(config, found, given))
-    dataset = run_data.limited(config, found)
+    dataset, watched = run_data.divided(config, found)
 
     def create() -> tuple[Layer, Optimizer, TrainState]:
         net, optimizer = build(config, dataset)
@@ -106,7 +110,9 @@ def begin(
     directory = distributed.make_directory(processes, config, path)
     is_named = given.get("dataset") is not None or dataset.name != IDX
     warnings = () if is_named else (run_data.unlike_fashion_mnist(dataset),)
-    return Setup(config, directory, dataset, *parts, processes=processes, warnings=warnings)
+    return Setup(
+        config, directory, dataset, watched, *parts, processes=processes, warnings=warnings
+    )
 
 
 def resume(
@@ -150,9 +156,9 @@ def resume(
         config = _configured(processes, configure)
         found = run_data.load(config, processes)
         processes.together(lambda: run_data.check_same(config, found))
-        dataset = run_data.limited(config, found)
+        parts = run_data.divided(config, found)
         setup = processes.together(
-            lambda: _resumed(directory, config, dataset, processes, is_restart)
+            lambda: _resumed(directory, config, parts, processes, is_restart)
         )
         steps = runs.steps_done(setup.train_state)
         distributed.check_agreement(processes, {"the step of the newest checkpoint": steps})
@@ -178,26 +184,45 @@ def _configured(processes: Processes, configure: Callable[[], Config]) -> Config
 def _resumed(
     directory: RunDirectory,
     config: Config,
-    dataset: Dataset,
+    parts: tuple[Dataset, Dataset],
     processes: Processes,
     may_be_finished: bool,
 ) -> Setup:
-    setup = restore(directory, config, dataset, processes, may_begin=True)
+    setup = restore(directory, config, parts, processes, may_begin=True)
     steps = runs.steps_done(setup.train_state)
     done = steps // setup.batches
     row_kind: Any = MemberRow if isinstance(config, SweepConfig) else EpochRow
     rows = tuple(row for row in directory.read_rows(row_kind) if row.epoch <= done)
     measured = {row.epoch for row in rows}
     is_unmeasured = 0 < steps == done * setup.batches and done not in measured and _has_any(setup)
-    if done >= config.epochs and not is_unmeasured and not may_be_finished:
-        raise UsageError(
-            f"{directory.path}: finished with epoch {done} of {config.epochs}; to train longer "
-            + (f"add --epochs {2 * done}" if config.schedule == "constant" else _START_NEW)
-        )
+    if not is_unmeasured and not may_be_finished and not _is_untested(config, rows):
+        _check_unfinished(directory, config, rows, done)
     notes = (f"resuming at step {steps}", *_changes(directory, config, processes.axis.size))
     lost = [epoch for epoch in range(1, done + 1 - is_unmeasured) if epoch not in measured]
     warnings = (*setup.warnings, *_lost_rows(directory, lost))
     return replace(setup, rows=rows, is_unmeasured=is_unmeasured, notes=notes, warnings=warnings)
+
+
+def _is_untested(config: Config, rows: Sequence[Any]) -> bool:
+    """True if the test images of a run with a validation part weren't looked at yet."""
+    return config.validation > 0 and all(row.test_accuracy is None for row in rows)
+
+
+def _check_unfinished(
+    directory: RunDirectory, config: Config, rows: Sequence[Any], done: int
+) -> None:
+    """Raise UsageError for a training that has come to its end."""
+    if done >= config.epochs:
+        raise UsageError(
+            f"{directory.path}: finished with epoch {done} of {config.epochs}; to train longer "
+            + (f"add --epochs {2 * done}" if config.schedule == "constant" else _START_NEW)
+        )
+    if runs.is_stopped_early(rows, config.patience):
+        raise UsageError(
+            f"{directory.path}: finished with epoch {done} of {config.epochs}, as the last "
+            f"{config.patience} were no better; to train longer start a new run with more "
+            "--patience"
+        )
 
 
 def _write(setup: Setup) -> None:
@@ -256,7 +281,8 @@ def open_run(path: Path, given: Mapping[str, Any], processes: Processes = ALONE)
             run_data.check_fits(config, found)
             if config.fingerprint not in (None, data.fingerprint(found)):
                 warnings = ("evaluated on other data than those of the run",)
-        setup = restore(directory, config, run_data.limited(config, found), processes)
+        used = run_data.limited(config, found)
+        setup = restore(directory, config, (used, used), processes, best=True)
         return replace(setup, warnings=(*setup.warnings, *warnings))
 
     return processes.together(restored)
@@ -298,25 +324,31 @@ def build(config: Config, dataset: Dataset) -> tuple[Layer, Optimizer]:
 def restore(
     directory: RunDirectory,
     config: Config,
-    dataset: Dataset,
+    parts: tuple[Dataset, Dataset],
     processes: Processes = ALONE,
     *,
     may_begin: bool = False,
+    best: bool = False,
 ) -> Setup:
     """Return the training of the newest checkpoint, on the configured device.
 
-    With `may_begin` it is one before its first step if there is no checkpoint.
+    With `may_begin` it is one before its first step if there is no checkpoint; with `best` it is
+    that of the best epoch, if there is a validation part.
     """
+    dataset, watched = parts
     net, optimizer = build(config, dataset)
     if may_begin and not directory.has_checkpoint:
         size = processes.axis.size
         train_state = create_train_state(config, net, optimizer, dataset, size)
-        return Setup(config, directory, dataset, net, optimizer, train_state, processes=processes)
-    found, train_state, metadata = runs.read_newest(directory, config, net, optimizer)
+        return Setup(
+            config, directory, dataset, watched, net, optimizer, train_state, processes=processes
+        )
+    found, train_state, metadata = runs.read_newest(directory, config, net, optimizer, best=best)
     return Setup(
         config,
         directory,
         dataset,
+        watched,
         net,
         optimizer,
         train_state,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from funcnets import data, models
+from funcnets import data, models, random
 from funcnets.cli.configuration import UsageError
 from funcnets.data import DataError, Dataset
 from funcnets.data.places import FASHION, FOLDER, IDX
@@ -71,12 +71,27 @@ def limited(config: Config, dataset: Dataset) -> Dataset:
         ) from None
 
 
+def divided(config: Config, dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """Return the data that are trained on, and those that are measured after each epoch.
+
+    The latter are other training images if the configuration has a validation part, the same ones
+    for every seed.  Raises UsageError if too many images are asked for, or too few are left.
+    """
+    used = limited(config, dataset)
+    if not config.validation:
+        return used, used
+    try:
+        return data.hold_out(used, config.validation, random.key(0))
+    except DataError as error:
+        raise UsageError(f"--validation is {config.validation}: {error}") from None
+
+
 def described(config: Config, dataset: Dataset, given: Mapping[str, Any]) -> Config:
     """Return the configuration of a new training with the facts about its data.
 
     The side becomes that of the images if nobody chose one and the recipe needs no certain one.
     """
-    used = limited(config, dataset)
+    used, _ = divided(config, dataset)
     facts: dict[str, Any] = {
         "dataset": dataset.name,
         "class_names": dataset.class_names,

@@ -56,7 +56,7 @@ class Sweep(Training):
 
     def evaluation(self) -> Evaluation:
         """Return what gives the members' logits after an epoch."""
-        return MemberEvaluation(self.config, self.setup.net, self.setup.dataset)
+        return MemberEvaluation(self.config, self.setup.net, self.setup.watched)
 
     def fit(self, step: Callable[..., Any], **options: Any) -> Iterator[Any]:
         """Yield the progress of all members after each step, as `ensemble.fit` does."""
@@ -72,7 +72,7 @@ class Sweep(Training):
         return measured_rows(
             self.config,
             tested,
-            self.setup.dataset.test_labels,
+            self.setup.watched.test_labels,
             progress.running,
             epoch=progress.epoch + 1,
             step=steps_done(progress.train_state),

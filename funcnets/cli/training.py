@@ -17,9 +17,17 @@ from funcnets.cli.interrupt import Agreement, Interrupt, Wish
 from funcnets.cli.preparation import Setup
 from funcnets.cli.reporters import Reporter
 from funcnets.compiler import CompileError, jit
+from funcnets.data import Dataset
 from funcnets.metrics import Running
 from funcnets.precision import POLICIES
-from funcnets.runs import EpochRow, RunError, best_step, steps_done
+from funcnets.runs import (
+    EpochRow,
+    RunError,
+    best_row,
+    best_step,
+    is_stopped_early,
+    steps_done,
+)
 from funcnets.train import NonFiniteLoss, Progress, TrainState
 from funcnets.transforms import NonFiniteError, check_finite
 
@@ -81,8 +89,10 @@ class Training:
 
     def evaluation(self) -> Evaluation:
         """Return what measures a train state after an epoch."""
-        config, net, dataset = self.setup.config, self.setup.net, self.setup.dataset
-        return Evaluation(config, net, dataset, self.processes)
+        return self._evaluation(self.setup.watched)
+
+    def _evaluation(self, dataset: Dataset) -> Evaluation:
+        return Evaluation(self.setup.config, self.setup.net, dataset, self.processes)
 
     def fit(self, step: Callable[..., Any], **options: Any) -> Iterator[Any]:
         """Yield the progress after each step, as `train.fit` does."""
@@ -97,12 +107,12 @@ class Training:
             step=steps_done(progress.train_state),
             train_loss=progress.running.loss,
             train_accuracy=progress.running.accuracy,
-            test_loss=finite(tested.loss),
-            test_accuracy=tested.accuracy,
+            test_loss=None,
+            test_accuracy=None,
             examples_per_second=rate and round(rate, 1),
             seconds=round(seconds, 3),
         )
-        return [row]
+        return [_measured(row, "validation" if self.setup.config.validation else "test", tested)]
 
     def running_fields(self) -> Any:
         """Return the averages over the epoch so far, for JSON."""
@@ -133,6 +143,8 @@ class Training:
         with self.interrupt:
             try:
                 compile_seconds = self._compile_and_train()
+                if self.setup.config.validation and not self.interrupt.signal:
+                    self._test_best()
             except (NonFiniteLoss, NonFiniteError) as error:
                 raise TrainingError(f"{error}; {self._kept()}") from error
         seconds = time.perf_counter() - started
@@ -169,7 +181,7 @@ class Training:
             progress = Progress(self.train_state, self.running, done - 1, *sizes)
             self._end_epoch(progress, evaluate, None, started, is_saved=True)
             started = time.perf_counter()
-        if self._agree(agreement, is_due=True).signal:
+        if self._agree(agreement, is_due=True).signal or self._is_stopped_early():
             return
         for progress in _timed(self._fit(step), step, speed):
             self.train_state, self.running = progress.train_state, progress.running
@@ -184,8 +196,35 @@ class Training:
                 self.save()
             elif self.compare_every and steps_done(self.train_state) % self.compare_every == 0:
                 self._check_replicas()
-            if stopped:
+            if stopped or (is_epoch_done and self._is_stopped_early()):
                 return
+
+    def _is_stopped_early(self) -> bool:
+        patience = self.setup.config.patience
+        return patience is not None and is_stopped_early(self.rows, patience)
+
+    def _test_best(self) -> None:
+        """Measure the checkpoint of the best epoch on the test images, and keep it in its row."""
+        best = best_row(self.rows)
+        if best is None or best.test_accuracy is not None:
+            return
+        setup, train_state = self.setup, self.train_state
+        if best.step != steps_done(train_state):
+            parts = (setup.config, setup.net, setup.optimizer)
+            path = checkpoint.step_path(setup.directory.checkpoints, best.step)
+            train_state, _ = self.processes.together(lambda: runs.read_train_state(path, *parts))
+        evaluate = self._evaluation(setup.dataset)
+        evaluate.is_stopped = lambda: self.interrupt.signal is not None
+        try:
+            tested = evaluate(train_state)
+        except StoppedError:
+            return
+        self.rows[self.rows.index(best)] = _measured(best, "test", tested)
+        self._write_rows()
+
+    def _write_rows(self) -> None:
+        with _failing_to_write():
+            self._in_first(lambda: self.setup.directory.write_rows(self.rows))
 
     def _agree(self, agreement: Agreement, *, is_due: bool) -> Wish:
         """Return what all processes do after this step, and take another one's signal as our own.
@@ -217,8 +256,7 @@ class Training:
         rows = self.epoch_rows(progress, tested, rate, time.perf_counter() - started)
         self.rows.extend(rows)
         self.running = None
-        with _failing_to_write():
-            self._in_first(lambda: self.setup.directory.write_rows(self.rows))
+        self._write_rows()
         if not is_saved:
             self.save()
         self.reporter.epoch(rows)
@@ -319,6 +357,15 @@ class Training:
             self.interrupt,
             self.processes.axis,
         )
+
+
+def _measured(row: EpochRow, part: str, tested: Running) -> EpochRow:
+    """Return a row with the measurements of its test images or its validation part."""
+    measured: dict[str, Any] = {
+        f"{part}_loss": finite(tested.loss),
+        f"{part}_accuracy": tested.accuracy,
+    }
+    return row._replace(**measured)
 
 
 @contextmanager

@@ -15,7 +15,15 @@ converted to floating point, at the side that a network expects, inside the trai
 """
 
 from funcnets.data.batches import batches, prepare, shuffle
-from funcnets.data.dataset import DataError, Dataset, fingerprint, from_tensors, limit, moments
+from funcnets.data.dataset import (
+    DataError,
+    Dataset,
+    fingerprint,
+    from_tensors,
+    hold_out,
+    limit,
+    moments,
+)
 from funcnets.data.folder import load_folder
 from funcnets.data.idx import read_idx
 from funcnets.data.images import read_image
@@ -31,6 +39,7 @@ __all__ = [
     "find",
     "fingerprint",
     "from_tensors",
+    "hold_out",
     "limit",
     "load",
     "load_folder",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from funcnets import random
+
 CLASSES_AT_MOST = 100_000
 IMAGES_SUMMED_AT_ONCE = 1024
 
@@ -161,6 +163,45 @@ def limit(dataset: Dataset, count: int) -> Dataset:
         train_labels=dataset.train_labels[:count],
         source=f"the first {count:,} training images of {dataset.source}",
     )
+
+
+def hold_out(dataset: Dataset, fraction: float, key: Tensor) -> tuple[Dataset, Dataset]:
+    """Return the data set without a part of its training images, and that part for validation.
+
+    The second data set has the images that were drawn by the key as its test images, and the same
+    training images as the first.  The order of images stays.
+
+    Raises DataError unless both parts have an image.
+
+    >>> from funcnets import data, random
+    >>> dataset = data.load("bundled")
+    >>> train, validation = data.hold_out(dataset, 0.1, random.key(0))
+    >>> len(train.train_images), len(validation.test_images), len(train.test_images)
+    (9000, 1000, 2000)
+    """
+    count = len(dataset.train_labels)
+    held = round(fraction * count)
+    if not 1 <= held < count:
+        raise DataError(
+            f"a validation part of {fraction} of {count} training images has {held}; expected at "
+            "least 1, and 1 to train on"
+        )
+    device = dataset.train_labels.device
+    order = random.permutation(key, count).to(device)
+    chosen, rest = order[:held].sort().values, order[held:].sort().values
+    train = replace(
+        dataset,
+        train_images=dataset.train_images[rest],
+        train_labels=dataset.train_labels[rest],
+        source=f"{dataset.source.split(';')[0]}, {held:,} of them for validation",
+    )
+    validation = replace(
+        train,
+        test_images=dataset.train_images[chosen],
+        test_labels=dataset.train_labels[chosen],
+        source=f"{held:,} training images of {dataset.source}",
+    )
+    return train, validation
 
 
 def fingerprint(dataset: Dataset) -> str:

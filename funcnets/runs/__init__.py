@@ -25,7 +25,7 @@ from funcnets.runs.restore import (
     read_train_state,
     steps_done,
 )
-from funcnets.runs.rows import EpochRow, MemberRow, best_step
+from funcnets.runs.rows import EpochRow, MemberRow, best_row, best_step, is_stopped_early
 
 __all__ = [
     "FACTS",
@@ -38,10 +38,12 @@ __all__ = [
     "RunDirectory",
     "RunError",
     "SweepConfig",
+    "best_row",
     "best_step",
     "build",
     "build_network",
     "create_train_state",
+    "is_stopped_early",
     "load",
     "preparation",
     "read_newest",

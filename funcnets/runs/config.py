@@ -74,6 +74,9 @@ class Config:
         sync_batch_norm: True if batch norms of several processes normalise by the statistics of
             the whole batch, False if each by those of its share; see `parallel.gradient`.
         dataset: the name of the data set, as `data.load` takes it.
+        validation: the fraction of the training images that isn't trained on: by it the best epoch
+            is chosen, and the test images are looked at once, at the end.  0 for none.
+        patience: epochs without a better one after which the training stops; None for all epochs.
         normalize: True to subtract the mean of the training images, and divide by the deviation.
 
     The other fields are facts about the data (`FACTS`), which a training sets from them:
@@ -102,6 +105,8 @@ class Config:
     sync_batch_norm: bool = True
     dataset: str = FASHION
     normalize: bool = False
+    validation: float = 0.0
+    patience: int | None = None
     class_names: tuple[str, ...] = FASHION_MNIST.class_names
     channels: int = 1
     fingerprint: str | None = None
@@ -109,11 +114,18 @@ class Config:
     deviation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "side", "limit_train", "channels"):
+        for field in ("epochs", "batch_size", "side", "limit_train", "channels", "patience"):
             value = getattr(self, field)
-            if not is_whole(value, 1) and (field, value) != ("limit_train", None):
+            is_none = value is None and field in ("limit_train", "patience")
+            if not is_whole(value, 1) and not is_none:
                 raise ConfigError(field, f"is {value!r}; expected a whole number above 0")
         check_rate("learning_rate", self.learning_rate)
+        if not isinstance(self.validation, Real) or not 0 <= self.validation < 1:
+            raise ConfigError("validation", f"is {self.validation!r}; expected a fraction, as 0.1")
+        if self.patience and not self.validation:
+            raise ConfigError(
+                "patience", f"is {self.patience}; it needs a part of the images for validation"
+            )
         if not is_whole(self.seed, -(2**63)) or self.seed >= 2**63:
             raise ConfigError("seed", f"is {self.seed!r}; expected an integer of 64 bits")
         for field, known in KNOWN_VALUES.items():
@@ -180,6 +192,8 @@ class SweepConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.validation:
+            raise ConfigError("validation", f"is {self.validation}; a sweep has no validation part")
         if not is_whole(self.seeds, 1):
             raise ConfigError("seeds", f"is {self.seeds!r}; expected a whole number above 0")
         for rate in self.rates:

@@ -25,7 +25,7 @@ from funcnets import _files, checkpoint
 from funcnets.runs import json_records
 from funcnets.runs.config import Config, ConfigError, SweepConfig
 from funcnets.runs.lock import LOCK, Lock, LockedError
-from funcnets.runs.rows import EpochRow, Row
+from funcnets.runs.rows import EpochRow, Row, best_step
 
 KEPT_CHECKPOINTS = 2
 FILES = ("config.json", "environment.json", "metrics.jsonl", "metrics.csv")
@@ -275,6 +275,17 @@ class RunDirectory:
                 if found.exists():
                     raise
                 # It was pruned while it was read: a newer one is there.
+
+    def read_best(self, read: Callable[[Path], Read]) -> tuple[Path, Read]:
+        """Return the checkpoint of the best epoch, and what `read` returns for it.
+
+        The newest one if that isn't there.  Raises as `read_latest` does.
+        """
+        step = best_step(self.read_rows())
+        path = None if step is None else checkpoint.step_path(self.checkpoints, step)
+        if path is None or path in checkpoint.damaged(self.checkpoints) or not path.exists():
+            return self.read_latest(read)
+        return path, read(path)
 
     def warnings(self) -> tuple[str, ...]:
         """Return a line that names the damaged checkpoints newer than the latest, if any."""

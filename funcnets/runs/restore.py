@@ -54,8 +54,9 @@ class LoadedRun:
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> LoadedRun:
     """Return the network in the run directory `path`, as its newest whole checkpoint has it.
 
-    Every byte is checked.  `LoadedRun.prepare` makes of uint8 images, (N, C, H, W), what the
-    network was trained on: floating point, at the run's side, normalised if the run's were.
+    Of a run with a validation part it is the checkpoint of the best epoch.  Every byte is checked.
+    `LoadedRun.prepare` makes of uint8 images, (N, C, H, W), what the network was trained on:
+    floating point, at the run's side, normalised if the run's were.
 
     Warns if a newer checkpoint is damaged.  Raises RunError if there is no run or no whole
     checkpoint, or its configuration changed since; and CheckpointError if the checkpoint doesn't
@@ -79,7 +80,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     directory = RunDirectory(path)
     config = directory.read_config()
     net, optimizer = build(config, steps=1)  # their number changes no shape
-    found, train_state, _ = read_newest(directory, config, net, optimizer, device)
+    found, train_state, _ = read_newest(directory, config, net, optimizer, device, best=True)
     for text in directory.warnings():
         warnings.warn(text, stacklevel=2)
     params, state = train_state.params, train_state.state
@@ -155,10 +156,13 @@ def read_newest(
     net: Layer,
     optimizer: Optimizer,
     device: str | torch.device | None = None,
+    *,
+    best: bool = False,
 ) -> tuple[Path, TrainState, dict[str, Any]]:
     """Return the newest whole checkpoint of a run: its path, train state and metadata.
 
-    Another process may write to the run meanwhile.
+    With `best` it is that of the best epoch, if the run has a validation part.  Another process
+    may write to the run meanwhile.
 
     Raises RunError if there is none, or it was trained with another configuration than that in the
     directory; and CheckpointError as `read_train_state` does.
@@ -174,7 +178,9 @@ def read_newest(
         _check_configuration(directory, path, metadata)
         return train_state, metadata
 
-    found, (train_state, metadata) = directory.read_latest(read)
+    is_chosen = best and config.validation > 0
+    read_one = directory.read_best if is_chosen else directory.read_latest
+    found, (train_state, metadata) = read_one(read)
     return found, train_state, metadata
 
 

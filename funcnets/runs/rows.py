@@ -5,16 +5,27 @@ from typing import NamedTuple, TypeVar
 
 
 class EpochRow(NamedTuple):
-    """Measurements of an epoch: averages over it in training, and over all test images."""
+    """Measurements of an epoch: averages over it in training, and over all test images.
+
+    With a validation part the test images are measured in one row, that of the best epoch.
+    """
 
     epoch: int  # counted from 1
     step: int  # steps done at its end
     train_loss: float
     train_accuracy: float
-    test_loss: float | None  # None where it isn't finite
-    test_accuracy: float
+    test_loss: float | None  # None where it isn't finite, or not measured
+    test_accuracy: float | None  # None where it isn't measured
     examples_per_second: float | None  # None where every step was the first of its shape
     seconds: float  # since the epoch began, or was resumed, with compilation and evaluation
+    validation_loss: float | None = None  # None without a validation part, or not finite
+    validation_accuracy: float | None = None
+
+    @property
+    def watched_accuracy(self) -> float:
+        """The accuracy by which the best epoch is chosen, of validation if there is a part."""
+        known = (self.validation_accuracy, self.test_accuracy)
+        return next((accuracy for accuracy in known if accuracy is not None), 0.0)
 
 
 class MemberRow(NamedTuple):
@@ -33,6 +44,11 @@ class MemberRow(NamedTuple):
     train_accuracy: float | None = None
 
     @property
+    def watched_accuracy(self) -> float:
+        """The accuracy by which the best epoch is chosen."""
+        return self.test_accuracy
+
+    @property
     def is_of_all(self) -> bool:
         """True for the ensemble of all members."""
         return self.seed is None and self.learning_rate is None
@@ -41,10 +57,23 @@ class MemberRow(NamedTuple):
 Row = TypeVar("Row", EpochRow, MemberRow)
 
 
-def best_step(rows: Sequence[EpochRow | MemberRow]) -> int | None:
-    """Return the step after which test accuracy was highest, the first one; None without rows.
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """Return the row of the best epoch, the first one; None without rows.
 
-    For a sweep it is the accuracy of the ensemble of all members.
+    It has the highest accuracy on the validation part, or without one on the test images.  For a
+    sweep it is the accuracy of the ensemble of all members.
     """
     whole = [row for row in rows if isinstance(row, EpochRow) or row.is_of_all]
-    return max(whole, key=lambda row: row.test_accuracy).step if whole else None
+    return max(whole, key=lambda row: row.watched_accuracy) if whole else None
+
+
+def best_step(rows: Sequence[Row]) -> int | None:
+    """Return the step at the end of the best epoch, see `best_row`; None without rows."""
+    best = best_row(rows)
+    return best.step if best else None
+
+
+def is_stopped_early(rows: Sequence[EpochRow], patience: int | None) -> bool:
+    """True if the last `patience` epochs were no better than the best one before."""
+    best = best_row(rows)
+    return bool(best and patience and rows[-1].epoch - best.epoch >= patience)
