@@ -26,7 +26,7 @@ The package, by layer:
     parallel                                       several processes that train one network
     jit, Lowering, Trace, TraceError, CompileError one compiled function (`compiler`)
     data  checkpoint  runs                         images, files, run directories
-    interop  testing                               modules: state dicts, twins, equivalence
+    interop  testing                               modules: state dicts, twins, proofs of equality
 
 Each part is imported when it is first used, so `import funcnets` is quick.
 """

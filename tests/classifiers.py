@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
-from comparison import init
 from torch import Tensor
 
 import funcnets
 from funcnets import layers, losses, random, train, tree
 from funcnets.core import Layer
+from funcnets.testing import random_values
 
 NET = funcnets.sequential(
     conv1=layers.conv2d(3, 3),
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 def problem(net: Layer = NET, shape: tuple[int, ...] = (5, 1, 5, 4), seed: int = 0) -> Problem:
     x = random.normal(random.key(seed), shape, torch.float64)
     labels = torch.arange(len(x)) % 3
-    return Problem(net, *init(net, x, seed), (x, labels), random.key(seed + 1))
+    return Problem(net, *random_values(net, x, seed), (x, labels), random.key(seed + 1))
 
 
 def whole(problem: Problem, params: Any = None) -> dict[str, Tensor]:

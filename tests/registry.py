@@ -1,14 +1,11 @@
 """Every layer, block and network once, with an input for it: what the generic tests run over."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-from torch import nn
-
-from funcnets import layers, models, tree
+from funcnets import layers, models
 from funcnets.core import Layer, concat, dense, residual, sequential
 from funcnets.models.googlenet import STAGES
-from funcnets.testing import twins
+from funcnets.testing import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,32 +20,6 @@ class Entry:
     shape: tuple[int, ...]
     shifted_away: str = r"(?!)"  # matches nothing
     any_rank: bool = False
-
-
-class Network(NamedTuple):
-    """One of the eight networks, with widths and depths, and an input's shape."""
-
-    name: str
-    options: dict[str, Any]
-    shape: tuple[int, int, int, int]
-
-    def build(self) -> tuple[Layer, nn.Module]:
-        """The functional network and its twin."""
-        has_linear_after_flatten = self.name.startswith(("alexnet", "vgg", "lenet"))
-        side = {"side": self.shape[2]} if has_linear_after_flatten else {}
-        options = {"in_channels": self.shape[1], **self.options, **side}
-        return self.layer(), twins.get(self.name, **options)
-
-    def layer(self) -> Layer:
-        special = {"vgg11": models.vgg, "resnet18": models.resnet, "googlenet": _googlenet}
-        build = models.INDEX[self.name].build
-        return special.get(self.name, build)(**self.options) if self.options else build()
-
-
-def _googlenet(divisor: int = 1, stages: Any = STAGES, **options: Any) -> Layer:
-    """GoogLeNet with every width divided, as its twin does it."""
-    stem, stages = tree.map(lambda width: width // divisor, ((64, 64, 192), stages))
-    return models.googlenet(stem=stem, stages=stages, **options)
 
 
 NETWORKS = {
@@ -147,13 +118,14 @@ BLOCKS = {
 # Nine Inceptions say no more than three.
 _SHORT_STAGES = {stage: dict([*blocks.items()][:1]) for stage, blocks in STAGES.items()}
 
+_GOOGLENET = Network("googlenet", {"divisor": 8, "stages": _SHORT_STAGES}, (4, 1, 16, 16))
+
 ENTRIES = {
     **LAYERS,
     **COMBINATORS,
     **BLOCKS,
     **{
         name: Entry(network.layer(), network.shape, _SHIFTED_AWAY.get(name, r"(?!)"))
-        for name, network in NETWORKS.items()
+        for name, network in {**NETWORKS, "googlenet": _GOOGLENET}.items()
     },
-    "googlenet": Entry(_googlenet(8, _SHORT_STAGES), (4, 1, 16, 16)),
 }

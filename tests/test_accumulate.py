@@ -1,22 +1,21 @@
 """Gradients by micro-batches are those of the whole batch, batch norm and dropout included."""
 
 import pytest
-import strategies
 import torch
 from classifiers import NET, gradients, problem, whole
-from comparison import assert_close, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnets
 from funcnets import layers, losses, optim, random, train, transforms, tree
 from funcnets.core import LayerError
+from funcnets.testing import assert_close, random_like, strategies
 
 
-@given(drawn=strategies.classifiers(), size=st.integers(1, 5), seed=strategies.seeds)
+@given(drawn=strategies.layers(classes=3), size=st.integers(1, 5), seed=strategies.seeds)
 @settings(max_examples=12)
 def test_accumulated_is_the_whole_batch(drawn, size, seed):
-    given = problem(*drawn, seed)
+    given = problem(drawn.layer(), drawn.shape, seed)
     assert_close(gradients(transforms.accumulate(size), given), whole(given))
 
 
@@ -51,11 +50,11 @@ def test_steps_under_jit_are_those_of_the_whole_batch():
     assert not torch.equal(expected.params["conv"]["weight"], start.params["conv"]["weight"])
 
 
-@given(drawn=strategies.classifiers(), size=st.integers(1, 3), seed=strategies.seeds)
+@given(drawn=strategies.layers(classes=3), size=st.integers(1, 3), seed=strategies.seeds)
 @settings(max_examples=5)
 def test_its_derivatives_are_those_of_the_whole_batch(drawn, size, seed):
     """jvp of the gradients (a Hessian product), which goes through the statistics as well."""
-    given = problem(*drawn, seed)
+    given = problem(drawn.layer(), drawn.shape, seed)
     tangent = random_like(given.params, seed)
 
     def along(gradient):

@@ -3,9 +3,7 @@
 from typing import Any
 
 import pytest
-import strategies
 import torch
-from comparison import assert_close, assert_equals_twin, pair, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from funcnets import random, tree
 from funcnets.core import Layer, LayerError, sequential
 from funcnets.layers import batch_norm
-from funcnets.testing import twins
+from funcnets.testing import assert_close, assert_equivalent, random_like, strategies, twins
 
 FORMS = {
     "rows": st.tuples(st.integers(3, 6), st.integers(1, 4)),
@@ -43,7 +41,8 @@ def test_equals_the_module(
 ) -> None:
     shape = data.draw(form)
     net = batch_norm(momentum, eps, unbiased=unbiased)
-    assert_equals_twin(pair(net, module(shape, momentum, eps, unbiased), shape, seed), 1e-12)
+    twin = module(shape, momentum, eps, unbiased)
+    assert_equivalent(net, twin, shape, seed=seed, tolerance=1e-12, batch_sizes=shape[:1])
 
 
 def test_conventions_differ_in_the_running_variance_alone() -> None:

@@ -4,10 +4,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-import strategies
 import torch
-from architectures import Parts, functional
-from comparison import assert_close, init, random_like
 from hypothesis import given, settings
 from torch import Tensor
 from torch.func import grad, jvp, vmap
@@ -16,6 +13,7 @@ import funcnets
 from funcnets import models, random, tree
 from funcnets.core import LayerError, residual, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, relu, tanh
+from funcnets.testing import Architecture, assert_close, random_like, random_values, strategies
 from funcnets.transforms import capture, remat
 from funcnets.transforms.paths import match_parts, part_paths
 
@@ -24,7 +22,7 @@ X = torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=to
 BODY = sequential(conv=conv2d(3, 3), bn=batch_norm(), act=tanh(), drop=dropout(0.3))
 HEAD = sequential(flat=flatten(), fc=linear(4))
 NET = sequential(body=BODY, head=HEAD)
-PARAMS, STATE = init(NET, X, 1)
+PARAMS, STATE = random_values(NET, X, 1)
 capture_net = partial(capture, NET, PARAMS, STATE, train=True, key=KEY)
 
 
@@ -37,15 +35,13 @@ def run_body(x: Tensor) -> Tensor:
     return BODY.apply(PARAMS["body"], STATE["body"], x, train=True, key=key)[0]
 
 
-@given(drawn=strategies.architectures(), seed=strategies.seeds)
+@given(drawn=strategies.layers(), seed=strategies.seeds)
 @settings(max_examples=25)
-def test_output_and_state_are_those_of_apply(
-    drawn: tuple[Parts, tuple[int, ...]], seed: int
-) -> None:
+def test_output_and_state_are_those_of_apply(drawn: Architecture, seed: int) -> None:
     parts, shape = drawn
-    net = functional(parts)
+    net = drawn.layer()
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    params, state = init(net, x, seed)
+    params, state = random_values(net, x, seed)
     y, new_state = net.apply(params, state, x, train=True, key=KEY)
     captured = capture(net, params, state, x, paths=["*"], train=True, key=KEY)
     assert torch.equal(captured.output, y)

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import random_like
 from torch import Tensor
 
 from funcnets import core, random, tree
 from funcnets.core import Layer, LayerError, concat, dense, residual, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, relu
+from funcnets.testing import random_like
 
 KEY = random.key(3)
 X = random_like(torch.zeros(2, 3, 4, 4, dtype=torch.float64), 0)

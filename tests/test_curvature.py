@@ -5,10 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-import strategies
 import torch
-from architectures import Parts, functional
-from comparison import assert_close, init
 from hypothesis import Phase, given, settings
 from torch import Tensor
 from torch.func import hessian, jacrev, jvp, vjp
@@ -17,6 +14,7 @@ import funcnets
 from funcnets import losses, random, tree
 from funcnets.core import Layer, rewrite, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, sigmoid
+from funcnets.testing import Architecture, assert_close, random_values, strategies
 from funcnets.transforms import curvature, remat
 
 KEY = random.key(3)
@@ -30,7 +28,7 @@ NET = sequential(
     flat=flatten(),
     fc=linear(3),
 )
-PARAMS, STATE = init(NET, X, 1)
+PARAMS, STATE = random_values(NET, X, 1)
 VECTOR = tree.map(torch.cos, PARAMS)
 cross_entropy = partial(losses.cross_entropy, labels=LABELS)
 
@@ -97,13 +95,12 @@ def test_jacobian_products_are_those_of_the_dense_jacobian() -> None:
     assert_equal_vectors(flat(pulled), torch.einsum("nk,nkp->p", along, jacobian))
 
 
-@given(drawn=strategies.architectures(), seed=strategies.seeds)
+@given(drawn=strategies.layers(), seed=strategies.seeds)
 @settings(max_examples=10, phases=[Phase.generate])
-def test_products_on_random_networks(drawn: tuple[Parts, tuple[int, ...]], seed: int) -> None:
-    parts, shape = drawn
-    net = functional(parts)
+def test_products_on_random_networks(drawn: Architecture, seed: int) -> None:
+    net, shape = drawn.layer(), drawn.shape
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    params, state = init(net, x, seed)
+    params, state = random_values(net, x, seed)
     if not tree.leaves(params):
         return
     other = rewrite(net, lambda name, part: remat(part) if name == "part0" else part)

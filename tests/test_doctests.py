@@ -38,6 +38,7 @@ WITH_EXAMPLE = {
     "precision": {"cast"},
     "random": {"fold_in", "key", "normal", "permutation", "split", "uniform"},
     "summary": {"summarize"},
+    "testing": {"assert_close", "assert_equivalent", "assert_trains_alike", "check_layer"},
     "testing.twins": {"get"},
     "timing": {"interleave"},
     "train": {"create", "evaluate", "fit", "make_train_step"},

@@ -4,15 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from architectures import functional
-from comparison import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import architectures, seeds
 
 import funcnets
 from funcnets import core, data, layers, losses, metrics, optim, random, train, tree
 from funcnets.compiler import TraceError
+from funcnets.testing import assert_close, strategies
 from funcnets.transforms import ensemble, vmap_cost
 
 NET = funcnets.sequential(
@@ -57,21 +55,20 @@ def assert_steps_alike(step, mapped, members, batch, batches, steps=3):
         each = [member for member, _ in alone]
 
 
-def classifier(parts, x):
+def classifier(body, x):
     """A drawn network with a head of three classes."""
-    body = functional(parts)
     shape = core.eval_shape(body, *body.init(KEYS[0], x), x).shape
     flat = {"flatten": layers.flatten()} if len(shape) == 4 else {}
     return funcnets.sequential(body=body, **flat, head=layers.linear(3))
 
 
 @pytest.mark.parametrize("by", [None, "vmap", "loop"])
-@given(drawn=architectures(), seed=seeds, shared=st.booleans())
+@given(drawn=strategies.layers(), seed=strategies.seeds, shared=st.booleans())
 @settings(max_examples=3)
 def test_random_members_train_as_they_do_alone(by, drawn, seed, shared):
-    parts, shape = drawn
+    shape = drawn.shape
     x = random.normal(random.key(seed), (3, max(shape[0], 4), *shape[1:]), torch.float64)
-    step, members = start(classifier(parts, x[0]), x=x[0])
+    step, members = start(classifier(drawn.layer(), x[0]), x=x[0])
     mapped = ensemble.make_ensemble_step(step, shared_batch=shared)
     if by:
         how = {"by": by, "shared_batch": shared, "donate_argnums": 0, "backend": "graph"}
@@ -259,7 +256,7 @@ def test_fit_stops_where_no_member_is_finite():
         fit(ensemble.make_ensemble_step(step), members)
 
 
-@given(st.integers(1, 4), seeds)
+@given(st.integers(1, 4), strategies.seeds)
 @settings(max_examples=10)
 def test_unstack_is_the_inverse_of_stack(count, seed):
     members = [

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from comparison import pair
+from classifiers import problem
 from registry import NETWORKS
 from torch import nn
 
@@ -16,9 +16,9 @@ from funcnets.testing import twins
 
 @pytest.fixture
 def trained():
-    """The registry's small lenet_bn, its twin, random leaves and an input."""
+    """The registry's small lenet_bn, random leaves and a batch."""
     network = NETWORKS["lenet_bn"]
-    return pair(*network.build(), network.shape, 0)
+    return problem(network.layer(), network.shape)
 
 
 def same(first, second):
@@ -29,7 +29,7 @@ def same(first, second):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_state_dicts_go_round(name):
     network = NETWORKS[name]
-    both = pair(*network.build(), network.shape, 0)
+    both = problem(network.layer(), network.shape)
     state_dict = interop.to_state_dict(both.params, both.state)
     params, state = interop.from_state_dict(state_dict, like=(both.params, both.state))
     assert same(params, both.params)
@@ -62,7 +62,7 @@ def test_a_twins_values_give_its_logits(trained):
 
 def test_a_module_trains_as_the_function_does(trained):
     module = interop.to_module(trained.net, trained.params, trained.state)
-    labels = torch.arange(len(trained.x)) % 10
+    labels = torch.arange(len(trained.batch[0])) % 10
     sgd = torch.optim.SGD(module.parameters(), 0.1)
     optimizer = optim.sgd(0.1)
     step = train.make_train_step(trained.net, optimizer)
@@ -75,9 +75,9 @@ def test_a_module_trains_as_the_function_does(trained):
     )
     for _ in range(3):
         sgd.zero_grad()
-        nn.functional.cross_entropy(module(trained.x), labels).backward()
+        nn.functional.cross_entropy(module(trained.batch[0]), labels).backward()
         sgd.step()
-        train_state, _ = step(train_state, (trained.x, labels))
+        train_state, _ = step(train_state, (trained.batch[0], labels))
     params, state = interop.from_module(module)
     for ours, theirs in ((params, train_state.params), (state, train_state.state)):
         ours, theirs = tree.flatten_named(ours), tree.flatten_named(theirs)
@@ -86,12 +86,12 @@ def test_a_module_trains_as_the_function_does(trained):
 
 def test_a_module_can_be_exported_compiled_and_copied(trained):
     module = interop.to_module(trained.net, trained.params, trained.state).eval()
-    expected = module(trained.x).detach()
-    exported = torch.export.export(module, (trained.x,)).module()
-    torch.testing.assert_close(exported(trained.x).detach(), expected)
+    expected = module(trained.batch[0]).detach()
+    exported = torch.export.export(module, (trained.batch[0],)).module()
+    torch.testing.assert_close(exported(trained.batch[0]).detach(), expected)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(trained.x).detach(), expected)
-    torch.testing.assert_close(copy.deepcopy(module)(trained.x).detach(), expected)
+    torch.testing.assert_close(compiled(trained.batch[0]).detach(), expected)
+    torch.testing.assert_close(copy.deepcopy(module)(trained.batch[0]).detach(), expected)
 
 
 def test_a_stochastic_module_takes_a_key_or_torchs_seed():

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import assert_close, init
 from torch import Tensor
 from torch.func import hessian, jacrev
 
@@ -13,6 +12,7 @@ import funcnets
 from funcnets import losses, random, tree
 from funcnets.core import sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, sigmoid
+from funcnets.testing import assert_close, random_values
 from funcnets.transforms import laplace
 
 KEY = random.key(2)
@@ -21,7 +21,7 @@ LABELS = torch.tensor([0, 2, 1, 2, 0, 1])
 NET = sequential(
     conv=conv2d(2, 3), bn=batch_norm(), act=sigmoid(), drop=dropout(), flat=flatten(), fc=linear(3)
 )
-PARAMS, STATE = init(NET, X, 1)
+PARAMS, STATE = random_values(NET, X, 1)
 BATCHES = [(X[:4], LABELS[:4]), (X[4:], LABELS[4:])]
 
 

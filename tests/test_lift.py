@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from comparison import assert_close, random_like
 from modules import IMAGES, MODULES, Classifier
 from torch import nn
 
 import funcnets
 from funcnets import checkpoint, interop, layers, optim, random, train, tree
 from funcnets.core import LayerError
+from funcnets.testing import assert_close, random_like
 
 KEY = random.key(7)
 

@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 import torch
 import torchvision
-from comparison import assert_close, random_like
 from test_lift import KEY, assert_equals_module, by_name, copied, same, seeded
 from test_lift_transforms import assert_close_by_dtype
 from torch import nn
 
 import funcnets
 from funcnets import checkpoint, interop, losses, models, optim, random, train, transforms, tree
+from funcnets.testing import assert_close, random_like
 from funcnets.transforms import ensemble
 
 SIDE, CLASSES = 64, 5

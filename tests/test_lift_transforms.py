@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from comparison import assert_close, random_like
 from modules import Classifier, Tied
 from test_lift import KEY, by_name, copied, images, same
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 import funcnets
 from funcnets import core, interop, losses, optim, random, summary, train, transforms, tree
 from funcnets.core import LayerError
+from funcnets.testing import assert_close, random_like
 from funcnets.transforms import ensemble
 
 NET = interop.lift(Classifier)

@@ -5,26 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import strategies
 import torch
-from comparison import (
-    assert_close,
-    assert_equals_twin,
-    assert_trains_alike,
-    batches,
-    functional_steps,
-    init,
-    pair,
-)
+from classifiers import problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from registry import NETWORKS, Network
-from torch import Tensor, nn
+from registry import NETWORKS
+from torch import nn
 
 import funcnets
-from funcnets import core, models, random, tree
+from funcnets import core, models, optim, random, train, tree
 from funcnets.core import Layer
-from funcnets.testing import twins
+from funcnets.testing import (
+    Network,
+    assert_close,
+    assert_equivalent,
+    assert_trains_alike,
+    assert_transforms_agree,
+    random_values,
+    strategies,
+    twins,
+)
 
 TOTALS = {
     "alexnet": 46_764_746,
@@ -53,74 +53,80 @@ def name(request: pytest.FixtureRequest) -> str:
 @given(data=st.data(), seed=strategies.seeds)
 @settings(max_examples=25)
 def test_network_equals_its_twin(name: str, data: st.DataObject, seed: int) -> None:
-    network = data.draw(strategies.NETWORKS[name])
-    assert_equals_twin(pair(*network.build(), network.shape, seed))
+    network = data.draw(strategies.networks(name))
+    assert_equals_twin(network, seed=seed)
+
+
+def assert_equals_twin(network: Network, **options: Any) -> None:
+    once = {"batch_sizes": network.shape[:1], "memory_formats": ["contiguous"]}
+    assert_equivalent(network.layer(), network.module(), network.shape, **once, **options)
 
 
 @given(data=st.data(), seed=strategies.seeds)
 @settings(max_examples=8)
 def test_network_trains_as_its_twin(name: str, data: st.DataObject, seed: int) -> None:
-    network = data.draw(strategies.NETWORKS[name])
-    assert_trains_alike(pair(*network.build(), network.shape, seed), seed)
+    network = data.draw(strategies.networks(name))
+    assert_trains_alike(network.layer(), network.module(), network.shape, seed=seed)
+
+
+def test_network_equals_its_twin_alone_and_in_channels_last(name: str) -> None:
+    network = NETWORKS[name]
+    assert_equivalent(network.layer(), network.module(), network.shape)
 
 
 def test_full_width_resnet18_equals_its_twin() -> None:
-    network = Network("resnet18", {}, (3, 1, 28, 28))
-    assert_equals_twin(pair(*network.build(), network.shape, 0))
-
-
-def test_traced_network_trains_as_its_twin(name: str) -> None:
-    network = NETWORKS[name]
-    traced = {"transform": lambda step: funcnets.jit(step, backend="graph")}
-    assert_trains_alike(pair(*network.build(), network.shape, 0), 0, **traced)
-
-
-def test_traced_network_evaluates_as_it_is(name: str) -> None:
-    network = NETWORKS[name]
-    both = pair(*network.build(), network.shape, 0)
-    traced = funcnets.jit(both.net.apply, backend="graph")
-    actual, _ = traced(both.params, both.state, both.x)
-    expected, _ = both.net.apply(both.params, both.state, both.x)
-    assert_close({"logits": actual}, {"logits": expected})
+    assert_equals_twin(Network("resnet18", {}, (3, 1, 28, 28)))
 
 
 @pytest.mark.parametrize(
     ("compiled", "backend"),
     [
+        *((name, "graph") for name in NETWORKS),
         *((name, "native") for name in NETWORKS),
         *(pytest.param(name, "inductor", marks=pytest.mark.slow) for name in NETWORKS),
     ],
 )
-def test_compiled_step_is_the_eager_one(compiled: str, backend: Any) -> None:
+def test_compiled_network_trains_as_its_twin(compiled: str, backend: Any) -> None:
     network = NETWORKS[compiled]
-    both = pair(*network.build(), network.shape, 0)
-    data = batches(both, 3, 0)
-    steps = functional_steps(both, data, 0.01, transform=partial(funcnets.jit, backend=backend))
-    for actual, expected in zip(steps, functional_steps(both, data, 0.01), strict=True):
-        assert_close(actual, expected)
+    steps = 5 if backend == "graph" else 3
+    compile_ = partial(funcnets.jit, backend=backend)
+    layer, module = network.layer(), network.module()
+    assert_trains_alike(layer, module, network.shape, steps=steps, transform=compile_)
+
+
+def test_traced_network_evaluates_as_it_is(name: str) -> None:
+    both = problem(NETWORKS[name].layer(), NETWORKS[name].shape)
+    arguments = (both.params, both.state, both.batch[0])
+    assert_transforms_agree(both.net.apply, *arguments, checks=["jit"], backends=["graph"])
 
 
 def test_saved_step_is_the_traced_one(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    network = NETWORKS[name]
-    both = pair(*network.build(), network.shape, 0)
-    data = batches(both, 1, 0)
-    how = {"backend": "graph", "saved_as": name}
+    both = problem(NETWORKS[name].layer(), NETWORKS[name].shape)
+    optimizer = optim.sgd(0.01)
+    start = train.TrainState(
+        torch.zeros((), dtype=torch.int64),
+        both.params,
+        both.state,
+        optimizer.init(both.params),
+        both.key,
+    )
+    step = train.make_train_step(both.net, optimizer)
 
     def untraced(*arguments: Any) -> Any:
         raise AssertionError("traced again")
 
-    transform = partial(funcnets.jit, **how)
-    (traced,) = functional_steps(both, data, 0.01, transform)
+    traced = funcnets.jit(step, backend="graph", saved_as=name)(start, both.batch)
     monkeypatch.setattr("funcnets.compiler.pipeline.trace", untraced)
-    (saved,) = functional_steps(both, data, 0.01, transform)
-    assert all(torch.equal(saved[leaf], traced[leaf]) for leaf in traced)
+    saved = funcnets.jit(step, backend="graph", saved_as=name)(start, both.batch)
+    assert_close(saved, traced, 0.0)
 
 
 def test_leaves_have_the_twins_names_and_shapes(name: str) -> None:
     side = models.get(name)[1].side
     with torch.device("meta"):
-        net, module = Network(name, {}, (1, 1, side, side)).build()
+        network = Network(name, {}, (1, 1, side, side))
+        net, module = network.layer(), network.module()
         params, state = net.init(random.key(0), torch.empty(1, 1, side, side))
     ours = {key: leaf.shape for key, leaf in tree.flatten_named((params, state)).items()}
     expected = {f"0.{key}": leaf.shape for key, leaf in module.named_parameters()}
@@ -174,12 +180,11 @@ BLOCKS: dict[str, tuple[Layer, nn.Module, tuple[int, int, int]]] = {
 @given(seed=strategies.seeds, batch=st.integers(1, 4))
 @settings(max_examples=8)
 def test_block_equals_its_twin(block: str, seed: int, batch: int) -> None:
-    net, module, shape = BLOCKS[block]
-    both = pair(net, module, (batch, 2, 8, 8), seed)
-    assert net.apply(both.params, both.state, both.x)[0].shape[1:] == shape
-    initial, _ = net.init(both.key, both.x)
-    assert tree.map(Tensor.size, initial) == tree.map(Tensor.size, both.params)
-    assert_equals_twin(both)
+    net, module, expected = BLOCKS[block]
+    shape = (batch, 2, 8, 8)
+    params, state = net.init(random.key(seed), torch.zeros(shape))
+    assert core.eval_shape(net, params, state, torch.zeros(shape)).shape[1:] == expected
+    assert_equivalent(net, module, shape, seed=seed, batch_sizes=shape[:1])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +227,7 @@ def test_no_classes(network: str) -> None:
 
 def test_one_value_per_channel_in_training() -> None:
     net, _ = models.get("lenet_bn")
-    params, state = init(net, torch.zeros(1, 1, 28, 28), 0)
+    params, state = random_values(net, torch.zeros(1, 1, 28, 28), 0)
     with pytest.raises(core.LayerError, match=r"^bn3: .*one value per channel"):
         net.apply(params, state, torch.zeros(1, 1, 28, 28), train=True)
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from comparison import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import funcnets
 from funcnets import layers, optim, random, train, transforms, tree
+from funcnets.testing import assert_close
 
 NET = funcnets.sequential(
     conv=layers.conv2d(2, 3),

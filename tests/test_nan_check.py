@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from comparison import random_like
 
 from funcnets import random
 from funcnets.core import LayerError, residual, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, relu
+from funcnets.testing import random_like
 from funcnets.transforms import NonFiniteError, check_finite
 
 NET = sequential(

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import assert_close, init, random_like
 from hypothesis import given, settings
-from strategies import classifiers, seeds
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 import funcnets
 from funcnets import layers, losses, random, tree
 from funcnets.core import Layer
+from funcnets.testing import assert_close, random_like, random_values, strategies
 from funcnets.transforms import curvature, ensemble
 
 MEMBERS = 2
@@ -66,14 +65,14 @@ PAIRS = [vmap_of_grad, grad_of_vmap, jvp_of_grad, jit_of_vmap_of_grad]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.__name__)
-@given(drawn=classifiers(), seed=seeds)
+@given(drawn=strategies.layers(classes=3), seed=strategies.seeds)
 @settings(max_examples=5)
 def test_a_pair_is_its_slow_definition(pair: Any, drawn: Any, seed: int) -> None:
-    rest, shape = drawn
+    rest, shape = drawn.layer(), drawn.shape
     # What is drawn may be without them.
     net = funcnets.sequential(bn=layers.batch_norm(eps=1e-3), drop=layers.dropout(0.25), rest=rest)
     x = random.normal(random.key(seed), shape, torch.float64)
     loss = loss_over(net, x, torch.arange(len(x)) % 3)
-    members = [(*init(net, x, seed + i), random.key(seed + i)) for i in range(MEMBERS)]
+    members = [(*random_values(net, x, seed + i), random.key(seed + i)) for i in range(MEMBERS)]
     actual, expected = pair(loss, members)
     assert_close(tree.flatten_named(actual), tree.flatten_named(expected))

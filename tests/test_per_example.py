@@ -3,16 +3,15 @@
 from functools import partial
 
 import pytest
-import strategies
 import torch
 from classifiers import NET, one_by_one, problem, whole
-from comparison import assert_close, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import funcnets
 from funcnets import core, layers, losses, optim, random, train, transforms, tree
 from funcnets.core import LayerError
+from funcnets.testing import assert_close, random_like, strategies
 
 MEANINGS = ["frozen", "batch_constant", "batch"]
 each_meaning = pytest.mark.parametrize("statistics", MEANINGS)
@@ -63,17 +62,19 @@ def fast(problem, statistics, params=None, **options):
 
 
 @each_meaning
-@given(drawn=strategies.classifiers(), seed=strategies.seeds, chunk_size=st.sampled_from([None, 2]))
+@given(
+    drawn=strategies.layers(classes=3), seed=strategies.seeds, chunk_size=st.sampled_from([None, 2])
+)
 @settings(max_examples=7)
 def test_vmap_of_grad_is_a_loop_over_the_examples(statistics, drawn, seed, chunk_size):
-    given = problem(*drawn, seed)
+    given = problem(drawn.layer(), drawn.shape, seed)
     assert_close(fast(given, statistics, chunk_size=chunk_size), slow(given, statistics))
 
 
-@given(drawn=strategies.classifiers(), seed=strategies.seeds)
+@given(drawn=strategies.layers(classes=3), seed=strategies.seeds)
 @settings(max_examples=7)
 def test_through_the_statistics_their_mean_is_the_gradient_of_the_mean(drawn, seed):
-    net, params, state, batch, key = given = problem(*drawn, seed)
+    net, params, state, batch, key = given = problem(drawn.layer(), drawn.shape, seed)
     each = transforms.per_example_gradients(net, params, state, batch, key=key, statistics="batch")
     means = tree.map(lambda leaf: leaf.mean(0), {"grads": each.gradients, "loss": each.losses})
     actual = tree.flatten_named({**means, "state": each.state})
@@ -83,10 +84,10 @@ def test_through_the_statistics_their_mean_is_the_gradient_of_the_mean(drawn, se
 
 
 @each_smooth_meaning
-@given(drawn=strategies.classifiers(), seed=strategies.seeds)
+@given(drawn=strategies.layers(classes=3), seed=strategies.seeds)
 @settings(max_examples=4)
 def test_jvp_of_grad_is_that_of_the_loop(statistics, drawn, seed):
-    given = problem(*drawn, seed)
+    given = problem(drawn.layer(), drawn.shape, seed)
     tangent = random_like(given.params, seed)
     actual, expected = (
         torch.func.jvp(partial(function, given, statistics), (given.params,), (tangent,))
@@ -96,11 +97,11 @@ def test_jvp_of_grad_is_that_of_the_loop(statistics, drawn, seed):
 
 
 @each_smooth_meaning
-@given(drawn=strategies.classifiers(), seed=strategies.seeds)
+@given(drawn=strategies.layers(classes=3), seed=strategies.seeds)
 @settings(max_examples=4)
 def test_grad_of_vmap_of_grad_is_that_of_the_loop(statistics, drawn, seed):
     """The gradient of the variance of the gradients, as a penalty has it."""
-    given = problem(*drawn, seed)
+    given = problem(drawn.layer(), drawn.shape, seed)
 
     def penalty(function, params):
         gradients = function(given, statistics, params)

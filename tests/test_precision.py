@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import random_like
 
 import funcnets
 from funcnets import core, models, optim, precision, random, timing, train, tree
 from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.precision import POLICIES, Policy
+from funcnets.testing import random_like
 
 X = random.uniform(random.key(1), (32, 1, 28, 28))
 BATCH = (X, torch.arange(32) % 10)

@@ -3,33 +3,23 @@
 import ast
 
 import pytest
-import strategies
 import torch
-from architectures import KINDS, Parts, functional, modular
-from comparison import assert_equals_twin, pair
 from hypothesis import Phase, find, given, settings
-from torch import Tensor
 
-from funcnets import layers, tree
+from funcnets import layers
 from funcnets.core import Layer
+from funcnets.testing import Architecture, assert_equivalent, random_like, strategies
+from funcnets.testing._architectures import KINDS, Parts
 
 # The `soak` profile asks for more.
 EXAMPLES = max(300, settings().max_examples)
 
 
-@given(drawn=strategies.architectures(), seed=strategies.seeds)
+@given(drawn=strategies.layers(), seed=strategies.seeds)
 @settings(max_examples=EXAMPLES)
-def test_random_architecture_equals_its_module(
-    drawn: tuple[Parts, tuple[int, ...]], seed: int
-) -> None:
-    parts, shape = drawn
-    net = functional(parts)
-    module, _ = modular(parts, torch.zeros(1, *shape[1:]))
-    both = pair(net, module, shape, seed)
-    params, state = net.init(both.key, both.x)
-    assert tree.map(Tensor.size, params) == tree.map(Tensor.size, both.params)
-    assert tree.map(Tensor.size, state) == tree.map(Tensor.size, both.state)
-    assert_equals_twin(both)
+def test_random_architecture_equals_its_module(drawn: Architecture, seed: int) -> None:
+    once = {"batch_sizes": drawn.shape[:1], "memory_formats": ["contiguous"]}
+    assert_equivalent(drawn.layer(), drawn.module(), drawn.shape, seed=seed, **once)
 
 
 def kinds(parts: Parts) -> set[str]:
@@ -45,14 +35,14 @@ def kinds(parts: Parts) -> set[str]:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_is_drawn_and_replayed(kind: str) -> None:
-    def contains(drawn: tuple[Parts, tuple[int, ...]]) -> bool:
-        return kind in kinds(drawn[0])
+    def contains(drawn: Architecture) -> bool:
+        return kind in kinds(drawn.parts)
 
     once = settings(phases=[Phase.generate], database=None, max_examples=500)
-    parts, shape = find(strategies.architectures(), contains, settings=once)
-    replayed = ast.literal_eval(repr(parts))
-    assert replayed == parts
-    assert modular(replayed, torch.zeros(shape))[1].isfinite().all()
+    found = find(strategies.layers(), contains, settings=once)
+    replayed = Architecture(*ast.literal_eval(repr(tuple(found))))
+    assert replayed == found
+    assert replayed.module()(random_like(torch.zeros(found.shape), 0)).isfinite().all()
 
 
 def test_every_layer_and_combinator_is_a_kind() -> None:

@@ -5,11 +5,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-import strategies
 import torch
-from architectures import Parts, functional
 from classifiers import gradients, problem
-from comparison import assert_close, init
 from hypothesis import Phase, given, settings
 from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
@@ -19,6 +16,7 @@ import funcnets
 from funcnets import optim, random, train, transforms, tree
 from funcnets.core import Layer, LayerError, rewrite, sequential
 from funcnets.layers import batch_norm, conv2d, dropout, flatten, linear, sigmoid
+from funcnets.testing import Architecture, assert_close, random_values, strategies
 from funcnets.transforms import remat
 
 KEY = random.key(3)
@@ -29,7 +27,7 @@ NET = sequential(
     flat=flatten(),
     fc=linear(3),
 )
-PARAMS, STATE = init(NET, X, 1)
+PARAMS, STATE = random_values(NET, X, 1)
 
 
 def in_block(net: Layer) -> Layer:
@@ -83,15 +81,12 @@ def results(
     return tree.flatten_named({name: ways[name]() for name in only or ways})
 
 
-@given(drawn=strategies.architectures(), seed=strategies.seeds)
+@given(drawn=strategies.layers(), seed=strategies.seeds)
 @settings(max_examples=4, phases=[Phase.generate])
-def test_random_networks_have_the_same_derivatives(
-    drawn: tuple[Parts, tuple[int, ...]], seed: int
-) -> None:
-    parts, shape = drawn
-    net = functional(parts)
+def test_random_networks_have_the_same_derivatives(drawn: Architecture, seed: int) -> None:
+    net, shape = drawn.layer(), drawn.shape
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    params, state = init(net, x, seed)
+    params, state = random_values(net, x, seed)
     if not tree.leaves(params):
         return
     actual = results(everywhere(net), params, state, x, True)

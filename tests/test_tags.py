@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from classifiers import gradients, one_by_one, problem, whole
-from comparison import assert_close
 from torch import Tensor
 
 from funcnets import core, layers, random, transforms, tree
 from funcnets.core import Layer, LayerError, sequential
+from funcnets.testing import assert_close
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torchvision
-from comparison import assert_close
 from torch import nn
 
 from funcnets import interop, models, random, tree
 from funcnets.interop import InteropError
+from funcnets.testing import assert_close
 
 QUICK = ("resnet34", "vgg19_bn")
 SIDES = {"googlenet": 90}

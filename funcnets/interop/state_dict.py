@@ -253,7 +253,8 @@ def _submodule(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module, leaf
 
 
-def _renamed(name: str, rename: Rename | None) -> str | None:
+def renamed(name: str, rename: Rename | None) -> str | None:
+    """Return the new name of a leaf or a part, None for one that is left out."""
     if rename is None:
         return name
     if callable(rename):
@@ -268,8 +269,8 @@ def _renamed(name: str, rename: Rename | None) -> str | None:
 def _by_new_name(
     state_dict: Mapping[str, Tensor], entries: list[str], rename: Rename | None
 ) -> dict[str, Tensor]:
-    renamed = {name: _renamed(name, rename) for name in entries}
-    ours = {name: new for name, new in renamed.items() if new is not None}
+    new_names = {name: renamed(name, rename) for name in entries}
+    ours = {name: new for name, new in new_names.items() if new is not None}
     found = {new: state_dict[name] for name, new in ours.items()}
     if len(found) < len(ours):
         twice = [
@@ -289,7 +290,7 @@ def _convert(
     """Return trees like those of `like`, with the values of a state dict."""
     expected = tree.flatten_named(like[0]) | tree.flatten_named(like[1])
     entries = [
-        name for name in state_dict if _last(name) != _COUNTER or _renamed(name, rename) in expected
+        name for name in state_dict if _last(name) != _COUNTER or renamed(name, rename) in expected
     ]
     found = _by_new_name(state_dict, entries, rename)
     _check_entries(found, expected)

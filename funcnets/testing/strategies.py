@@ -1,28 +1,41 @@
-"""What hypothesis draws: numbers, the eight networks in all sizes, and random architectures."""
+"""Strategies for hypothesis: networks, random architectures, images, keys and trees.
 
-from collections.abc import Callable
+This module imports hypothesis, which the extra `test` installs.
+
+>>> from hypothesis import given, settings
+>>> from funcnets.testing import assert_equivalent, strategies
+>>> @settings(max_examples=2, database=None, derandomize=True, deadline=None)
+... @given(strategies.layers(), strategies.seeds)
+... def test(architecture, seed):
+...     layer, module = architecture.layer(), architecture.module()
+...     assert_equivalent(layer, module, architecture.shape, seed=seed)
+>>> test()
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from architectures import Part, Parts, functional, modular
-from hypothesis import note
 from hypothesis import strategies as st
-from registry import Network
 from torch import Tensor
 
-from funcnets import layers, random
-from funcnets.core import Layer, eval_shape, sequential
+from funcnets import random
+from funcnets.testing._architectures import Architecture, Part, Parts, modular
+from funcnets.testing._networks import Network
+
+__all__ = ["images", "keys", "layers", "networks", "seeds", "shapes", "trees"]
 
 seeds = st.integers(0, 2**31)
-widths = st.integers(1, 6)
+"""Seeds of keys and of values."""
+_widths = st.integers(1, 6)
 
 
-def lists(elements: st.SearchStrategy[Any], least: int, most: int | None = None) -> Any:
+def _lists(elements: st.SearchStrategy[Any], least: int, most: int | None = None) -> Any:
     return st.lists(elements, min_size=least, max_size=least if most is None else most)
 
 
-def shapes(least: int, most: int, batch: int = 1) -> st.SearchStrategy[tuple[int, ...]]:
-    """(N, C, side, side), of sides from `least` to `most` and at least `batch` images."""
+def shapes(least: int = 1, most: int = 8, batch: int = 1) -> st.SearchStrategy[tuple[int, ...]]:
+    """Return shapes (N, C, side, side), of sides from `least` to `most`, N from `batch` to 6."""
     return st.tuples(st.integers(batch, 6), st.integers(1, 2), st.integers(least, most)).map(
         lambda drawn: (*drawn, drawn[2])
     )
@@ -30,14 +43,14 @@ def shapes(least: int, most: int, batch: int = 1) -> st.SearchStrategy[tuple[int
 
 @st.composite
 def _vgg(draw: st.DrawFn) -> Network:
-    arch = draw(lists(st.tuples(st.integers(1, 2), widths), 1, 4))
+    arch = draw(_lists(st.tuples(st.integers(1, 2), _widths), 1, 4))
     shape = draw(shapes(2 ** len(arch), 2 ** len(arch) + 5))
-    return Network("vgg11", {"arch": arch, "hidden": draw(widths)}, shape)
+    return Network("vgg11", {"arch": arch, "hidden": draw(_widths)}, shape)
 
 
 @st.composite
 def _lenet(draw: st.DrawFn, name: str) -> Network:
-    narrow = {"channels": draw(lists(widths, 2)), "hidden": draw(lists(st.integers(2, 9), 2))}
+    narrow = {"channels": draw(_lists(_widths, 2)), "hidden": draw(_lists(st.integers(2, 9), 2))}
     options = draw(st.sampled_from([{}, narrow]))
     # Two rows that are normalised become ±1, whatever they were: no gradient is left to compare.
     return Network(name, options, draw(shapes(16, 32, batch=3)))
@@ -45,33 +58,33 @@ def _lenet(draw: st.DrawFn, name: str) -> Network:
 
 @st.composite
 def _resnet(draw: st.DrawFn) -> Network:
-    depths = draw(st.just([2, 2, 2, 2]) | lists(st.integers(1, 2), 1, 4))
+    depths = draw(st.just([2, 2, 2, 2]) | _lists(st.integers(1, 2), 1, 4))
     # Where all channels of a layer are 0, batch norm after batch norm multiplies the rounding
     # of a constant by 1/√eps: several channels, and several images, keep that from happening.
-    options = {"depths": depths, "channels": draw(lists(st.integers(6, 9), len(depths)))}
+    options = {"depths": depths, "channels": draw(_lists(st.integers(6, 9), len(depths)))}
     return Network("resnet18", options, draw(shapes(16, 32, batch=5)))
 
 
 @st.composite
 def _densenet(draw: st.DrawFn) -> Network:
-    depths = draw(lists(st.integers(1, 4), 1, 4))
-    options = {"layers": depths, "growth": draw(widths), "stem_channels": draw(st.integers(2, 6))}
+    depths = draw(_lists(st.integers(1, 4), 1, 4))
+    options = {"layers": depths, "growth": draw(_widths), "stem_channels": draw(st.integers(2, 6))}
     least = 2 ** (len(depths) + 1)
     return Network("densenet", options, draw(shapes(least, least + 9, batch=3)))
 
 
-NETWORKS: dict[str, st.SearchStrategy[Network]] = {
+_NETWORKS: dict[str, st.SearchStrategy[Network]] = {
     "alexnet": st.builds(
         Network,
         st.just("alexnet"),
-        st.fixed_dictionaries({"channels": lists(widths, 5), "hidden": st.integers(1, 9)}),
+        st.fixed_dictionaries({"channels": _lists(_widths, 5), "hidden": st.integers(1, 9)}),
         shapes(65, 75),
     ),
     "vgg11": _vgg(),
     "nin": st.builds(
         Network,
         st.just("nin"),
-        st.fixed_dictionaries({"channels": lists(widths, 3)}),
+        st.fixed_dictionaries({"channels": _lists(_widths, 3)}),
         shapes(67, 75),
     ),
     "googlenet": st.builds(
@@ -92,14 +105,14 @@ NETWORKS: dict[str, st.SearchStrategy[Network]] = {
 def _conv2d(draw: st.DrawFn, x: Tensor) -> Part:
     groups = draw(st.sampled_from([n for n in (1, 2, 3) if x.shape[1] % n == 0]))
     options: dict[str, Any] = {"channels": groups * draw(st.integers(1, 3)), "groups": groups}
-    kernel, dilation = draw(lists(st.integers(1, 3), 2)), draw(lists(st.integers(1, 2), 2))
+    kernel, dilation = draw(_lists(st.integers(1, 3), 2)), draw(_lists(st.integers(1, 2), 2))
     needed = [
         max(0, d * (k - 1) + 2 - side) // 2
         for d, k, side in zip(dilation, kernel, x.shape[2:], strict=True)
     ]
     padding = [least + draw(st.integers(0, 1)) for least in needed]
     options |= {"kernel": kernel, "dilation": dilation, "padding": padding}
-    options["stride"] = draw(lists(st.integers(1, 2), 2))
+    options["stride"] = draw(_lists(st.integers(1, 2), 2))
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     return "conv2d", {**options, "bias": draw(st.booleans())}
 
@@ -197,22 +210,62 @@ def _parts(draw: st.DrawFn, x: Tensor, depth: int) -> Parts:
 
 
 @st.composite
-def architectures(draw: st.DrawFn) -> tuple[Parts, tuple[int, ...]]:
-    """A valid network as plain data (see `architectures.py`), and the shape of an input."""
+def layers(draw: st.DrawFn, classes: int | None = None) -> Architecture:
+    """Draw a random network of all layers and combinators, and the shape of an input.
+
+    With `classes` it ends in a linear layer with so many outputs.
+    """
     shape = draw(st.tuples(*[st.integers(3, 5), st.integers(1, 4)], *[st.integers(1, 7)] * 2))
     parts = _parts(draw, torch.zeros(1, *shape[1:]), depth=2)
     if draw(st.booleans()):
         parts.append(("flatten", {}))
         parts += _parts(draw, modular(parts, torch.zeros(1, *shape[1:]))[1], depth=1)
-    return parts, shape
+    if classes is None:
+        return Architecture(parts, shape)
+    if modular(parts, torch.zeros(1, *shape[1:]))[1].ndim == 4:
+        parts += [("global_avg_pool", {}), ("flatten", {})]
+    return Architecture([*parts, ("linear", {"features": classes, "bias": True})], shape)
+
+
+def networks(name: str | None = None) -> st.SearchStrategy[Network]:
+    """Return networks in all sizes: those called `name`, or all of the eight.
+
+    Raises ValueError for an unknown name.
+    """
+    if name is None:
+        return st.one_of(*_NETWORKS.values())
+    if name not in _NETWORKS:
+        raise ValueError(f"no network is called {name!r}: expected one of {', '.join(_NETWORKS)}")
+    return _NETWORKS[name]
 
 
 @st.composite
-def classifiers(draw: st.DrawFn) -> tuple[Layer, tuple[int, ...]]:
-    """A random network that ends in logits of three classes, and the shape of an input."""
-    parts, shape = draw(architectures())
-    note(f"architecture: {parts}")
-    body, x = functional(parts), torch.empty(shape)
-    is_image = eval_shape(body, *body.init(random.key(0), x), x).ndim == 4
-    join = {"pool": layers.global_avg_pool(), "flatten": layers.flatten()} if is_image else {}
-    return sequential(body=body, **join, fc=layers.linear(3)), shape
+def images(
+    draw: st.DrawFn,
+    shape: "Sequence[int] | st.SearchStrategy[tuple[int, ...]] | None" = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Draw normally distributed images (N, C, H, W), of a shape or of shapes that are drawn."""
+    drawn = draw(
+        shape if isinstance(shape, st.SearchStrategy) else st.just(shape or draw(shapes()))
+    )
+    return random.normal(draw(keys()), tuple(drawn), torch.float64).to(dtype)
+
+
+def keys() -> st.SearchStrategy[Tensor]:
+    """Return keys of `funcnets.random`."""
+    return seeds.map(random.key)
+
+
+def trees(
+    leaves: "st.SearchStrategy[Any] | None" = None, max_leaves: int = 9
+) -> st.SearchStrategy[dict[str, Any]]:
+    """Return nested dicts with leaves of a strategy; of small float64 tensors without one."""
+    if leaves is None:
+        leaves = images(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    names = st.text("abc_1", min_size=1, max_size=3)
+
+    def nested(below: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+        return st.dictionaries(names, below, min_size=1, max_size=3)
+
+    return nested(st.recursive(leaves, nested, max_leaves=max_leaves))

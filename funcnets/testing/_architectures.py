@@ -6,7 +6,7 @@ A network is a list of (kind, options).  The options of a combinator hold lists 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,28 @@ Part = tuple[str, dict[str, Any]]
 Parts = list[Part]
 
 
+class Architecture(NamedTuple):
+    """A random network as plain data, which can be printed and built again.
+
+    Attributes:
+        parts: (kind, options) of each layer, one after another.
+        shape: shape of an input.
+    """
+
+    parts: Parts
+    shape: tuple[int, ...]
+
+    def layer(self) -> Layer:
+        """Return the network of funcnets' layers."""
+        return functional(self.parts)
+
+    def module(self) -> nn.Module:
+        """Return the network of plain modules, with the same names."""
+        return modular(self.parts, torch.zeros(1, *self.shape[1:]))[0]
+
+
 def functional(parts: Parts) -> Layer:
-    """The network as a Layer; part i is called `part<i>`."""
+    """Return the network as a Layer; part i is called `part<i>`."""
     return sequential(**{f"part{i}": _layer(*part) for i, part in enumerate(parts)})
 
 
@@ -35,32 +55,43 @@ def _layer(kind: str, options: dict[str, Any]) -> Layer:
         return join(**{f"part{i}": functional(part) for i, part in enumerate(options["parts"])})
     if kind == "sequential":
         return functional(options["main"])
-    return getattr(layers, kind)(**options)
+    layer: Layer = getattr(layers, kind)(**options)
+    return layer
 
 
 class Residual(nn.Module):
+    """Sum of two modules of one input."""
+
     def __init__(self, main: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
         self.main, self.shortcut = main, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.main(x) + self.shortcut(x)
+        """Return the output for `x`."""
+        total: Tensor = self.main(x) + self.shortcut(x)
+        return total
 
 
 class Concat(nn.Sequential):
+    """Outputs of modules of one input, joined on channels."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output for `x`."""
         return torch.cat([part(x) for part in self], dim=1)
 
 
 class Dense(nn.Sequential):
+    """Input of each module joined to its output."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output for `x`."""
         for part in self:
             x = torch.cat([x, part(x)], dim=1)
         return x
 
 
 def modular(parts: Parts, x: Tensor) -> tuple[nn.Module, Tensor]:
-    """The network as a module for inputs like `x`, and what it makes of `x` in evaluation."""
+    """Return the network as a module for inputs like `x`, and its output for `x` in evaluation."""
     module = nn.Sequential()
     for i, part in enumerate(parts):
         module.add_module(f"part{i}", _module(*part, x).eval())
@@ -76,7 +107,7 @@ def _module(kind: str, options: dict[str, Any], x: Tensor) -> nn.Module:
     if kind == "sequential":
         return modular(options["main"], x)[0]
     if kind in ("concat", "dense"):
-        joined = {"concat": Concat, "dense": Dense}[kind]()
+        joined = Concat() if kind == "concat" else Dense()
         for i, part in enumerate(options["parts"]):
             module, y = modular(part, x)
             joined.add_module(f"part{i}", module)
@@ -88,7 +119,8 @@ def _module(kind: str, options: dict[str, Any], x: Tensor) -> nn.Module:
 def _batch_norm(x: Tensor, momentum: float, eps: float, unbiased: bool) -> nn.Module:
     if not unbiased:
         return twins.ScratchBatchNorm(x.shape[1], 1 - momentum, eps)
-    return {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}[x.ndim](x.shape[1], eps, momentum)
+    kind = nn.BatchNorm1d if x.ndim == 2 else nn.BatchNorm2d
+    return kind(x.shape[1], eps, momentum)
 
 
 _LEAVES: dict[str, Callable[..., nn.Module]] = {
