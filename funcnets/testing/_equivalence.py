@@ -276,8 +276,8 @@ class _Case:
     def _smallest(self, difference: Difference, shape: tuple[int, ...]) -> Difference:
         """Return the difference at the smallest input that has one, with that input."""
         first = shape
-        tries = SHRINKING_TRIES
-        while (smaller := self._smaller(shape, tries)) is not None:
+        tries = 0 if difference.apart is None else SHRINKING_TRIES
+        while smaller := self._smaller(shape, tries, difference.quantity):
             difference, shape, tries = smaller
         smallest = f", the smallest of those below {first}" if shape != first else ""
         difference.where = (
@@ -289,7 +289,7 @@ class _Case:
         return difference
 
     def _smaller(
-        self, shape: tuple[int, ...], tries: int
+        self, shape: tuple[int, ...], tries: int, quantity: str
     ) -> tuple[Difference, tuple[int, ...], int] | None:
         for smaller in _smaller_shapes(shape):
             if (tries := tries - 1) < 0:
@@ -297,7 +297,8 @@ class _Case:
             try:
                 self._compare(smaller)
             except Difference as difference:
-                return difference, smaller, tries
+                if difference.quantity == quantity:
+                    return difference, smaller, tries
             except Exception:  # this network can't take such an input
                 continue
         return None

@@ -14,7 +14,14 @@ from funcnets.layers import MultiplicativeNoise
 from funcnets.testing._difference import Difference
 from funcnets.testing.twins import MaskedDropout
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, MaskedDropout)
+# What each drops as a whole; torchvision's StochasticDepth drops examples.
+_UNITS = {
+    nn.Dropout: "element",
+    MaskedDropout: "element",
+    nn.Dropout1d: "feature",
+    nn.Dropout2d: "feature",
+    nn.Dropout3d: "feature",
+}
 # Where a layer drops another fraction than the module, by more standard deviations than these.
 DEVIATIONS = 5.0
 LEAST_DRAWS = 2**15
@@ -27,6 +34,8 @@ class Drawn(NamedTuple):
     mask: Tensor
     share: float
     deviation: float  # standard deviation of the share where half of the values are kept
+    unit: str  # what is dropped as a whole; see `_unit`
+    is_shared: bool  # True if all examples have one mask
 
 
 def masks(layer: Layer, params: Params, state: State, x: Tensor, key: Tensor) -> list[Drawn]:
@@ -52,13 +61,30 @@ def _recording(name: str | None, inner: Apply, drawn: list[Drawn]) -> Apply:
             per_example = max(1, ones[:1].numel())
             rows = min(max(LEAST_DRAWS // per_example, 16), 512)
             many = inner(params, state, ones.new_ones(rows, *x.shape[1:]), train=True, key=key)[0]
-            kept = (many != 0).double()
-            is_by_element = bool((kept.flatten(1) != kept.flatten(1)[:, :1]).any())
-            draws = kept.numel() if is_by_element and kept[0, 0].numel() == 1 else rows
-            drawn.append(Drawn(name, mask, float(kept.mean()), 0.5 / draws**0.5))
+            drawn.append(_drawn(name, mask, many != 0))
         return inner(params, state, x, train=train, key=key)
 
     return apply
+
+
+def _drawn(name: str | None, mask: Tensor, many: Tensor) -> Drawn:
+    """Return the record of a call, by `many` examples' masks."""
+    unit, maps = _unit(many), many.flatten(2) if many.ndim > 2 else many[..., None]
+    draws = {"example": len(maps), "feature": maps[..., 0].numel()}.get(unit, maps.numel())
+    is_shared = bool((many == many[:1]).all())
+    return Drawn(name, mask, float(many.double().mean()), 0.5 / draws**0.5, unit, is_shared)
+
+
+def _unit(many: Tensor) -> str:
+    """Return what is dropped as a whole: "element", "feature" or "example"; "" if unknown."""
+    maps = many.flatten(2) if many.ndim > 2 else many[..., None]
+    if bool(many.all()) or maps[0].numel() == 1:
+        return ""
+    if bool((maps != maps[..., :1]).any()):
+        return "element"
+    if bool((maps != maps[:, :1]).any()):
+        return "feature" if maps.shape[2] > 1 else ""
+    return "example"
 
 
 def dropouts(module: nn.Module) -> dict[str, Any]:
@@ -66,7 +92,7 @@ def dropouts(module: nn.Module) -> dict[str, Any]:
     return {
         name: part
         for name, part in module.named_modules()
-        if (isinstance(part, _DROPOUTS) or type(part).__name__ == "StochasticDepth") and part.p
+        if (isinstance(part, tuple(_UNITS)) or type(part).__name__ == "StochasticDepth") and part.p
     }
 
 
@@ -112,19 +138,30 @@ def _drop(name: str, module: Any, drawn: list[Drawn], x: Tensor) -> Tensor:
     """Return `x` · mask / (1 - p), with the next of the masks."""
     if not drawn:
         raise Difference(f"dropout `{name}` of the module has no counterpart in the layer")
-    _, mask, share, deviation = drawn.pop(0)
-    if mask.shape != x.shape:
-        raise Difference(
-            f"dropout `{name}` of the module has an input of shape {tuple(x.shape)}, the layer's "
-            f"one of shape {tuple(mask.shape)}"
-        )
-    if abs(share - (1 - module.p)) > DEVIATIONS * deviation:
-        raise Difference(
-            f"dropout `{name}` keeps {1 - module.p:.3g} of its values in the module, and "
-            f"{share:.3g} in the layer"
-        )
-    kept: Tensor = x * mask / (1 - module.p)
+    call = drawn.pop(0)
+    _check_drawn(name, module, call, x)
+    kept: Tensor = x * call.mask / (1 - module.p)
     return kept
+
+
+def _check_drawn(name: str, module: Any, drawn: Drawn, x: Tensor) -> None:
+    """Raise Difference where masks of the layer can't be those of the module's kind."""
+    dropped = f"dropout `{name}`" if name else "the dropout"
+    if drawn.mask.shape != x.shape:
+        raise Difference(
+            f"{dropped} of the module has an input of shape {tuple(x.shape)}, the layer's one of "
+            f"shape {tuple(drawn.mask.shape)}"
+        )
+    if drawn.is_shared and drawn.unit and getattr(module, "mode", "row") != "batch":
+        raise Difference(f"{dropped} of the layer has one mask for all examples")
+    unit = _UNITS.get(type(module), "example")
+    if drawn.unit not in ("", unit):
+        raise Difference(f"{dropped} drops each {drawn.unit} in the layer, {unit} in the module")
+    if abs(drawn.share - (1 - module.p)) > DEVIATIONS * drawn.deviation:
+        raise Difference(
+            f"{dropped} keeps {1 - module.p:.3g} of its values in the module, and "
+            f"{drawn.share:.3g} in the layer"
+        )
 
 
 def training_key(key: Tensor, step: int) -> Tensor:
