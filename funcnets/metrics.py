@@ -1,7 +1,9 @@
 """Metrics of classification: correct predictions of a batch, and their running averages."""
 
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +45,74 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises ValueError for another rank, dtype or batch size.
     """
     return correct(logits, labels).to(torch.float32) / labels.shape[0]
+
+
+T = TypeVar("T")
+Numbers = list[list[float]]
+Fold = Callable[[T, Numbers], T]
+
+
+def numbers_of(measured: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Yield the `loss` of measurements, and the number of `correct` predictions if there is one."""
+    yield measured["loss"]
+    if "correct" in measured:
+        yield measured["correct"]
+
+
+class Deferred(Generic[T]):
+    """A value that depends on tensors of a device, which are read only when it is asked for.
+
+    So nothing waits for the device where the value isn't needed yet.
+
+    >>> import torch
+    >>> from funcnets import metrics
+    >>> total = metrics.Deferred(1.0)
+    >>> for x in (torch.tensor(2.0), torch.tensor([3.0, 4.0])):
+    ...     total = total.then(lambda before, numbers: before + sum(numbers[0]), [x])
+    >>> total.unread, total.read(), total.unread
+    (2, 10.0, 0)
+    """
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+        self._before: Deferred[T] | None = None  # None once the value is known
+        self.unread = 0  # values before this one that aren't known yet, and this one
+
+    def then(self, fold: Fold[T], tensors: Sequence[Tensor]) -> "Deferred[T]":
+        """Return the value `fold(self.read(), numbers)`; numbers are those of each tensor."""
+        after = Deferred(self._value)
+        after._before, after._fold, after._tensors = self, fold, tensors
+        after.unread = self.unread + 1
+        return after
+
+    def read(self) -> T:
+        """Return the value: wait for the device, once for all values before it."""
+        chain = [*self._unknown()][::-1]
+        numbers = iter(_read([x for each in chain for x in each._tensors]))
+        for each in chain:
+            assert each._before is not None
+            own = list(itertools.islice(numbers, len(each._tensors)))
+            each._value = each._fold(each._before._value, own)
+            each._before, each._tensors, each.unread = None, (), 0
+        return self._value
+
+    def _unknown(self) -> "Iterator[Deferred[T]]":
+        value: Deferred[T] | None = self
+        while value is not None and value._before is not None:
+            yield value
+            value = value._before
+
+    _fold: Fold[T]
+    _tensors: Sequence[Tensor]
+
+
+def _read(tensors: Sequence[Tensor]) -> Numbers:
+    """Return the numbers of each tensor; tensors of one dtype are read at once."""
+    flat: dict[torch.dtype, Iterator[float]] = {}
+    for dtype in {x.dtype for x in tensors}:
+        parts = [x.detach().reshape(-1) for x in tensors if x.dtype is dtype]
+        flat[dtype] = iter(torch.cat(parts).tolist())
+    return [list(itertools.islice(flat[x.dtype], x.numel())) for x in tensors]
 
 
 class Running(NamedTuple):

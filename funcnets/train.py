@@ -21,6 +21,7 @@ import inspect
 import math
 import reprlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -301,19 +302,26 @@ def shuffled_batches(
         done = 0
 
 
+READ_EVERY = 8  # steps: `fit` reads their measurements from the device at once
+
+
 class Progress(NamedTuple):
     """The progress of a training after a step."""
 
     train_state: TrainState  # valid until the next step, which may be donated its memory
-    running: metrics.Running  # averages over the epoch so far
+    averages: metrics.Deferred[metrics.Running]  # over the epoch so far
+    examples: int  # of this epoch that are done
     epoch: int  # counted from 0
     batch: int  # batches of this epoch that are done
     batches: int  # per epoch
 
     @property
-    def examples(self) -> int:
-        """Examples of this epoch that are done."""
-        return self.running.count
+    def running(self) -> metrics.Running:
+        """Averages over the epoch so far.  Reading them waits for the device.
+
+        Raises NonFiniteLoss if the loss of one of its steps isn't a finite number.
+        """
+        return self.averages.read()
 
 
 def fit(
@@ -343,8 +351,11 @@ def fit(
         drop_last: True leaves out the last batch of an epoch if it is short, such as one example,
             of which batch norm has no variance.  Each epoch leaves out other examples.
 
-    Raises NonFiniteLoss after a step whose loss isn't a finite number, and before the first step
-    the errors of `shuffled_batches`.
+    The measurements are read every `READ_EVERY` steps and at the end of an epoch, or when
+    `progress.running` is asked for: until then nothing waits for the device.
+
+    Raises NonFiniteLoss at such a reading, for the first step whose loss isn't a finite number, and
+    before the first step the errors of `shuffled_batches`.
 
     >>> import torch
     >>> from funcnets import layers, optim, random, train
@@ -364,17 +375,36 @@ def fit(
     parts = shuffled_batches(
         key, batch, batch_size=batch_size, epochs=epochs, start=start, drop_last=drop_last
     )
-    for position, part in parts:
+    averages = metrics.Deferred(running or metrics.Running())
+    examples = averages.read().count
+    for done, (position, part) in enumerate(parts, start + 1):
+        if position.batch == 1:
+            averages, examples = metrics.Deferred(metrics.Running()), 0
         train_state, measured = step(train_state, part)
-        if position.batch == 1 or running is None:
-            running = metrics.Running()
-        running = running.add(measured["loss"], measured.get("correct"), len(part[1]))
-        if not math.isfinite(running.loss_sum):
-            raise NonFiniteLoss(
-                f"the loss is {float(measured['loss'])} at step {int(train_state.step)} (epoch "
-                f"{position.epoch + 1}, batch {position.batch}): try a smaller learning rate"
-            )
-        yield Progress(train_state, running, *position)
+        examples += len(part[1])
+        fold = partial(_add, count=len(part[1]), step=done, position=position)
+        averages = averages.then(fold, [*metrics.numbers_of(measured)])
+        if averages.unread == READ_EVERY or position.batch == position.batches:
+            averages.read()
+        yield Progress(train_state, averages, examples, *position)
+
+
+def _add(
+    before: metrics.Running,
+    numbers: list[list[float]],
+    *,
+    count: int,
+    step: int,
+    position: Position,
+) -> metrics.Running:
+    """Return the averages with one more batch.  Raises NonFiniteLoss if its loss isn't finite."""
+    after = _added(before, numbers, count=count)
+    if not math.isfinite(after.loss_sum):
+        raise NonFiniteLoss(
+            f"the loss is {numbers[0][0]} at step {step} (epoch {position.epoch + 1}, batch "
+            f"{position.batch}): try a smaller learning rate"
+        )
+    return after
 
 
 def evaluate(
@@ -402,10 +432,17 @@ def evaluate(
     (10, True)
     """
     check_batch(batch)
-    running = metrics.Running()
+    averages = metrics.Deferred(metrics.Running())
     everything = torch.arange(len(batch[1]), device=batch[1].device)
     for indices in data.batches(everything, batch_size):
         images, labels = (part[indices] for part in batch)
         measured = step(params, state, (images, labels))
-        running = running.add(measured["loss"], measured.get("correct"), len(indices))
-    return running
+        fold = partial(_added, count=len(indices))
+        averages = averages.then(fold, [*metrics.numbers_of(measured)])
+    return averages.read()
+
+
+def _added(before: metrics.Running, numbers: list[list[float]], *, count: int) -> metrics.Running:
+    """Return the averages with one more batch."""
+    loss, *correct = (number for (number,) in numbers)
+    return before.add(loss, int(correct[0]) if correct else None, count)

@@ -135,10 +135,31 @@ def test_a_loss_that_is_no_number_stops_the_training_at_its_step():
         return after, measured | {"loss": torch.where(bad, torch.nan, measured["loss"])}
 
     steps = fit(broken, train_state)
-    good = [next(steps) for _ in range(3)]
+    good = [next(steps) for _ in range(4)]
+    assert good[2].running.loss > 0
+    for _ in range(2):
+        with pytest.raises(train.NonFiniteLoss, match="nan at step 4"):
+            _ = good[3].running
+    # The end of the epoch reads the loss anyway.
     with pytest.raises(train.NonFiniteLoss, match="nan at step 4"):
         next(steps)
-    assert all(leaf.isfinite().all() for leaf in tree.leaves(good[-1].train_state.params))
+
+
+@pytest.mark.parametrize("read", [(), (3,), range(1, 31)])
+def test_measurements_are_read_every_few_steps_and_give_the_same(read, monkeypatch):
+    step, train_state = start()
+    expected = [*fit(step, train_state, epochs=6, batch_size=4)][-1].running
+    reads = []
+    taken = metrics._read
+    monkeypatch.setattr(metrics, "_read", lambda values: reads.append(len(values)) or taken(values))
+    monkeypatch.setattr(train, "READ_EVERY", 4)
+    for done, progress in enumerate(fit(step, train_state, epochs=6, batch_size=4), 1):
+        if done in read:
+            assert progress.running.count == progress.examples
+    assert progress.running == expected
+    assert sum(reads) == 2 * 36
+    if not read:
+        assert [count for count in reads if count] == [8, 4] * 6
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])

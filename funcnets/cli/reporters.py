@@ -1,6 +1,7 @@
 """Reporters show how a training goes: a progress bar, plain lines, JSON lines, or warnings only."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingCol
 from rich.progress import Progress as Bar
 
 from funcnets.cli import terminal
+
+REFRESH_SECONDS = 0.25  # of the averages in a progress bar
 
 
 class Messages(Protocol):
@@ -126,6 +129,9 @@ class Silence(PlainLines):
 class ProgressBar(PlainLines):
     """Shows a bar that the steps of all epochs fill, below a line for each epoch."""
 
+    _refreshed = -math.inf
+    _averages = ""
+
     def __init__(self, messages: Messages) -> None:
         super().__init__(messages)
         self.bar = Bar(
@@ -161,7 +167,13 @@ class ProgressBar(PlainLines):
             yield
 
     def advance(self, progress: Any, examples_per_second: float | None) -> None:
-        """Move the bar by a step."""
+        """Move the bar by a step.
+
+        The averages are read when they are refreshed, as reading waits for the device.
+        """
+        is_last, now = progress.batch == progress.batches, time.monotonic()
+        if is_last or now - self._refreshed >= REFRESH_SECONDS:
+            self._refreshed, self._averages = now, self.messages.averages(progress)
         done = progress.epoch * progress.batches + progress.batch
         if self.bar.tasks[0].total is None:
             # The remaining time is estimated from here on, without the compilation.
@@ -173,7 +185,7 @@ class ProgressBar(PlainLines):
             self.task,
             completed=done,
             description=f"epoch {progress.epoch + 1}/{self.messages.epochs}",
-            averages=self.messages.averages(progress) + speed,
+            averages=self._averages + speed,
         )
 
 

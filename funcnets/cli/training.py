@@ -18,7 +18,7 @@ from funcnets.cli.preparation import Setup
 from funcnets.cli.reporters import Reporter
 from funcnets.compiler import CompileError, jit
 from funcnets.data import Dataset
-from funcnets.metrics import Running
+from funcnets.metrics import Deferred, Running
 from funcnets.precision import POLICIES
 from funcnets.runs import (
     EpochRow,
@@ -78,7 +78,8 @@ class Training:
         self.interrupt = Interrupt(is_kept_after_error=self.processes.axis.size > 1)
         self.saved_step: int | None = None
         self.train_state: TrainState = setup.train_state
-        self.running: Any = setup.running
+        # The averages over the epoch so far; None before its first step.
+        self.averages: Deferred[Any] | None = Deferred(setup.running) if setup.running else None
         self.rows: list[Any] = list(setup.rows)
 
     # Methods that a subclass replaces.
@@ -113,6 +114,14 @@ class Training:
             seconds=round(seconds, 3),
         )
         return [_measured(row, "validation" if self.setup.config.validation else "test", tested)]
+
+    @property
+    def running(self) -> Any:
+        """Averages over the epoch so far; None before its first step.
+
+        Reading them waits for the device, and raises NonFiniteLoss if the training diverged.
+        """
+        return self.averages and self.averages.read()
 
     def running_fields(self) -> Any:
         """Return the averages over the epoch so far, for JSON."""
@@ -178,23 +187,26 @@ class Training:
         if self.setup.is_unmeasured:
             done = steps_done(self.train_state) // self.setup.batches
             sizes = (self.setup.batches, self.setup.batches)
-            progress = Progress(self.train_state, self.running, done - 1, *sizes)
+            averages = self.averages or Deferred(Running())
+            progress = Progress(self.train_state, averages, 0, done - 1, *sizes)
             self._end_epoch(progress, evaluate, None, started, is_saved=True)
             started = time.perf_counter()
-        if self._agree(agreement, is_due=True).signal or self._is_stopped_early():
+        begun = self._agree(agreement, steps_done(self.train_state), is_due=True)
+        if begun.signal or self._is_stopped_early():
             return
         for progress in _timed(self._fit(step), step, speed):
-            self.train_state, self.running = progress.train_state, progress.running
+            self.train_state, self.averages = progress.train_state, progress.averages
+            step_number = progress.epoch * progress.batches + progress.batch
             self.reporter.advance(progress, speed.rate)
             if is_epoch_done := progress.batch == progress.batches:
                 self._end_epoch(progress, evaluate, speed.rate, started)
                 speed.reset()
                 started = time.perf_counter()
             self._stop_if_unheard()
-            stopped, is_save_due = self._agree(agreement, is_due=is_epoch_done)
+            stopped, is_save_due = self._agree(agreement, step_number, is_due=is_epoch_done)
             if not is_epoch_done and (stopped or is_save_due):
                 self.save()
-            elif self.compare_every and steps_done(self.train_state) % self.compare_every == 0:
+            elif self.compare_every and step_number % self.compare_every == 0:
                 self._check_replicas()
             if stopped or (is_epoch_done and self._is_stopped_early()):
                 return
@@ -226,12 +238,12 @@ class Training:
         with _failing_to_write():
             self._in_first(lambda: self.setup.directory.write_rows(self.rows))
 
-    def _agree(self, agreement: Agreement, *, is_due: bool) -> Wish:
-        """Return what all processes do after this step, and take another one's signal as our own.
+    def _agree(self, agreement: Agreement, step: int, *, is_due: bool) -> Wish:
+        """Return what all processes do after a step, and take another one's signal as our own.
 
         Saves every so many steps are due in all processes at once.
         """
-        is_save_due = self.cadence.is_due(steps_done(self.train_state))
+        is_save_due = self.cadence.is_due(step)
         by_steps = self.cadence.steps is not None and is_save_due
         agreed = agreement(Wish(self.interrupt.signal, is_save_due), is_due=is_due or by_steps)
         self.interrupt.signal = agreed.signal or self.interrupt.signal
@@ -255,7 +267,7 @@ class Training:
             return
         rows = self.epoch_rows(progress, tested, rate, time.perf_counter() - started)
         self.rows.extend(rows)
-        self.running = None
+        self.averages = None
         self._write_rows()
         if not is_saved:
             self.save()
@@ -281,14 +293,14 @@ class Training:
 
         Raises TrainingError if it can't be written, or processes have different train states.
         """
-        step = steps_done(self.train_state)
+        fields, step = self.running_fields(), steps_done(self.train_state)
         self.check_train_state(step)
         self._check_replicas()
         epoch, batch = divmod(step, self.setup.batches)
         metadata = {
             "epoch": epoch,
             "batch": batch,
-            "running": self.running_fields(),
+            "running": fields,
             "config": self.setup.config.fixed,
         }
         directory, best = self.setup.directory, best_step(self.rows)

@@ -21,8 +21,10 @@ number of members.
 torch.Size([6, 3])
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -384,19 +386,26 @@ def combine_logits(logits: Tensor) -> Tensor:
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
+Averages = tuple[metrics.Running, ...]
+
+
 class Progress(NamedTuple):
     """The progress of the training of all members after a step."""
 
     train_state: TrainState  # stacked; valid until the next step, which may be donated its memory
-    running: tuple[metrics.Running, ...]  # of each member, averages over the epoch so far
+    averages: metrics.Deferred[Averages]  # of each member, over the epoch so far
+    examples: int  # of this epoch that are done, by each member
     epoch: int  # counted from 0
     batch: int  # batches of this epoch that are done
     batches: int  # per epoch
 
     @property
-    def examples(self) -> int:
-        """Examples of this epoch that are done, by each member."""
-        return self.running[0].count
+    def running(self) -> Averages:
+        """Averages of each member over the epoch so far; reading them waits for the device.
+
+        Raises NonFiniteLoss if no member's loss is a finite number any more.
+        """
+        return self.averages.read()
 
 
 def fit(
@@ -418,19 +427,32 @@ def fit(
     # The key is read before the first step, to which the state may be donated.
     key, start = train.shuffle_key(first), int(first.step)
     parts = train.shuffled_batches(key, batch, batch_size=batch_size, epochs=epochs, start=start)
+    nothing: Averages = (metrics.Running(),) * len(members.step)
+    averages = metrics.Deferred(tuple(running) or nothing)
+    examples = averages.read()[0].count
     for position, part in parts:
-        if position.batch == 1 or not running:
-            running = (metrics.Running(),) * len(members.step)
+        if position.batch == 1:
+            averages, examples = metrics.Deferred(nothing), 0
         members, measured = step(members, part)
-        counts = measured["correct"].tolist() if "correct" in measured else [None] * len(running)
-        columns = (measured["loss"].tolist(), counts)
-        running = tuple(
-            before.add(loss, correct, len(part[1]))
-            for before, loss, correct in zip(running, *columns, strict=True)
+        examples += len(part[1])
+        fold = partial(_add, count=len(part[1]), position=position)
+        averages = averages.then(fold, [*metrics.numbers_of(measured)])
+        if averages.unread == train.READ_EVERY or position.batch == position.batches:
+            averages.read()
+        yield Progress(members, averages, examples, *position)
+
+
+def _add(
+    before: Averages, numbers: list[list[float]], *, count: int, position: train.Position
+) -> Averages:
+    """Return the averages with one more batch.  Raises NonFiniteLoss if none has a finite loss."""
+    losses, *correct = numbers
+    counts = map(int, correct[0]) if correct else itertools.repeat(None)
+    members = zip(before, losses, counts, strict=False)
+    after = tuple(averages.add(loss, right, count) for averages, loss, right in members)
+    if not any(math.isfinite(member.loss_sum) for member in after):
+        raise NonFiniteLoss(
+            f"no member has a finite loss after epoch {position.epoch + 1}, batch "
+            f"{position.batch}: try smaller learning rates"
         )
-        if not any(math.isfinite(member.loss_sum) for member in running):
-            raise NonFiniteLoss(
-                f"no member has a finite loss after epoch {position.epoch + 1}, batch "
-                f"{position.batch}: try smaller learning rates"
-            )
-        yield Progress(members, tuple(running), *position)
+    return after
