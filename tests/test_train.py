@@ -152,7 +152,7 @@ def test_measurements_are_read_every_few_steps_and_give_the_same(read, monkeypat
     reads = []
     taken = metrics._read
     monkeypatch.setattr(metrics, "_read", lambda values: reads.append(len(values)) or taken(values))
-    monkeypatch.setattr(train, "READ_EVERY", 4)
+    monkeypatch.setattr("funcnets.train.loop.READ_EVERY", 4)
     for done, progress in enumerate(fit(step, train_state, epochs=6, batch_size=4), 1):
         if done in read:
             assert progress.running.count == progress.examples
@@ -160,6 +160,47 @@ def test_measurements_are_read_every_few_steps_and_give_the_same(read, monkeypat
     assert sum(reads) == 2 * 36
     if not read:
         assert [count for count in reads if count] == [8, 4] * 6
+
+
+@pytest.mark.parametrize("steps_per_call", [2, 3, 7, 50])
+@pytest.mark.parametrize("stop", [0, 3])
+def test_many_steps_a_call_give_the_same_bits(steps_per_call, stop):
+    step, train_state = start()
+    expected = [*fit(step, train_state, epochs=3)]
+    before = expected[stop - 1] if stop else None
+    many = train.make_multi_step(step, 5)
+    progress = [
+        *fit(
+            many,
+            before.train_state if before else train_state,
+            epochs=3,
+            running=before and before.running,
+            steps_per_call=steps_per_call,
+        )
+    ]
+    assert same(progress[-1].train_state, expected[-1].train_state)
+    at = {each.step: each for each in expected}
+    for each in progress:
+        assert each.running == at[each.step].running
+        assert each[2:] == at[each.step][2:]
+    assert len(progress) < len(expected) - stop
+
+
+def test_many_steps_a_call_compiled_are_those_of_one_and_name_a_bad_one():
+    step, train_state = start()
+    many = funcnets.jit(train.make_multi_step(step, 5), donate_argnums=0, backend="graph")
+    expected = [*fit(step, train_state)][-1]
+    last = [*fit(many, tree.map(torch.clone, train_state), steps_per_call=4)][-1]
+    for ours, theirs in zip(tree.leaves(last[0]), tree.leaves(expected[0]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    def broken(train_state, batch):
+        after, measured = step(train_state, batch)
+        bad = train_state.step == 2
+        return after, measured | {"loss": torch.where(bad, torch.inf, measured["loss"])}
+
+    with pytest.raises(train.NonFiniteLoss, match=r"inf at step 3 \(epoch 1, batch 3\)"):
+        [*fit(train.make_multi_step(broken, 5), train_state, steps_per_call=4)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])

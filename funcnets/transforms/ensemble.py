@@ -24,8 +24,7 @@ torch.Size([6, 3])
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -386,26 +385,8 @@ def combine_logits(logits: Tensor) -> Tensor:
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-Averages = tuple[metrics.Running, ...]
-
-
-class Progress(NamedTuple):
-    """The progress of the training of all members after a step."""
-
-    train_state: TrainState  # stacked; valid until the next step, which may be donated its memory
-    averages: metrics.Deferred[Averages]  # of each member, over the epoch so far
-    examples: int  # of this epoch that are done, by each member
-    epoch: int  # counted from 0
-    batch: int  # batches of this epoch that are done
-    batches: int  # per epoch
-
-    @property
-    def running(self) -> Averages:
-        """Averages of each member over the epoch so far; reading them waits for the device.
-
-        Raises NonFiniteLoss if no member's loss is a finite number any more.
-        """
-        return self.averages.read()
+Averages = tuple[metrics.Running, ...]  # of each member
+Progress = train.Progress[Averages]
 
 
 def fit(
@@ -428,22 +409,12 @@ def fit(
     key, start = train.shuffle_key(first), int(first.step)
     parts = train.shuffled_batches(key, batch, batch_size=batch_size, epochs=epochs, start=start)
     nothing: Averages = (metrics.Running(),) * len(members.step)
-    averages = metrics.Deferred(tuple(running) or nothing)
-    examples = averages.read()[0].count
-    for position, part in parts:
-        if position.batch == 1:
-            averages, examples = metrics.Deferred(nothing), 0
-        members, measured = step(members, part)
-        examples += len(part[1])
-        fold = partial(_add, count=len(part[1]), position=position)
-        averages = averages.then(fold, [*metrics.numbers_of(measured)])
-        if averages.unread == train.READ_EVERY or position.batch == position.batches:
-            averages.read()
-        yield Progress(members, averages, examples, *position)
+    before = tuple(running) or nothing
+    return train.run_steps(step, members, parts, before, nothing, before[0].count, _add)
 
 
 def _add(
-    before: Averages, numbers: list[list[float]], *, count: int, position: train.Position
+    before: Averages, numbers: metrics.Numbers, count: int, position: train.Position
 ) -> Averages:
     """Return the averages with one more batch.  Raises NonFiniteLoss if none has a finite loss."""
     losses, *correct = numbers

@@ -1,33 +1,14 @@
-"""Training as pure functions: a step from state to state, and the loop around it.
-
-The loop has no hidden state: everything that it knows is in the `Progress` that it yields.
-
->>> import torch
->>> from funcnets import layers, optim, random, train
->>> images, labels = torch.eye(6), torch.tensor([0, 1, 2, 0, 1, 2])
->>> net, optimizer = layers.linear(3), optim.sgd(1.0)
->>> train_state = train.create(net, optimizer, random.key(0), images)
->>> step = train.make_train_step(net, optimizer)  # funcnets.jit(step) compiles it
->>> for progress in train.fit(step, train_state, (images, labels), batch_size=2, epochs=20):
-...     train_state = progress.train_state
->>> progress.epoch, progress.batch, progress.batches
-(19, 3, 3)
->>> eval_step = train.make_eval_step(net)
->>> train.evaluate(eval_step, train_state.params, train_state.state, (images, labels)).accuracy
-1.0
-"""
+"""Training and evaluation steps: pure functions from state to state."""
 
 import inspect
-import math
 import reprlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from funcnets import data, losses, metrics, optim, precision, random
+from funcnets import losses, metrics, optim, precision, random
 from funcnets._validate import check, is_whole
 from funcnets.core import Layer, Params, State, check_layer
 from funcnets.optim import Optimizer
@@ -234,6 +215,36 @@ def make_train_step(
     return step
 
 
+def make_multi_step(step: TrainStep, batch_size: int) -> TrainStep:
+    """Return the pure function that does a step for each `batch_size` examples of its batch.
+
+    The last one may have fewer.  Each measurement has a first axis, of the steps.  Compiled, all
+    steps are one graph, so that Python is paid once for all of them; `jax.lax.scan` does the same
+    by a loop.  For small networks, with `fit(..., steps_per_call=8)`.
+
+    >>> import torch
+    >>> from funcnets import layers, optim, random, train
+    >>> net, optimizer = layers.linear(3), optim.sgd(0.1)
+    >>> step = train.make_multi_step(train.make_train_step(net, optimizer), batch_size=2)
+    >>> train_state = train.create(net, optimizer, random.key(0), torch.zeros(4, 5))
+    >>> batch = (torch.zeros(4, 5), torch.tensor([0, 1, 2, 0]))
+    >>> train_state, measurements = step(train_state, batch)
+    >>> int(train_state.step), measurements["loss"].shape
+    (2, torch.Size([2]))
+    """
+    check("batch_size", batch_size, lambda size: is_whole(size, 1), "a whole number, 1 or more")
+
+    def steps(train_state: TrainState, batch: Batch) -> tuple[TrainState, Measurements]:
+        check_batch(batch)
+        measured = []
+        for part in zip(*(values.split(batch_size) for values in batch), strict=True):
+            train_state, one = step(train_state, part)
+            measured.append(one)
+        return train_state, {name: torch.stack([m[name] for m in measured]) for name in measured[0]}
+
+    return steps
+
+
 def make_eval_step(
     net: Layer,
     *,
@@ -256,193 +267,3 @@ def make_eval_step(
         return metrics.measure(loss(logits, labels), logits, labels)
 
     return step
-
-
-class Position(NamedTuple):
-    """The place of a batch in a training."""
-
-    epoch: int  # counted from 0
-    batch: int  # within its epoch, counted from 1
-    batches: int  # per epoch
-
-
-def shuffled_batches(
-    key: Tensor,
-    batch: Batch,
-    *,
-    batch_size: int,
-    epochs: int,
-    start: int = 0,
-    drop_last: bool = False,
-) -> Iterator[tuple[Position, Batch]]:
-    """Yield the batches of a training on `batch`, all images and labels, from step `start` on.
-
-    The order of an epoch depends on the key (see `shuffle_key`) and the epoch alone.  The short
-    last batch of an epoch is kept, unless `drop_last` is True.
-
-    Raises TypeError or ValueError for no examples, for labels that aren't as many as images, for a
-    batch size below 1, and where `drop_last` leaves no batch.
-    """
-    check_batch(batch)
-    check("batch_size", batch_size, lambda size: is_whole(size, 1), "a whole number, 1 or more")
-    images, labels = batch
-    count = len(labels) // batch_size * batch_size if drop_last else len(labels)
-    if not count:
-        raise ValueError(
-            f"drop_last leaves no batch: {len(labels)} examples, batch_size {batch_size}: give a "
-            "smaller batch_size, or keep the last batch"
-        )
-    batches = math.ceil(count / batch_size)
-    first, done = divmod(start, batches)
-    for epoch in range(first, epochs):
-        order = data.shuffle(key, epoch, len(labels))[:count]
-        for indices in data.batches(order, batch_size, start=done):
-            done += 1
-            yield Position(epoch, done, batches), (images[indices], labels[indices])
-        done = 0
-
-
-READ_EVERY = 8  # steps: `fit` reads their measurements from the device at once
-
-
-class Progress(NamedTuple):
-    """The progress of a training after a step."""
-
-    train_state: TrainState  # valid until the next step, which may be donated its memory
-    averages: metrics.Deferred[metrics.Running]  # over the epoch so far
-    examples: int  # of this epoch that are done
-    epoch: int  # counted from 0
-    batch: int  # batches of this epoch that are done
-    batches: int  # per epoch
-
-    @property
-    def running(self) -> metrics.Running:
-        """Averages over the epoch so far.  Reading them waits for the device.
-
-        Raises NonFiniteLoss if the loss of one of its steps isn't a finite number.
-        """
-        return self.averages.read()
-
-
-def fit(
-    step: TrainStep,
-    train_state: TrainState,
-    batch: Batch,
-    *,
-    batch_size: int,
-    epochs: int,
-    running: metrics.Running | None = None,
-    drop_last: bool = False,
-) -> Iterator[Progress]:
-    """Train on `batch`, all images and labels, and yield the progress after each step.
-
-    The order of an epoch depends on the key and the epoch alone, and the place in it on
-    `train_state.step`: from a state in the middle of an epoch the training continues to the same
-    bits.
-
-    Args:
-        step: as `make_train_step` returns it, compiled or not.
-        train_state: the state to start from.
-        batch: all training images (N, …) and labels (N, …).
-        batch_size: examples per step.
-        epochs: the number of the last epoch, counted from the beginning of the training.
-        running: for a state in the middle of an epoch, the averages over the epoch so far; ignored
-            at the beginning of an epoch.
-        drop_last: True leaves out the last batch of an epoch if it is short, such as one example,
-            of which batch norm has no variance.  Each epoch leaves out other examples.
-
-    The measurements are read every `READ_EVERY` steps and at the end of an epoch, or when
-    `progress.running` is asked for: until then nothing waits for the device.
-
-    Raises NonFiniteLoss at such a reading, for the first step whose loss isn't a finite number, and
-    before the first step the errors of `shuffled_batches`.
-
-    >>> import torch
-    >>> from funcnets import layers, optim, random, train
-    >>> net, optimizer = layers.linear(2), optim.sgd(0.1)
-    >>> images, labels = torch.zeros(5, 3), torch.tensor([0, 1, 0, 1, 0])
-    >>> train_state = train.create(net, optimizer, random.key(0), images)
-    >>> step = train.make_train_step(net, optimizer)
-    >>> for progress in train.fit(step, train_state, (images, labels), batch_size=3, epochs=2):
-    ...     print(progress.epoch, progress.batch, progress.batches, progress.examples)
-    0 1 2 3
-    0 2 2 5
-    1 1 2 3
-    1 2 2 5
-    """
-    # The key is read before the first step, to which the state may be donated.
-    key, start = shuffle_key(train_state), int(train_state.step)
-    parts = shuffled_batches(
-        key, batch, batch_size=batch_size, epochs=epochs, start=start, drop_last=drop_last
-    )
-    averages = metrics.Deferred(running or metrics.Running())
-    examples = averages.read().count
-    for done, (position, part) in enumerate(parts, start + 1):
-        if position.batch == 1:
-            averages, examples = metrics.Deferred(metrics.Running()), 0
-        train_state, measured = step(train_state, part)
-        examples += len(part[1])
-        fold = partial(_add, count=len(part[1]), step=done, position=position)
-        averages = averages.then(fold, [*metrics.numbers_of(measured)])
-        if averages.unread == READ_EVERY or position.batch == position.batches:
-            averages.read()
-        yield Progress(train_state, averages, examples, *position)
-
-
-def _add(
-    before: metrics.Running,
-    numbers: list[list[float]],
-    *,
-    count: int,
-    step: int,
-    position: Position,
-) -> metrics.Running:
-    """Return the averages with one more batch.  Raises NonFiniteLoss if its loss isn't finite."""
-    after = _added(before, numbers, count=count)
-    if not math.isfinite(after.loss_sum):
-        raise NonFiniteLoss(
-            f"the loss is {numbers[0][0]} at step {step} (epoch {position.epoch + 1}, batch "
-            f"{position.batch}): try a smaller learning rate"
-        )
-    return after
-
-
-def evaluate(
-    step: EvalStep,
-    params: Params,
-    state: State,
-    batch: Batch,
-    *,
-    batch_size: int = 500,
-) -> metrics.Running:
-    """Return mean loss and accuracy over all of `batch`, images (N, …) and labels (N, …).
-
-    `step` is what `make_eval_step` returns; it is given `batch_size` examples at a time.  The
-    accuracy of a regression is nan.
-
-    Raises TypeError or ValueError for no examples, and for a batch size below 1.
-
-    >>> import torch
-    >>> from funcnets import layers, random, train
-    >>> net, images = layers.linear(2), torch.zeros(10, 3)
-    >>> params, state = net.init(random.key(0), images)
-    >>> labels = torch.zeros(10, dtype=torch.int64)
-    >>> result = train.evaluate(train.make_eval_step(net), params, state, (images, labels))
-    >>> result.count, result.accuracy in (0.0, 1.0)  # all images are the same
-    (10, True)
-    """
-    check_batch(batch)
-    averages = metrics.Deferred(metrics.Running())
-    everything = torch.arange(len(batch[1]), device=batch[1].device)
-    for indices in data.batches(everything, batch_size):
-        images, labels = (part[indices] for part in batch)
-        measured = step(params, state, (images, labels))
-        fold = partial(_added, count=len(indices))
-        averages = averages.then(fold, [*metrics.numbers_of(measured)])
-    return averages.read()
-
-
-def _added(before: metrics.Running, numbers: list[list[float]], *, count: int) -> metrics.Running:
-    """Return the averages with one more batch."""
-    loss, *correct = (number for (number,) in numbers)
-    return before.add(loss, int(correct[0]) if correct else None, count)
