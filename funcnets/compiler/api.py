@@ -17,6 +17,7 @@ from torch.autograd.graph import increment_version
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from funcnets._debug import is_debugged
 from funcnets._torch import functorch
 from funcnets.compiler import pipeline
 from funcnets.compiler.arguments import (
@@ -38,6 +39,7 @@ from funcnets.compiler.backends.select import (
     usual_backend,
 )
 from funcnets.compiler.captured import Captured
+from funcnets.compiler.donated import retire
 from funcnets.compiler.fast_call import FastCall, filler
 from funcnets.compiler.fingerprint import fingerprint
 from funcnets.compiler.graph.compilation import Aliases, Compilation
@@ -72,7 +74,7 @@ class _Executable:
         trace: Trace | None = None,
     ) -> None:
         self.run, self.donated, self.captured, self.trace = run, donated, captured, trace
-        self._fill = filler(structure)
+        self._fill, self._retires = filler(structure), is_debugged("donation")
         # Each result, as a position among the arguments and then what the graph gives.
         given = count()
         self._sources = [
@@ -87,6 +89,8 @@ class _Executable:
             given = self.run(*tensors)
         # Loops write by themselves, and a write is what PyTorch and `Captured` go by.
         increment_version([tensor for tensor in donated if not tensor.is_inference()])
+        if self._retires:
+            tensors = retire(tensors, self.donated)
         return self._fill([tensors[~i] if i < 0 else given[i] for i in self._sources])
 
 
@@ -337,7 +341,10 @@ def jit(
     Args:
         function: takes and gives trees of tensors (None is allowed, as structure).
         donate_argnums: arguments whose memory the results may take.  After the call they hold
-            new values: use what was returned.
+            new values, and returned tensors are the donated objects themselves: use what was
+            returned.  With FUNCNETS_DEBUG=donation results are new objects, and each use of a
+            donated one raises DonatedError.  Results share no memory with other arguments, nor
+            with captured tensors: what the function passes on is copied.
         static_argnums: arguments that are no tensors; hashable, and baked into the graph.  An
             argument that has a name too is the same whether it is given by position or by name.
         static_argnames: the same, by name.

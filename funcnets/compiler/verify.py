@@ -41,6 +41,7 @@ class Verifier:
         self._state = _state(compilation.graph)
         self._reads = self._declared_reads(compilation)
 
+    @torch.no_grad()  # as the graph is run
     def __call__(self, compilation: Compilation, name: str, is_changed: bool) -> None:
         """Raise VerificationError if the graph is wrong after the pass `name`.
 

@@ -1,4 +1,4 @@
-"""Donation: outputs are written into the memory of arguments that the caller gives away."""
+"""Donation: outputs take the memory of arguments that the caller gives away, and no others'."""
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from funcnets.compiler.graph.aliasing import memory
+from funcnets.compiler.graph.aliasing import is_input, memory
 from funcnets.compiler.graph.compilation import Aliases, Compilation
+from funcnets.compiler.graph.edit import emit
 
 aten = torch.ops.aten
 
@@ -20,9 +21,10 @@ def donate(compilation: Compilation) -> bool:
     and comes out in one order is updated in place.  It keeps its strides whatever those of the new
     value are, so the next call finds the same graph.  An output that was written so is no output of
     the graph any more.
+
+    No other output is an input, a captured tensor or a view of one: it becomes a copy, so that
+    nobody who writes to it, or donates it, changes a value that was never donated.
     """
-    if not compilation.donated:
-        return False
     graph, owners = compilation.graph, compilation.analysis(memory).owners
     inputs = graph.find_nodes(op="placeholder")
     (end,) = graph.find_nodes(op="output")
@@ -32,24 +34,20 @@ def donate(compilation: Compilation) -> bool:
     values = list(outputs)
     with graph.inserting_before(end):
         for position, node in enumerate(outputs):
+            owner = owners[node]
             stays = position in aliases and node is inputs[aliases[position]]
-            if owners[node] in given and not stays:
-                # A donated argument, or a view of one, is read before any of them is written.
-                values[position] = _emit_like(graph, node, aten.clone.default, (node,))
+            # A donated argument, or a view of one, is read before any of them is written.
+            if not stays and (owner in given or (is_input(owner) and position not in aliases)):
+                values[position] = emit(graph, aten.clone.default, node)
         for position, place in aliases.items():
             target = inputs[place]
             if values[position] is not target:
-                _emit_like(graph, target, aten.copy_.default, (target, values[position]))
+                write = graph.call_function(aten.copy_.default, (target, values[position]))
+                write.meta["val"] = target.meta["val"]
+    is_changed = bool(aliases) or values != outputs
     end.args = ([value for i, value in enumerate(values) if i not in aliases],)
     compilation.aliases = aliases
-    return True
-
-
-def _emit_like(graph: fx.Graph, like: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    """Add a call whose result has the shape and strides of `like`."""
-    node = graph.call_function(target, args)
-    node.meta["val"] = like.meta["val"]
-    return node
+    return is_changed
 
 
 def _match(
