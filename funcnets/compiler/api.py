@@ -9,7 +9,17 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
 from types import MethodType
-from typing import Any, Concatenate, Generic, Literal, NamedTuple, ParamSpec, TypeVar, overload
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import torch
 from torch import Tensor
@@ -133,17 +143,15 @@ class Jitted(Generic[P, R]):
             return self.function(*args, **kwargs)
         for fast, executable in () if kwargs else self._recent:
             if (tensors := fast.take(args)) is not None:
-                result: R = executable(tensors)
-                return result
+                return cast(R, executable(tensors))
         call = self._take_apart(args, kwargs)
         if call.key not in self._executables:
             self._executables[call.key] = self._build(call)
         executable = self._executables[call.key]
         check_donated(call.tensors, executable.donated)
-        result = executable(call.tensors)
         if not (kwargs or self.options.static.positions or self.options.static.names):
             self._remember(call, executable)
-        return result
+        return cast(R, executable(call.tensors))
 
     def _remember(self, call: Call, executable: _Executable) -> None:
         if len(set(map(id, call.tensors))) == len(call.tensors):
