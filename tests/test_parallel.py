@@ -8,7 +8,18 @@ import pytest
 import torch
 
 import funcnets
-from funcnets import core, layers, losses, optim, parallel, random, train, transforms, tree
+from funcnets import (
+    core,
+    layers,
+    losses,
+    optim,
+    parallel,
+    precision,
+    random,
+    train,
+    transforms,
+    tree,
+)
 from funcnets.layers import BatchStatistics
 from funcnets.models.resnet import resnet
 from funcnets.parallel import Axis
@@ -240,6 +251,24 @@ def test_other_transforms_compose():
         close(each, expected)
 
 
+def in_bfloat16(axis):
+    """A step of a network that computes in bfloat16, with parameters in float32."""
+    net, optimizer, (x, labels) = lenet(), optim.sgd(0.1), problem(torch.float32)
+    policy = precision.POLICIES["bfloat16"]
+    step = train.make_train_step(net, optimizer, policy=policy, gradient=parallel.gradient(axis))
+    state = train.create(net, optimizer, random.key(0), x)
+    found = step(state, (axis.shard(x), axis.shard(labels)))
+    parallel.check_replicas(axis, found)
+    return tree.flatten_named(found)
+
+
+@pytest.mark.processes
+def test_a_precision_policy_composes():
+    expected = in_bfloat16(Axis())
+    for found in processes.run(2, in_bfloat16):
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
 def diverging(axis):
     values = {"step": torch.tensor(3), "conv": {"weight": torch.ones(3), "bias": torch.zeros(2)}}
     parallel.check_replicas(axis, values)
@@ -312,13 +341,28 @@ def test_only_numbers_are_summed(leaf):
         Axis(2).psum({"a": torch.ones(1), "b": leaf})
 
 
+def step_and_state(net, **how):
+    optimizer = optim.sgd(0.1)
+    step = train.make_train_step(net, optimizer, gradient=parallel.gradient(Axis(2), **how))
+    return step, train.create(net, optimizer, random.key(0), problem()[0])
+
+
 def test_synchronised_statistics_need_the_shard_in_one_pass():
-    step = train.make_train_step(
-        lenet(),
-        optim.sgd(0.1),
-        gradient=parallel.gradient(Axis(2), shard_gradient=transforms.accumulate(2)),
-    )
-    x, labels = problem()
-    state = train.create(lenet(), optim.sgd(0.1), random.key(0), x)
+    step, state = step_and_state(lenet(), shard_gradient=transforms.accumulate(2))
     with pytest.raises(ValueError, match=r"can't be synchronised .* or give sync=False"):
-        step(state, (x, labels))
+        step(state, problem())
+
+
+def test_gradients_of_each_example_are_refused():
+    net = funcnets.sequential(flatten=layers.flatten(), fc=layers.linear(3))
+    step, state = step_and_state(net, shard_gradient=transforms.per_example())
+    message = r"gives fc\.bias of shape \(9, 3\), expected \(3,\): gradients of each example"
+    with pytest.raises(ValueError, match=message):
+        step(state, problem())
+
+
+def test_a_global_batch_without_examples_is_refused():
+    step, state = step_and_state(lenet())
+    x, labels = problem()
+    with pytest.raises(ValueError, match="rank 0 has no example: the global batch is empty"):
+        step(state, (x[:0], labels[:0]))

@@ -38,7 +38,9 @@ def gradient(axis: Axis, *, sync: bool = True, shard_gradient: Gradient | None =
             `train.batch_gradient`.
 
     Raises ValueError, from a call, where batch norms are to be synchronised and `shard_gradient`
-    is given; LayerError where a shard is too small for a batch norm that is not synchronised.
+    is given, where that gives a gradient for each example, and where rank 0 has no example, as then
+    no process has one; LayerError where a shard is too small for a batch norm that is not
+    synchronised.
     Goyal et al., Accurate, large minibatch SGD, 2017, section 3.
     """
     of_shard = shard_gradient or batch_gradient
@@ -55,6 +57,11 @@ def gradient(axis: Axis, *, sync: bool = True, shard_gradient: Gradient | None =
         key: Tensor | None = None,
     ) -> tuple[Any, State, Measurements]:
         count = len(batch[1])
+        if not count and axis.rank == 0:
+            raise ValueError(
+                "parallel.gradient: rank 0 has no example: the global batch is empty, or was not "
+                "divided by axis.shard"
+            )
         rows = axis.rows(max(count, 1), batch[1].device)
         shard_net = noise_of_rows(net, rows, len(rows) * axis.size)
         if sync and count_batch_norms(net):
@@ -66,6 +73,7 @@ def gradient(axis: Axis, *, sync: bool = True, shard_gradient: Gradient | None =
             return count * loss(logits, labels)
 
         found = of_shard(shard_net, weighted, params, state, shard, key=key)
+        _check_is_summable(params, found[0])
         return _reduce(axis, count, found, of_state=not sync)
 
     return reduced
@@ -130,6 +138,17 @@ def _check_is_one_pass(shard_gradient: Gradient | None) -> None:
             "parallel.gradient: batch norm can't be synchronised over processes where "
             "shard_gradient divides each shard: leave it out, or give sync=False"
         )
+
+
+def _check_is_summable(params: Params, grads: Any) -> None:
+    shapes = {name: tuple(leaf.shape) for name, leaf in tree.flatten_named(params).items()}
+    for name, leaf in tree.flatten_named(grads).items():
+        if tuple(leaf.shape) != shapes.get(name):
+            raise ValueError(
+                f"parallel.gradient: shard_gradient gives {name} of shape {tuple(leaf.shape)}, "
+                f"expected {shapes.get(name)}: gradients of each example can't be summed over "
+                "processes; train with them in one process"
+            )
 
 
 def _stand_in(batch: Batch) -> Batch:
