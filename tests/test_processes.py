@@ -214,6 +214,24 @@ def test_more_processes_than_images_are_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--timeout", 0), "--timeout is 0; expected 1 or more"),
+        (("--processes", 3), "--processes is 3, but torchrun started 2"),
+        (("--epochs", "two"), "Invalid value for '--epochs'"),
+    ],
+)
+def test_what_all_processes_refuse_is_said_by_the_first(arguments, message):
+    store = _free_port()
+    ranks = [start(*train(*arguments), **_environment(rank, 2, store)) for rank in (0, 1)]
+    (first, _, said), (second, _, repeated) = map(ended, ranks)
+    assert (first, second) == (2, 2)
+    assert len(said) == 1
+    assert message in said[0]
+    assert repeated == []
+
+
+@pytest.mark.parametrize(
     ("environment", "message"),
     [
         ({"WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE is 'two': start by torchrun"),

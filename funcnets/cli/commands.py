@@ -11,7 +11,7 @@ import typer
 import funcnets
 from funcnets._debug import is_debugged
 from funcnets.cli import bench_command, network_commands, terminal, training_commands
-from funcnets.cli.errors import error_line, exit_code
+from funcnets.cli.errors import error_line, exit_code, is_other_process, report
 
 EPILOG = (
     "Exit codes: 0 done, 1 the training failed, 2 bad arguments or files.  Stopped after saving: "
@@ -95,6 +95,7 @@ def main() -> None:
         code, message = exit_code(error), error_line(error)
         if isinstance(error, OSError) and (unwritten := terminal.write("", sys.stdout)):
             code, message = 1, f"standard output can't be written ({unwritten.strerror})"
-        terminal.write(f"funcnets: {message}\n", sys.stderr)
+        if not is_other_process():
+            report(message)
         sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)

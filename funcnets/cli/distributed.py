@@ -14,7 +14,7 @@ import typer
 
 import funcnets
 from funcnets.cli.configuration import UsageError
-from funcnets.cli.errors import exit_code
+from funcnets.cli.errors import error_line, exit_code, is_other_process, report
 from funcnets.cli.options import FLAGS
 from funcnets.parallel import JoinError, Processes, join, world_size
 from funcnets.parallel.launch import launch
@@ -52,15 +52,22 @@ def joined(device: str | None, timeout: float) -> Iterator[Processes]:
                     # Torchrun ends the others as soon as one has gone, before they can say so.
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 explained, is_speaker = p.explain(error, exit_code(error))
-                if not is_speaker:
-                    raise typer.Exit(exit_code(explained)) from None
-                if explained is error:
-                    raise
-                raise explained from error
+                if is_speaker and p.is_first:
+                    if explained is error:
+                        raise
+                    raise explained from error
+                raise _quiet_exit(explained, is_speaker=is_speaker) from error
     except JoinError as error:
-        if error.is_repeated:
-            raise typer.Exit(exit_code(error)) from None
+        if is_other_process():
+            raise _quiet_exit(error, is_speaker=not error.is_repeated) from None
         raise
+
+
+def _quiet_exit(error: Exception, *, is_speaker: bool) -> typer.Exit:
+    """Return the exit of a process other than the first; `is_speaker`: print the error before."""
+    if is_speaker:
+        report(error_line(error))
+    return typer.Exit(exit_code(error))
 
 
 def check_agreement(processes: Processes, values: Mapping[str, Any]) -> None:

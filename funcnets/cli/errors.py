@@ -1,8 +1,12 @@
 """Errors of the command line: one line each, and an exit code."""
 
 import difflib
+import os
+import sys
 
 import typer
+
+from funcnets.cli import terminal
 
 # click's ClickException, which is in another place in each version of typer.
 CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -35,3 +39,14 @@ def exit_code(error: Exception) -> int:
     if isinstance(error, (CommandLineError, ValueError, OSError)):
         return 2
     return int(getattr(error, "exit_code", 1))
+
+
+def is_other_process() -> bool:
+    """True in a process of torchrun but the first, which prints what all of them refuse."""
+    rank = os.environ.get("RANK", "")
+    return os.environ.get("WORLD_SIZE", "1") != "1" and rank.isdecimal() and int(rank) > 0
+
+
+def report(message: str) -> None:
+    """Print a line on standard error."""
+    terminal.write(f"funcnets: {message}\n", sys.stderr)
