@@ -331,3 +331,18 @@ def test_a_gpu_run_has_all_its_phases_on_a_cpu(capsys):
     assert not [row for row in rows if "failed" in row or "left out" in row]
     assert all(row["ok"] for row in rows if row["phase"] == "proofs")
     assert {row["network"] for row in rows if row["phase"] == "steps"} == set(models.INDEX)
+
+
+def test_learning_curves_compare_functions_and_modules(capsys):
+    sizes = ["--epochs", "1", "--limit-train", "512", "--precision", "float32"]
+    options = ["--seeds", "0", "1", "--data", "bundled", "--backend", "graph"]
+    load("learning_curves").main(["--nets", "lenet_bn", *sizes, *options])
+    *rows, heading, _, function, module = capsys.readouterr().out.splitlines()
+    rows = [json.loads(row) for row in rows]
+    assert [(row["way"], row["seed"]) for row in rows] == [
+        *(("function", 0), ("module", 0), ("function", 1), ("module", 1))
+    ]
+    assert all(0 < row["test"] < 1 and 0 < row["train"] < 1 < row["loss"] < 3 for row in rows)
+    assert "plateau" in heading
+    assert function.startswith("| lenet_bn | function | 2 |")
+    assert module.startswith("| lenet_bn | module | 2 |")

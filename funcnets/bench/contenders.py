@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from funcnets import models, optim, parallel, random, timing, train, tree
+from funcnets import models, optim, parallel, random, timing, train
 from funcnets.bench import flax_models
 from funcnets.bench.cases import LEARNING_RATE, Case
 from funcnets.compiler import jit
 from funcnets.compiler.backends.cuda import products
 from funcnets.compiler.backends.select import Backend
 from funcnets.parallel import Axis
-from funcnets.precision import POLICIES
+from funcnets.precision import POLICIES, in_channels_last
 from funcnets.testing import twins
 from funcnets.train import Batch, TrainState, TrainStep
 
@@ -48,15 +48,11 @@ def functional_step(
     """Return the step of `funcnets train`, compiled, with its state donated."""
     step, train_state, batch = train_step(case, precision, axis)
     if channels_last:
-        train_state, batch = tree.map(_in_channels_last, (train_state, batch))
+        train_state, batch = in_channels_last((train_state, batch))
     name = f"bench {case.network} {precision}{axis if axis.size > 1 else ''}"
     tf32 = POLICIES[precision].tf32
     jitted = jit(step, donate_argnums=0, backend=backend, saved_as=name, tf32=tf32)
     return timing.repeat(jitted, train_state, batch)
-
-
-def _in_channels_last(leaf: Tensor) -> Tensor:
-    return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
 
 
 def module_step(

@@ -78,6 +78,8 @@ class Training:
         self.interrupt = Interrupt(is_kept_after_error=self.processes.axis.size > 1)
         self.saved_step: int | None = None
         self.train_state: TrainState = setup.train_state
+        if setup.config.device.startswith("cuda"):
+            self.train_state = precision.in_channels_last(self.train_state)
         # The averages over the epoch so far; None before its first step.
         self.averages: Deferred[Any] | None = Deferred(setup.running) if setup.running else None
         self.rows: list[Any] = list(setup.rows)
