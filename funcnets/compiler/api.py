@@ -50,6 +50,7 @@ from funcnets.compiler.backends.select import (
 )
 from funcnets.compiler.captured import Captured
 from funcnets.compiler.donated import retire
+from funcnets.compiler.failures import raise_explained
 from funcnets.compiler.fast_call import FastCall, filler
 from funcnets.compiler.fingerprint import fingerprint
 from funcnets.compiler.graph.compilation import Aliases, Compilation
@@ -95,8 +96,11 @@ class _Executable:
         """Return the results; the donated tensors hold new values then."""
         donated = [tensors[position] for position in self.donated]
         self.captured.check(donated)
-        with heap.kept(), without_autocast():
-            given = self.run(*tensors)
+        try:
+            with heap.kept(), without_autocast():
+                given = self.run(*tensors)
+        except BaseException as error:
+            raise_explained(error, is_donated=bool(donated))
         # Loops write by themselves, and a write is what PyTorch and `Captured` go by.
         increment_version([tensor for tensor in donated if not tensor.is_inference()])
         if self._retires:
@@ -373,7 +377,10 @@ def jit(
 
     Raises:
         ValueError: for a back end or an argument that there isn't; from a call, where a donated
-            tensor shares its memory with another argument, or with a tensor that is captured.
+            tensor shares its memory with another argument, or with a tensor that is captured, and
+            for an index or a label out of range: on a CPU donated arguments are then as they were.
+            (A GPU finds one when it is too late: PyTorch's device-side assertion ends the
+            process's use of the device.)
         TraceError: from a call, where the function isn't a pure function of tensors.
         CompileError: from a call, where the back end fails.
 

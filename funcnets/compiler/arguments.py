@@ -192,14 +192,24 @@ def _as_static(function: Callable[..., Any], place: str) -> str:
 
 
 def check_donated(tensors: Sequence[Tensor], donated: Sequence[int]) -> None:
-    """Raise ValueError where one of the donated tensors shares its memory with another argument."""
+    """Raise ValueError where a donated tensor can't be written to.
+
+    It can't, if it shares its memory with another argument, or is expanded.
+    """
     owners = [storage_id(tensor) for tensor in tensors]
     times = Counter(owners)
     for position in donated:
+        tensor = tensors[position]
         if times[owners[position]] > 1:
             raise ValueError(
-                f"jit: a donated tensor of shape {tuple(tensors[position].shape)} shares its "
+                f"jit: a donated tensor of shape {tuple(tensor.shape)} shares its "
                 "memory with another argument: clone one of them, or don't donate"
+            )
+        sizes = zip(tensor.shape, tensor.stride(), strict=True)
+        if any(size > 1 and step == 0 for size, step in sizes):
+            raise ValueError(
+                f"jit: a donated tensor of shape {tuple(tensor.shape)} is expanded, so that "
+                "several of its elements share their memory: clone it, or don't donate"
             )
 
 

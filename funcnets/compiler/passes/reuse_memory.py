@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from funcnets.compiler.graph.aliasing import is_input, is_loop, memory
 from funcnets.compiler.graph.compilation import Compilation
+from funcnets.compiler.graph.value_errors import last_value_error
 
 aten = torch.ops.aten
 
@@ -39,21 +40,23 @@ def reuse_memory(compilation: Compilation) -> bool:
     """Write results over an operand that nothing reads later, instead of into new memory.
 
     Arguments of the graph and captured tensors stay, but for arguments that `donate` lets outputs
-    be copied to: the new value is computed in their memory, if the old one isn't read later.
+    be copied to: the new value is computed in their memory, if the old one isn't read later, and no
+    later operation can raise because of a value.
     """
     graph = compilation.graph
     nodes: list[fx.Node] = list(graph.nodes)
     reads = _Reads(graph, compilation.analysis(memory).owners)
+    first_write = last_value_error(graph) + 1
     is_changed = False
     for place, node in enumerate(nodes):
-        copy = _only_copy(node)
+        copy = _only_copy(node) if place >= first_write else None
         if node.target in WRITING and copy and reads.end_at(copy.args[0], node, node, place):
             _write(node, copy.args[0])
             graph.erase_node(copy)
             is_changed = True
     for place, node in enumerate(nodes):
         if is_loop(node):
-            is_changed |= _reuse_in_loop(graph, node, place, reads)
+            is_changed |= _reuse_in_loop(graph, node, place, reads, place >= first_write)
         if node.target not in WRITING and node.target not in IN_PLACE:
             continue
         operands = reads.over(node, node, place)
@@ -65,7 +68,9 @@ def reuse_memory(compilation: Compilation) -> bool:
     return is_changed
 
 
-def _reuse_in_loop(graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads") -> bool:
+def _reuse_in_loop(
+    graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads", writes_arguments: bool
+) -> bool:
     """Let each run of a loop write over memory that neither later nodes nor its other runs read."""
     parts: dict[Any, fx.Node] = {part.args[1]: part for part in loop.users}
     operands: Any = loop.args[0]
@@ -75,7 +80,7 @@ def _reuse_in_loop(graph: fx.Graph, loop: fx.Node, place: int, reads: "_Reads") 
         taken = {reads.owners[x] for each in operands if each is not own for x in each}
         for _ in results:
             part = parts[len(chosen)]
-            copy = _only_copy(part)
+            copy = _only_copy(part) if writes_arguments else None
             free = reads.over(part, loop, place)
             if copy is not None and reads.end_at(copy.args[0], part, loop, place):
                 free.insert(0, copy.args[0])
