@@ -79,12 +79,12 @@ def refusal(name, arguments, capsys):
         *(
             (name, "--backend fast", "argument --backend: invalid choice: 'fast' (choose from")
             for name in COMMANDS
-            if name != "accumulation"
+            if name not in ("accumulation", "scaling")
         ),
         *(
             (name, "--data /nowhere", "data directory /nowhere: no train-images")
             for name in COMMANDS
-            if name not in ("accumulation", "ensemble_speed", "remat_memory")
+            if name not in ("accumulation", "ensemble_speed", "remat_memory", "scaling")
         ),
         *(
             (name, "renset", "argument net: invalid choice")
@@ -112,6 +112,8 @@ def refusal(name, arguments, capsys):
         ("private_training", "--picture /nowhere/x.png", "'/nowhere/x.png'; expected a file in a"),
         ("private_training", "--limit-train 256 --batch-size 512", "512; expected 256 or less"),
         ("remat_memory", "--side 1", "argument --side: 1; pool"),
+        ("scaling", "alexnet --side 9", "argument --side: 9; pool1"),
+        ("scaling", "renset18", "argument NET: invalid choice: 'renset18'"),
         ("sharpness", "--samples 1", "argument --samples: 1; expected 2 or more"),
     ],
 )
@@ -346,3 +348,24 @@ def test_learning_curves_compare_functions_and_modules(capsys):
     assert "plateau" in heading
     assert function.startswith("| lenet_bn | function | 2 |")
     assert module.startswith("| lenet_bn | module | 2 |")
+
+
+def test_scaling_prints_what_each_link_leaves(capsys):
+    load("scaling").main(["resnet18", "--milliseconds", "50", "--images", "256"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[2:4] for row in rows] == [["8", "NVLink"], ["64", "InfiniBand"], ["64", "Ethernet"]]
+    assert {row[1] for row in rows} == {"50.00"}
+    efficiencies = [int(row[6].rstrip("%")) for row in rows]
+    assert 100 > efficiencies[0] > efficiencies[1] > efficiencies[2] > 50
+    # A ring of 64 sends twice the 44.7 MB of gradients, by 12.5 GB/s, with a latency of 45 us.
+    seconds = 2 * 63 / 64 * 44.71e6 / 12.5e9 + 45e-6
+    assert float(rows[2][4]) == pytest.approx(1e3 * seconds, abs=0.01)
+
+
+def test_scaling_sends_what_the_bench_counts():
+    scaling = load("scaling")
+    step = scaling.step_of("lenet_bn", (4, 1, 28, 28), 1e12)
+    # As `funcnets bench lenet_bn --processes 2` counts: 9 collectives, 0.179524 of 0.190372 MB.
+    assert step.gradients == 179524
+    assert 2 * step.norms + 1 == 9
+    assert step.gradients + 2 * 3 * step.channels * 2 * 4 == 190372
