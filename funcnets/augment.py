@@ -121,15 +121,18 @@ def mixup(num_classes: int) -> Augmentation:
     return augment
 
 
-def by_name(names: str, num_classes: int) -> Augmentation:
+def by_name(names: str, num_classes: int, side: int = 32) -> Augmentation:
     """Return the augmentation that a list such as `crop,flip,cutout,mixup` names, in its order.
+
+    Of images of `side` pixels a crop moves up to an eighth, and a cutout covers a quarter: 4 and 8
+    pixels of 32, as is usual.
 
     Raises ValueError for a name that isn't known.
     """
     known: Mapping[str, Callable[[], Augmentation]] = {
-        "crop": crop,
+        "crop": lambda: crop(max(1, round(side / 8))),
         "flip": flip,
-        "cutout": cutout,
+        "cutout": lambda: cutout(max(1, round(side / 4))),
         "mixup": lambda: mixup(num_classes),
     }
     chosen = [name.strip() for name in names.split(",")]

@@ -10,7 +10,7 @@ from run_files import SMALL, final_tensors, rows, untimed
 
 import funcnets
 from funcnets import data, models
-from funcnets.cli import options, preparation, reporters, training
+from funcnets.cli import option_kinds, options, preparation, reporters, training
 from funcnets.cli.compiled_step import CompiledStep
 from funcnets.cli.interrupt import Interrupt
 from funcnets.compiler import CompileError
@@ -356,15 +356,15 @@ def test_check_changes_nothing_else(run):
     assert plain == pytest.approx(checked, rel=1e-4)
 
 
-@pytest.mark.parametrize("field", [*options.CHOICES])
+@pytest.mark.parametrize("field", [*option_kinds.CHOICES])
 def test_the_choices_in_help_are_those_of_configurations(field):
     known = {
         **config.KNOWN_VALUES,
         "recipe": models.INDEX["lenet_bn"].recipes,
         "precision": (*POLICIES, "auto"),
-        "dataset": data.NAMED,
     }
-    assert {*options.CHOICES[field]} == {*known[field]}
+    assert {*option_kinds.CHOICES[field]} == {*known[field]}
+    assert {*option_kinds.DATASETS} == {*data.NAMED}
 
 
 def test_an_option_is_known_by_its_flag():

@@ -298,7 +298,8 @@ def test_steps_are_named_by_all_that_they_are_made_of():
 
     def name(config):
         net, optimizer = preparation.build(config, dataset)
-        return preparation.Setup(config, RunDirectory("."), dataset, net, optimizer, None).step_name
+        parts = (dataset, dataset, net, optimizer, None)
+        return preparation.Setup(config, RunDirectory("."), *parts).step_name
 
     assert len(set(map(name, configs))) == len(configs)
     assert name(replace(config, seed=7, device="meta")) == name(config)

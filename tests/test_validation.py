@@ -148,8 +148,14 @@ def test_patience(found, patience, stops):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("train", "--validation", "1"), "--validation is 1.0; expected a fraction"),
-        (("train", "--validation", "nan"), "--validation is nan; expected a fraction"),
+        (
+            ("train", "--validation", "1"),
+            "--validation is 1.0; expected a number from 0 to below 1",
+        ),
+        (
+            ("train", "--validation", "nan"),
+            "--validation is nan; expected a number from 0 to below 1",
+        ),
         (
             ("train", "--validation", "0.001", "--limit-train", 99),
             "--validation is 0.001: a validation part of 0.001 of 99 training images has 0",

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from funcnets.cli import options, terminal
+from funcnets.cli import option_kinds, options, recipe_options, terminal
 
 
 def bench_command(
@@ -20,7 +20,7 @@ def bench_command(
             show_default="lenet_bn",
         ),
     ] = None,
-    batch_size: options.BatchSize = None,
+    batch_size: recipe_options.BatchSize = None,
     side: options.Side = None,
     rounds: Annotated[int, typer.Option(metavar="N", help="Turns of each step.")] = 10,
     seconds: Annotated[
@@ -105,7 +105,7 @@ def bench_command(
         data,
         limit_train,
         workers,
-        options.whole_numbers("--processes", processes),
+        option_kinds.whole_numbers("--processes", processes),
     )
     chosen = {"first_step": first_step, "memory": memory, "lowerings": lowerings, "epoch": epoch}
     chosen["processes"] = processes is not None

@@ -93,6 +93,15 @@ def check_config(processes: Processes, config: Config) -> None:
             f"--batch-size is {config.batch_size}, fewer images than the {size} processes: give "
             f"{size} or more, or start fewer processes"
         )
+    if size > 1 and "mixup" in config.augment:
+        raise UsageError(
+            f"--augment is {config.augment}: mixup mixes images of the whole batch, of which "
+            f"{size} processes have a part each; leave it out, or train in one process"
+        )
+    if size > 1 and config.accumulate and config.sync_batch_norm:
+        raise UsageError(
+            f"--accumulate is {config.accumulate}: in {size} processes it needs --no-sync-bn"
+        )
     if size > 1 and config.device.startswith("cuda:"):
         raise UsageError(
             f"--device is {config.device}, one GPU for {size} processes: give --device cuda, of "

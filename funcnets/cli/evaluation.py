@@ -60,7 +60,7 @@ class Evaluation:
 
     def __call__(self, train_state: TrainState) -> Any:
         """Return the averages over all test images, a `metrics.Running`."""
-        params, state = train_state.params, train_state.state
+        params, state = runs.evaluated(train_state)
         own = Running()
         if len(self.batch[1]):
             own = train.evaluate(self.step, params, state, self.batch, batch_size=self.size)

@@ -1,13 +1,15 @@
 """Messages about a training, for every reporter."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from funcnets import models, tree
 from funcnets.cli.preparation import Setup
+from funcnets.cli.recipe_options import RECIPE_FIELDS
 from funcnets.cli.run_data import shown
 from funcnets.cli.training import Outcome
-from funcnets.runs import EpochRow, best_row, steps_done
+from funcnets.runs import Config, EpochRow, best_row, evaluated, steps_done
 
 
 class TrainingMessages:
@@ -32,6 +34,7 @@ class TrainingMessages:
             f"learning rate {config.learning_rate:g} ({config.schedule}), "
             f"precision {config.precision}"
         )
+        yield from recipe(config)
         yield f"run directory {self.setup.directory.path}"
         yield from self.setup.notes
 
@@ -137,6 +140,21 @@ class TrainingMessages:
         return last | {"step": steps_done(outcome.train_state)} | shown_parameters(outcome)
 
 
+def recipe(config: Config) -> Iterator[str]:
+    """Yield what the recipe has beside plain SGD; nothing for that."""
+    usual = {field.name: field.default for field in fields(Config)}
+    chosen = {name: getattr(config, name) for name in RECIPE_FIELDS}
+    parts = [
+        f"{name.replace('_', ' ')}{'' if value is True else f' {value}'}"
+        for name, value in chosen.items()
+        if value != usual[name]
+    ]
+    if parts:
+        yield ", ".join(parts)
+    if config.weight_decay:
+        yield "biases and parameters of batch norm have no weight decay"
+
+
 def speed(examples_per_second: float | None) -> str:
     """Return the end of an epoch's line; nothing if the speed isn't known."""
     return f"  {examples_per_second:,.0f} examples/s" if examples_per_second else ""
@@ -144,6 +162,6 @@ def speed(examples_per_second: float | None) -> str:
 
 def shown_parameters(outcome: Outcome) -> dict[str, list[float]]:
     """Return the parameters that the network's entry in the index asks to show, by name."""
-    named = tree.flatten_named(outcome.train_state.params)
+    named = tree.flatten_named(evaluated(outcome.train_state)[0])
     shown = models.INDEX[outcome.setup.config.network].shown
     return {name: named[name].tolist() for name in shown}

@@ -10,70 +10,27 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-TIMEOUT = 600.0  # seconds; the first step may compile for minutes
-
-DATA, RECIPE, RUN, MACHINE = "Data", "Recipe", "Run", "Machine"
-
-# Values that are shown and completed; a test compares them with what configurations take.
-CHOICES = {
-    "recipe": ("tuned", "reference"),
-    "schedule": ("constant", "linear", "cosine", "one-cycle"),
-    "backend": ("native", "graph", "inductor"),
-    "precision": ("float32", "bfloat16", "tf32", "auto"),
-}
-DATASETS = (
-    *("fashion-mnist", "mnist", "kmnist"),
-    *("emnist-balanced", "emnist-byclass", "emnist-bymerge"),
-    *("emnist-digits", "emnist-letters", "emnist-mnist"),
-    *("cifar10", "cifar100"),
+from funcnets.cli.option_kinds import DATA, DATASETS, MACHINE, RUN, choice, directory, switch
+from funcnets.cli.recipe_options import (
+    RECIPE_FIELDS,
+    BatchSize,
+    Epochs,
+    LearningRate,
+    Patience,
+    Rates,
+    Recipe,
+    Schedule,
+    Seed,
+    Seeds,
 )
 
-
-def directory(given: str) -> Path:
-    """Return the path of a directory's name.  Raises BadParameter if it is empty."""
-    if not given:
-        raise typer.BadParameter("given was ''; expected the name of a directory")
-    return Path(given)
-
-
-def _choice(name: str, help: str, panel: str, **options: Any) -> Any:
-    """Return an option that takes one of `CHOICES`: they are shown, and completed by a shell."""
-    known = CHOICES[name]
-
-    def complete(incomplete: str) -> list[str]:
-        return [value for value in known if value.startswith(incomplete)]
-
-    listed = f"{', '.join(known[:-1])} or {known[-1]}"
-    return typer.Option(
-        metavar="NAME",
-        help=f"{listed}{help}",
-        rich_help_panel=panel,
-        autocompletion=complete,
-        **options,
-    )
+TIMEOUT = 600.0  # seconds; the first step may compile for minutes
 
 
 def _complete_network(incomplete: str) -> list[str]:
     from funcnets import models
 
     return [name for name in models.INDEX if name.startswith(incomplete)]
-
-
-def _switch(flag: str, help: str, panel: str | None = None) -> Any:
-    return typer.Option(flag, metavar="", help=help, rich_help_panel=panel)
-
-
-def whole_numbers(option: str, given: str | None) -> tuple[int, ...]:
-    """Return the numbers of a list like `1,2`; none for None.
-
-    Raises BadParameter unless each is a whole number, 1 or more.
-    """
-    numbers = [] if given is None else [text.strip() for text in given.split(",")]
-    if not all(text.isdecimal() and int(text) for text in numbers):
-        raise typer.BadParameter(
-            f"{option} is {given!r}; expected whole numbers from 1 on, such as 1,2"
-        )
-    return tuple(map(int, numbers))
 
 
 Network = Annotated[
@@ -93,7 +50,7 @@ UsualNetwork = Annotated[
         autocompletion=_complete_network,
     ),
 ]
-Json = Annotated[bool, _switch("--json", "Print JSON, an object on each line.")]
+Json = Annotated[bool, switch("--json", "Print JSON, an object on each line.")]
 
 # Data
 
@@ -147,84 +104,16 @@ Validation = Annotated[
         rich_help_panel=DATA,
     ),
 ]
-Patience = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Stop after N epochs without a better one on the validation part.",
-        show_default="after the last epoch",
-        rich_help_panel=RECIPE,
-    ),
-]
 Normalize = Annotated[
     bool | None,
-    _switch(
+    switch(
         "--normalize",
         "Subtract the mean of the training images in each channel, and divide by the deviation.",
         DATA,
     ),
 ]
 Download = Annotated[
-    bool, _switch("--download", "Download the files of the data set that aren't found.", DATA)
-]
-
-# Recipe
-
-Recipe = Annotated[
-    str | None,
-    _choice(
-        "recipe",
-        ", the published one: source of the values that you leave out. The learning rate of "
-        "tuned falls linearly to zero.",
-        RECIPE,
-        show_default="tuned",
-    ),
-]
-Epochs = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Passes over the training images.", rich_help_panel=RECIPE),
-]
-BatchSize = Annotated[
-    int | None, typer.Option(metavar="N", help="Images a step.", rich_help_panel=RECIPE)
-]
-Schedule = Annotated[str | None, _choice("schedule", ": course of the learning rate.", RECIPE)]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(
-        "--lr",
-        "--learning-rate",
-        metavar="RATE",
-        help="Learning rate, the highest of the schedule.",
-        rich_help_panel=RECIPE,
-    ),
-]
-Rates = Annotated[
-    str | None,
-    typer.Option(
-        "--lr",
-        "--learning-rate",
-        metavar="RATE,...",
-        help="Learning rates, such as 0.05,0.1,0.5.",
-        rich_help_panel=RECIPE,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Seed of the initial values, the order of images, and dropout.",
-        show_default="0",
-        rich_help_panel=RECIPE,
-    ),
-]
-Seeds = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Train seeds 0 to N - 1 with each learning rate.",
-        show_default="8",
-        rich_help_panel=RECIPE,
-    ),
+    bool, switch("--download", "Download the files of the data set that aren't found.", DATA)
 ]
 
 # Run
@@ -242,9 +131,18 @@ def _run_directory(usual: str) -> Any:
     )
 
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Values that no flag gives: a TOML file with fields of config.json as keys, or the "
+        "config.json of a run.",
+        rich_help_panel=RUN,
+    ),
+]
 TrainingDirectory = Annotated[Path | None, _run_directory("runs/NET-RECIPE-seedSEED")]
 SweepDirectory = Annotated[Path | None, _run_directory("runs/NET-RECIPE-sweep")]
-Resume = Annotated[bool, _switch("--resume", "Go on with the run from its last checkpoint.", RUN)]
+Resume = Annotated[bool, switch("--resume", "Go on with the run from its last checkpoint.", RUN)]
 SaveEvery = Annotated[
     str | None,
     typer.Option(
@@ -256,7 +154,7 @@ SaveEvery = Annotated[
 ]
 Check = Annotated[
     bool,
-    _switch(
+    switch(
         "--check",
         "Run uncompiled, stop at the first value that isn't finite, and name its layer.",
         RUN,
@@ -276,7 +174,7 @@ Device = Annotated[
 ]
 Backend = Annotated[
     str | None,
-    _choice(
+    choice(
         "backend",
         ": compiler of the training step. native fuses element-wise operations into C++ loops, "
         "graph does without, inductor is PyTorch's compiler.",
@@ -286,7 +184,7 @@ Backend = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    _choice(
+    choice(
         "precision",
         ", the fastest of them, measured. bfloat16 has parameters, statistics and loss in float32; "
         "tf32 is for GPUs.",
@@ -305,7 +203,7 @@ Processes = Annotated[
 ]
 SyncBatchNorm = Annotated[
     bool | None,
-    _switch(
+    switch(
         "--no-sync-bn",
         "Let batch norms of each process normalise by the statistics of its own share.",
         MACHINE,
@@ -330,39 +228,46 @@ Timeout = Annotated[
 ]
 
 # Fields of a configuration that trainings and sweeps are given; in the order of `--help`.
-_SHARED = {
+_DATA_FIELDS = {
     "dataset": DataSet,
     "data": Data,
     "limit_train": LimitTrain,
     "side": Side,
     "normalize": Normalize,
-    "recipe": Recipe,
-    "epochs": Epochs,
-    "batch_size": BatchSize,
-    "schedule": Schedule,
-    "device": Device,
-    "backend": Backend,
 }
+_COURSE = {"recipe": Recipe, "epochs": Epochs, "batch_size": BatchSize}
 _OF_RUNS = {"resume": Resume, "save_every": SaveEvery}
 TRAIN_FIELDS: dict[str, Any] = {
     "network": UsualNetwork,
-    **_SHARED,
+    **_DATA_FIELDS,
     "validation": Validation,
+    **_COURSE,
     "learning_rate": LearningRate,
+    "schedule": Schedule,
+    **RECIPE_FIELDS,
     "patience": Patience,
     "seed": Seed,
+    "device": Device,
+    "backend": Backend,
     "precision": Precision,
     "sync_batch_norm": SyncBatchNorm,
 }
+_OF_ONE_NETWORK = ("ema", "accumulate")
 SWEEP_FIELDS: dict[str, Any] = {
     "network": UsualNetwork,
-    **_SHARED,
+    **_DATA_FIELDS,
+    **_COURSE,
     "rates": Rates,
+    "schedule": Schedule,
+    **{name: each for name, each in RECIPE_FIELDS.items() if name not in _OF_ONE_NETWORK},
     "seeds": Seeds,
+    "device": Device,
+    "backend": Backend,
 }
 TRAIN: dict[str, Any] = {
     **TRAIN_FIELDS,
     "download": Download,
+    "config": ConfigFile,
     "run": TrainingDirectory,
     **_OF_RUNS,
     "check": Check,
@@ -371,7 +276,13 @@ TRAIN: dict[str, Any] = {
     "timeout": Timeout,
     "json": Json,
 }
-SWEEP: dict[str, Any] = {**SWEEP_FIELDS, "run": SweepDirectory, **_OF_RUNS, "json": Json}
+SWEEP: dict[str, Any] = {
+    **SWEEP_FIELDS,
+    "config": ConfigFile,
+    "run": SweepDirectory,
+    **_OF_RUNS,
+    "json": Json,
+}
 EVAL_FIELDS: dict[str, Any] = {"dataset": DataSet, "data": Data, "device": Device}
 DEFAULTS = {"timeout": TIMEOUT}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from funcnets import data, runs
 from funcnets.cli import configuration, distributed, run_data
 from funcnets.cli.configuration import UsageError
 from funcnets.cli.fit_check import create_train_state
+from funcnets.cli.recipe_options import RECIPE_FIELDS
 from funcnets.core import Layer
 from funcnets.data import Dataset
 from funcnets.data.places import IDX
@@ -69,8 +70,9 @@ class Setup:
         config, axis = self.config, self.processes.axis
         schedule = (config.schedule, config.learning_rate, config.epochs * self.batches)
         name = f"train {(config.network, *schedule, config.side, config.precision)}"
-        if config.normalize:
-            name += f" {config.mean} {config.deviation}"
+        usual = {each.name: each.default for each in fields(Config)}
+        chosen = {each: getattr(config, each) for each in (*RECIPE_FIELDS, "mean", "deviation")}
+        name += "".join(f" {k} {v}" for k, v in chosen.items() if v != usual[k])
         return name if axis.size == 1 else f"{name} {axis} {config.sync_batch_norm}"
 
 

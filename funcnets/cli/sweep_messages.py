@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from funcnets.cli.messages import TrainingMessages, speed
+from funcnets.cli.messages import TrainingMessages, recipe, speed
 from funcnets.cli.sweep import best_rate, last_epoch
 from funcnets.cli.training import Outcome
 from funcnets.runs import MemberRow, SweepConfig, steps_done
@@ -25,6 +25,7 @@ class SweepMessages(TrainingMessages):
         seeds = "seed 0" if config.seeds == 1 else f"seeds 0 to {config.seeds - 1}"
         rates = ", ".join(f"{rate:g}" for rate in config.rates)
         yield f"{seeds} with each learning rate: {rates} ({config.schedule})"
+        yield from recipe(config)
         yield f"run directory {self.setup.directory.path}"
         yield from self.setup.notes
 

@@ -354,13 +354,8 @@ class Training:
 
     def _compiled_step(self, setup: Setup) -> CompiledStep:
         config, policy = setup.config, POLICIES[setup.config.precision]
-        function = train.make_train_step(
-            check_finite(setup.net) if self.check else setup.net,
-            setup.optimizer,
-            prepare=runs.preparation(config),
-            policy=policy,
-            gradient=parallel.gradient(self.processes.axis, sync=config.sync_batch_norm),
-        )
+        net = check_finite(setup.net) if self.check else setup.net
+        function = runs.make_step(config, net, setup.optimizer, self.processes.axis)
         return CompiledStep(
             f"the {config.precision} training step",
             function,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @options.take(options.TRAIN)
 def train_command(
     *,
+    config: Path | None,
     run: Path | None,
     download: bool,
     resume: bool,
@@ -38,18 +39,20 @@ def train_command(
     with the same bits as one that was never stopped, on the same machine and versions.  The speed
     that is shown leaves out the first step of each shape, which compiles.
     """
-    from funcnets.cli import distributed, preparation
+    from funcnets.cli import config_file, distributed, preparation
     from funcnets.cli.messages import TrainingMessages
     from funcnets.cli.training import Training
+    from funcnets.runs import Config
 
     _check_at_least_one(compare_every=compare_every, timeout=timeout)
     distributed.start(processes)
     fields = options.fields(options.TRAIN_FIELDS, given)
+    fields = config_file.merged(fields, config, Config)
     begin = preparation.resume if resume else preparation.begin
     how = {"check": check, "cadence": _cadence(save_every), "compare_every": compare_every}
     # By these flags processes come to the same collectives.
     flags = {"--resume": resume, "--run-dir": run, "--save-every": save_every, "--check": check}
-    with distributed.joined(given["device"], timeout) as joined:
+    with distributed.joined(fields.get("device"), timeout) as joined:
         distributed.check_agreement(joined, flags | {"--compare-every": compare_every})
         setup = begin(fields, run, download=download, processes=joined)
         _run(Training, TrainingMessages(setup), json, **how)
@@ -88,14 +91,20 @@ def _run(kind: "type[Training]", messages: "TrainingMessages", json: bool, **opt
 
 @options.take(options.SWEEP)
 def sweep_command(
-    *, run: Path | None, resume: bool, save_every: str | None, json: bool, **given: Any
+    *,
+    config: Path | None,
+    run: Path | None,
+    resume: bool,
+    save_every: str | None,
+    json: bool,
+    **given: Any,
 ) -> None:
     """Train a network for several seeds and learning rates together, as one ensemble.
 
     All members see the same batches, in the order of seed 0.  A member that diverges is marked and
     does not affect the others.  An ensemble predicts by the mean of its members' probabilities.
     """
-    from funcnets.cli import distributed, preparation
+    from funcnets.cli import config_file, distributed, preparation
     from funcnets.cli.sweep import Sweep
     from funcnets.cli.sweep_messages import SweepMessages
     from funcnets.runs import SweepConfig
@@ -103,8 +112,9 @@ def sweep_command(
     fields = options.fields(options.SWEEP_FIELDS, given)
     if "rates" in fields:
         fields["rates"] = _rates(fields["rates"])
+    fields = config_file.merged(fields, config, SweepConfig)
     cadence = _cadence(save_every)
-    with distributed.joined(given["device"], options.TIMEOUT) as joined:
+    with distributed.joined(fields.get("device"), options.TIMEOUT) as joined:
         if joined.axis.size > 1:
             raise ValueError("a sweep trains its members in one process: start it without torchrun")
         if resume:

@@ -1,6 +1,7 @@
 """Classic convolutional networks, their blocks, and a recipe of training for each network."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -106,6 +107,11 @@ def _choose(kind: str, name: Any, known: dict[str, Any]) -> Any:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"no {kind} is called {name!r}: {hint}known are {', '.join(known)}")
     return known[name]
+
+
+def has_dropout(name: str) -> bool:
+    """True if the network called `name` takes the rate of its dropout."""
+    return "rate" in inspect.signature(INDEX[name].build).parameters
 
 
 def get(name: str, recipe: str = "tuned", **options: Any) -> tuple[Layer, Recipe]:

@@ -9,6 +9,7 @@ is an explicit argument and of one process by default:
         train_state, measured = step(train_state, (axis.shard(images), axis.shard(labels)))
 """
 
+from funcnets.parallel.augmentation import shard_augmentation
 from funcnets.parallel.axis import Axis
 from funcnets.parallel.gradients import gradient, synchronize
 from funcnets.parallel.processes import JoinError, PeerError, Processes, join, world_size
@@ -25,6 +26,7 @@ __all__ = [
     "gradient",
     "hash_leaves",
     "join",
+    "shard_augmentation",
     "share_in_memory",
     "synchronize",
     "world_size",

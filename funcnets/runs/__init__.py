@@ -14,13 +14,13 @@ the rows of its metrics (`EpochRow`, `MemberRow`) and its checkpoints.  `build`,
 
 from funcnets.runs.config import FACTS, SCHEDULES, Config, ConfigError, SweepConfig
 from funcnets.runs.directory import RunDirectory, RunError
+from funcnets.runs.recipe import evaluated, make_step, preparation
 from funcnets.runs.restore import (
     LoadedRun,
     build,
     build_network,
     create_train_state,
     load,
-    preparation,
     read_newest,
     read_train_state,
     steps_done,
@@ -43,8 +43,10 @@ __all__ = [
     "build",
     "build_network",
     "create_train_state",
+    "evaluated",
     "is_stopped_early",
     "load",
+    "make_step",
     "preparation",
     "read_newest",
     "read_train_state",

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any, Self, cast
 
 import torch
 
-from funcnets import models, optim
+from funcnets import augment, models, optim
 from funcnets._validate import is_whole
 from funcnets.compiler.backends.select import BACKENDS, Backend, usual_backend
 from funcnets.data.named import FASHION_MNIST
@@ -28,6 +28,25 @@ KNOWN_VALUES: dict[str, Collection[str]] = {
     "schedule": SCHEDULES,
     "backend": BACKENDS,
     "precision": PRECISIONS,
+    "optimizer": ("sgd", "adam", "adamw"),
+}
+ADAM_RATE = 0.001  # learning rate of adam and adamw where nobody chose one
+WHOLE_NUMBERS = (
+    *("epochs", "batch_size", "side", "limit_train", "channels", "patience", "accumulate"),
+)
+OPTIONAL = ("limit_train", "patience", "accumulate", "clip_norm", "ema", "dropout")
+_FRACTION = (lambda value: 0 <= value < 1), "a number from 0 to below 1, as 0.1"
+_AMOUNT = (lambda value: 0 <= value < math.inf), "a finite number, 0 or more"
+# What a number must be, and how that is said.
+NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "validation": _FRACTION,
+    "momentum": _FRACTION,
+    "label_smoothing": _FRACTION,
+    "ema": _FRACTION,
+    "dropout": _FRACTION,
+    "weight_decay": _AMOUNT,
+    "warmup": _AMOUNT,
+    "clip_norm": ((lambda value: 0 < value < math.inf), "a finite number above 0"),
 }
 
 
@@ -77,6 +96,19 @@ class Config:
         validation: the fraction of the training images that isn't trained on: by it the best epoch
             is chosen, and the test images are looked at once, at the end.  0 for none.
         patience: epochs without a better one after which the training stops; None for all epochs.
+        optimizer: `sgd`, `adam` or `adamw`.
+        momentum: factor of the momentum buffer, for `sgd`.
+        nesterov: True for Nesterov's momentum.
+        weight_decay: factor of the weight decay, of all parameters but biases and those of batch
+            norms, that is of those with two dimensions or more.
+        clip_norm: the global norm to which gradients are clipped; None for no clipping.
+        label_smoothing: see `losses.cross_entropy`.
+        warmup: epochs, or a part of one, in which the learning rate climbs first.
+        ema: decay of the moving average of parameters and statistics that is evaluated; None for
+            none.
+        dropout: rate of the network's dropout; None for its own.
+        augment: names of augmentations in their order, such as `crop,flip`; empty for none.
+        accumulate: examples in a micro-batch; None for whole batches.
         normalize: True to subtract the mean of the training images, and divide by the deviation.
 
     The other fields are facts about the data (`FACTS`), which a training sets from them:
@@ -104,6 +136,17 @@ class Config:
     precision: str = "float32"
     sync_batch_norm: bool = True
     dataset: str = FASHION
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    warmup: float = 0.0
+    ema: float | None = None
+    dropout: float | None = None
+    augment: str = ""
+    accumulate: int | None = None
     normalize: bool = False
     validation: float = 0.0
     patience: int | None = None
@@ -114,23 +157,44 @@ class Config:
     deviation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "side", "limit_train", "channels", "patience"):
+        for field in WHOLE_NUMBERS:
             value = getattr(self, field)
-            is_none = value is None and field in ("limit_train", "patience")
-            if not is_whole(value, 1) and not is_none:
+            if not is_whole(value, 1) and not (value is None and field in OPTIONAL):
                 raise ConfigError(field, f"is {value!r}; expected a whole number above 0")
+        for field, (accepts, expected) in NUMBERS.items():
+            value = getattr(self, field)
+            if value is None and field in OPTIONAL:
+                continue
+            if not isinstance(value, Real) or not accepts(value):
+                raise ConfigError(field, f"is {value!r}; expected {expected}")
         check_rate("learning_rate", self.learning_rate)
-        if not isinstance(self.validation, Real) or not 0 <= self.validation < 1:
-            raise ConfigError("validation", f"is {self.validation!r}; expected a fraction, as 0.1")
-        if self.patience and not self.validation:
-            raise ConfigError(
-                "patience", f"is {self.patience}; it needs a part of the images for validation"
-            )
         if not is_whole(self.seed, -(2**63)) or self.seed >= 2**63:
             raise ConfigError("seed", f"is {self.seed!r}; expected an integer of 64 bits")
         for field, known in KNOWN_VALUES.items():
             if (value := getattr(self, field)) not in known:
                 raise ConfigError(field, f"is {value!r}; expected one of {', '.join(known)}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise ConfigError for a field that doesn't go with others."""
+        if self.patience and not self.validation:
+            raise ConfigError(
+                "patience", f"is {self.patience}; it needs a part of the images for validation"
+            )
+        if self.momentum and self.optimizer != "sgd":
+            raise ConfigError("momentum", f"is {self.momentum}; {self.optimizer} has its own")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov", "is on; it needs a momentum, such as 0.9")
+        if self.warmup >= self.epochs:
+            raise ConfigError(
+                "warmup", f"is {self.warmup:g} epochs; expected fewer than the {self.epochs}"
+            )
+        if self.dropout is not None and not models.has_dropout(self.network):
+            raise ConfigError("dropout", f"is {self.dropout}; {self.network} has no dropout")
+        try:
+            augment.by_name(self.augment or "flip", 1)
+        except ValueError as error:
+            raise ConfigError("augment", f"is {self.augment!r}: {error}") from None
 
     @property
     def label(self) -> str:
@@ -156,7 +220,8 @@ class Config:
     def from_recipe(cls, network: str = "lenet_bn", recipe: str = "tuned", **values: Any) -> Self:
         """Return the configuration of a recipe, with other `values` for some of its fields.
 
-        The seed is 0, the data are the bundled images, and the device is a GPU if there is one.
+        The seed is 0, the data are the bundled images, the device is a GPU if there is one, and the
+        learning rate of Adam is 0.001.
 
         Raises ValueError for an unknown network or recipe, ConfigError for a bad value, and
         TypeError for an unknown field.
@@ -166,6 +231,7 @@ class Config:
         """
         usual_device = "cuda" if torch.cuda.is_available() else "cpu"
         device = values.get("device", usual_device)
+        values = {"learning_rate": _usual_rate(network, recipe, values)} | values
         defaults = asdict(models.get(network, recipe)[1]) | {
             "seed": 0,
             "data": "bundled",
@@ -192,8 +258,9 @@ class SweepConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.validation:
-            raise ConfigError("validation", f"is {self.validation}; a sweep has no validation part")
+        for field in ("validation", "ema", "accumulate"):
+            if (value := getattr(self, field)) not in (None, 0):
+                raise ConfigError(field, f"is {value}; a sweep can't have it")
         if not is_whole(self.seeds, 1):
             raise ConfigError("seeds", f"is {self.seeds!r}; expected a whole number above 0")
         for rate in self.rates:
@@ -222,8 +289,15 @@ class SweepConfig(Config):
         **values: Any,
     ) -> Self:
         """Return the configuration as `Config.from_recipe`; no `rates` means the recipe's one."""
-        rates = tuple(rates) or (models.get(network, recipe)[1].learning_rate,)
+        rates = tuple(rates) or (_usual_rate(network, recipe, values),)
         return super().from_recipe(network, recipe, learning_rate=rates[0], rates=rates, **values)
+
+
+def _usual_rate(network: str, recipe: str, values: Mapping[str, Any]) -> float:
+    """Return the learning rate where nobody chose one."""
+    if values.get("optimizer", "sgd") != "sgd":
+        return ADAM_RATE
+    return models.get(network, recipe)[1].learning_rate
 
 
 def check_rate(field: str, rate: Any) -> None:

@@ -55,14 +55,14 @@ def parse(text: str) -> dict[str, Any]:
     return values
 
 
-def check(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def check(kind: type, values: Mapping[str, Any], *, is_part: bool = False) -> dict[str, Any]:
     """Return the entries of `values` that are fields of `kind`, a dataclass or named tuple.
 
     A list becomes the tuple that the field expects.  Raises RecordError if a field without a
-    default is missing, or one is of another type.
+    default is missing, unless `is_part`, or one is of another type.
     """
-    hints, required = get_type_hints(kind), _required(kind)
-    for name in required:
+    hints = get_type_hints(kind)
+    for name in () if is_part else _required(kind):
         if name not in values:
             raise RecordError(f"{name} is missing; expected {_expected(hints[name])}")
     known = {name: _as_tuple(values[name], hints[name]) for name in hints if name in values}

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets import checkpoint, data, models, optim, random, train, tree
+from funcnets import checkpoint, models, random, train, tree
 from funcnets.core import Layer, Params, State
 from funcnets.optim import Optimizer
-from funcnets.runs.config import SCHEDULES, Config, SweepConfig
+from funcnets.runs import recipe
+from funcnets.runs.config import Config, SweepConfig
 from funcnets.runs.directory import RunDirectory, RunError
 from funcnets.train import TrainState
-from funcnets.transforms import ensemble
+from funcnets.transforms import ensemble, with_average
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class LoadedRun:
         return self.config.class_names
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Return uint8 images (N, C, H, W) as the network takes them; see `preparation`."""
-        return preparation(self.config)(images)
+        """Return uint8 images (N, C, H, W) as the network takes them; see `recipe.preparation`."""
+        return recipe.preparation(self.config)(images)
 
 
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> LoadedRun:
@@ -83,13 +83,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     found, train_state, _ = read_newest(directory, config, net, optimizer, device, best=True)
     for text in directory.warnings():
         warnings.warn(text, stacklevel=2)
-    params, state = train_state.params, train_state.state
+    params, state = recipe.evaluated(train_state)
     return LoadedRun(net, params, state, config, steps_done(train_state), found)
-
-
-def preparation(config: Config) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 images (N, C, H, W) to what the network is trained on."""
-    return partial(data.prepare, side=config.side, mean=config.mean, deviation=config.deviation)
 
 
 def build(config: Config, steps: int) -> tuple[Layer, Optimizer]:
@@ -98,7 +93,7 @@ def build(config: Config, steps: int) -> tuple[Layer, Optimizer]:
     A sweep's optimizer has its learning rate in its state: see `transforms.ensemble.rated`.
     """
     net = build_network(config)
-    make = partial(_make_optimizer, config.schedule, steps)
+    make = partial(recipe.make_optimizer, config, steps)
     if isinstance(config, SweepConfig):
         return net, ensemble.rated(make, config.learning_rate)
     return net, make(config.learning_rate)
@@ -109,11 +104,9 @@ def build_network(config: Config) -> Layer:
     classes = len(config.class_names)
     # A network of ten classes may be one that takes no number of them.
     options: dict[str, Any] = {} if classes == len(Config.class_names) else {"num_classes": classes}
+    if config.dropout is not None:
+        options["rate"] = config.dropout
     return models.get(config.network, **options)[0]
-
-
-def _make_optimizer(schedule: str, steps: int, rate: Any) -> Optimizer:
-    return optim.sgd(SCHEDULES[schedule](rate, steps))
 
 
 def create_train_state(
@@ -126,7 +119,9 @@ def create_train_state(
     device = config.device if device is None else device
     image = torch.zeros(1, config.channels, config.side, config.side, device=device)
     if not isinstance(config, SweepConfig):
-        return train.create(net, optimizer, random.key(config.seed, device), image)
+        train_state = train.create(net, optimizer, random.key(config.seed, device), image)
+        average = recipe.make_average(config)
+        return train_state if average is None else with_average(train_state, average)
     rates, seeds = zip(*config.members, strict=True)
     keys = torch.stack([random.key(seed, device) for seed in seeds])
     each = torch.tensor(rates, dtype=torch.float64, device=device)

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from funcnets import losses, metrics, optim, precision, random
 from funcnets._validate import check, is_whole
+from funcnets.augment import Augmentation
 from funcnets.core import Layer, Params, State, check_layer
 from funcnets.optim import Optimizer
 from funcnets.optim.transformations import check_optimizer
 from funcnets.precision import Policy
+
+AUGMENTATION = 2**31 - 1  # folded into the key of a training, for that of its augmentations
 
 Batch = tuple[Tensor, Tensor]  # images (N, …), and labels (N, …): class numbers or other targets
 Measurements = dict[str, Tensor]
@@ -157,6 +160,7 @@ def make_train_step(
     *,
     loss: Loss = losses.cross_entropy,
     prepare: Prepare | None = None,
+    augment: Augmentation | None = None,
     policy: Policy | None = None,
     gradient: Gradient = batch_gradient,
 ) -> TrainStep:
@@ -174,6 +178,8 @@ def make_train_step(
         loss: (outputs (N, …), labels (N, …)) -> 0-d, the mean over the examples.
         prepare: applied to the images inside the step, such as
             `functools.partial(data.prepare, side=28)`.
+        augment: applied to the prepared images and the labels, with a key of the step, such as
+            `augment.chain(augment.crop(4), augment.flip())`.
         policy: the dtypes of the network; None keeps those of parameters and images.
         gradient: computes the gradients, such as `transforms.accumulate(64)`.
 
@@ -201,6 +207,9 @@ def make_train_step(
         check_batch(batch, least=0)  # whether a batch may be empty is the gradient's matter
         images, labels = batch
         x = _prepared(images, prepare)
+        if augment is not None:
+            augment_key = random.fold_in(train_state.key, AUGMENTATION)
+            x, labels = augment(random.fold_in(augment_key, train_state.step), x, labels)
         key = None
         if net.stochastic:
             key = random.fold_in(random.split(train_state.key)[1], train_state.step)

@@ -1,0 +1,112 @@
+"""What a configuration says of its training step: optimizer, loss, augmentation and averages."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from funcnets import augment, data, losses, optim, parallel, train, transforms, tree
+from funcnets.augment import Augmentation
+from funcnets.core import Layer, Params, State
+from funcnets.optim import Average, Optimizer
+from funcnets.optim.transformations import stateless
+from funcnets.parallel import Axis
+from funcnets.precision import POLICIES
+from funcnets.runs.config import SCHEDULES, Config
+from funcnets.train import TrainState, TrainStep
+from funcnets.transforms.averaging import Averaged
+
+ONE_PROCESS = Axis()
+
+
+def preparation(config: Config) -> Callable[[Tensor], Tensor]:
+    """Return the function from uint8 images (N, C, H, W) to what the network is trained on."""
+    return partial(data.prepare, side=config.side, mean=config.mean, deviation=config.deviation)
+
+
+def make_step(
+    config: Config, net: Layer, optimizer: Optimizer, axis: Axis = ONE_PROCESS
+) -> TrainStep:
+    """Return the training step of a configuration: from uint8 images and labels.
+
+    `net` and `optimizer` are those that `build` returns.  Each process of `axis` gives its shard of
+    the batch.
+    """
+    augmentation, micro = _augmentation(config), config.accumulate
+    step = train.make_train_step(
+        net,
+        optimizer,
+        loss=partial(losses.cross_entropy, label_smoothing=config.label_smoothing),
+        prepare=preparation(config),
+        augment=augmentation and parallel.shard_augmentation(axis, augmentation),
+        policy=POLICIES[config.precision],
+        gradient=parallel.gradient(
+            axis,
+            sync=config.sync_batch_norm,
+            shard_gradient=None if micro is None else transforms.accumulate(micro),
+        ),
+    )
+    average = make_average(config)
+    return step if average is None else transforms.averaged(step, average)
+
+
+def make_average(config: Config) -> Average | None:
+    """Return the moving average of a configuration, in which the initial values don't count."""
+    if config.ema is None:
+        return None
+    return optim.exponential_moving_average(config.ema, debias=True)
+
+
+def _augmentation(config: Config) -> Augmentation | None:
+    if not config.augment:
+        return None
+    return augment.by_name(config.augment, len(config.class_names), config.side)
+
+
+def evaluated(train_state: TrainState) -> tuple[Params, State]:
+    """Return the parameters and statistics that are evaluated: their averages, if there are any."""
+    values = (train_state.params, train_state.state)
+    if not isinstance(train_state.opt_state, Averaged):
+        return values
+    averages = transforms.averages(train_state)
+    cast: tuple[Params, State] = tree.map(lambda mean, leaf: mean.to(leaf.dtype), averages, values)
+    return cast
+
+
+def make_optimizer(config: Config, steps: int, rate: Any) -> Optimizer:
+    """Return the optimizer of a configuration for a training of `steps` steps.
+
+    `rate` is the highest learning rate, a number or a tensor.
+    """
+    clip = [] if config.clip_norm is None else [optim.clip_by_global_norm(config.clip_norm)]
+    decay = [_decay_matrices(config.weight_decay)] if config.weight_decay else []
+    if config.optimizer == "sgd":
+        momentum = optim.add_momentum(config.momentum, nesterov=config.nesterov)
+        parts = [*decay, *([momentum] if config.momentum else [])]
+    elif config.optimizer == "adam":
+        parts = [*decay, optim.scale_by_adam()]
+    else:
+        parts = [optim.scale_by_adam(), *decay]
+    return optim.chain(*clip, *parts, optim.scale_by_learning_rate(_schedule(config, steps, rate)))
+
+
+def _decay_matrices(weight_decay: float) -> Optimizer:
+    """updates = updates + weight_decay · params, without biases and batch norms, which are vectors.
+
+    As is usual: He et al., "Bag of tricks for image classification", 2019, section 3.1.
+    """
+    return stateless(
+        lambda grads, params: tree.map(
+            lambda g, p: g + weight_decay * p if p.ndim > 1 else g, grads, params
+        )
+    )
+
+
+def _schedule(config: Config, steps: int, rate: Any) -> Any:
+    course = SCHEDULES[config.schedule]
+    if not config.warmup:
+        return course(rate, steps)
+    climb = max(1, round(config.warmup * steps / config.epochs))
+    rest = course(rate, max(1, steps - climb))
+    return optim.warmup(climb, rest if callable(rest) else optim.constant(rest))
