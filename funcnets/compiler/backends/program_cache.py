@@ -82,7 +82,7 @@ def load(program: Program) -> Executable | None:
     libraries = [_kernel(name).begin(dtype, *how) for name, dtype, how in program.kernels]
     loops: dict[str, Loop] = {}
     if program.loops:
-        library = build.load(program.source)
+        library = build.load(program.source, build.ROUND_EACH)
         if library is None:
             return None
         loops = {name: Loop(plans, library) for name, plans in program.loops.items()}

@@ -35,28 +35,32 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math"),  # both would prevent vectorization
 )
+# Each operation rounds its result, as PyTorch's do, so that equal products have the difference 0,
+# and not a negative one whose square root is NaN.
+ROUND_EACH = ("-ffp-contract=off",)
 
 
-def load(source: str) -> ctypes.CDLL | None:
+def load(source: str, flags: Sequence[str] = ()) -> ctypes.CDLL | None:
     """Return the library compiled from C++ `source` by $CXX or g++, or None if that fails.
 
     The library is kept in the user's cache directory, under a name that changes with the source,
-    the compiler and the processor. The code must not call Python: other threads run meanwhile.
+    the compiler, the `flags` that it gets beside FLAGS, and the processor. The code must not call
+    Python: other threads run meanwhile.
     """
-    found = try_load(source)
+    found = try_load(source, *flags)
     return None if isinstance(found, str) else found
 
 
 @functools.cache
-def try_load(source: str) -> ctypes.CDLL | str:
+def try_load(source: str, *flags: str) -> ctypes.CDLL | str:
     """Return the library compiled from C++ `source`, or the reason why there is none, one line."""
     try:
         identity = target()
         if identity is None:
             return f"there is no C++ compiler {_command()[0]}"
-        key = disk_cache.key_of(source, identity)
+        key = disk_cache.key_of(source, identity, *flags)
         kept = disk_cache.read(key, ".so")
-        path = kept[0] if kept else disk_cache.write(key, ".so", _compile(source))
+        path = kept[0] if kept else disk_cache.write(key, ".so", _compile(source, flags))
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         lines = error.stderr.splitlines()
@@ -67,11 +71,11 @@ def try_load(source: str) -> ctypes.CDLL | str:
         return str(error)
 
 
-def _compile(source: str) -> bytes:
+def _compile(source: str, flags: Sequence[str] = ()) -> bytes:
     """Return the library that `source` compiles to, as the content of a file."""
     with tempfile.TemporaryDirectory(dir=disk_cache.directory(), prefix=".new-") as scratch:
         built = Path(scratch) / "library.so"
-        _output([*_command(), "-", "-o", str(built)], source)
+        _output([*_command(), *flags, "-", "-o", str(built)], source)
         return built.read_bytes()
 
 

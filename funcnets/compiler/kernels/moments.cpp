@@ -33,6 +33,13 @@ struct Moments {
     Moments<double> of_lane(int lane) const { return {count, mean[lane], squares[lane]}; }
 };
 
+// Moments of `count` numbers, from the squared deviations from the mean as it was rounded to Real.
+template <class Number>
+static inline Moments<Number> around(double count, Number mean, Number rounded, Number squares) {
+    const Number error = mean - rounded;
+    return {count, mean, squares - error * error * count};
+}
+
 template <class Number>
 struct ProductSums {
     Number products, sum;
@@ -50,22 +57,30 @@ struct Sum {
     Sum<double> of_lane(int lane) const { return {sum[lane]}; }
 };
 
+// Sums of float numbers are of their differences from a first one, as they lose digits where a mean is large
+// beside the deviations.  Those of double have enough, and bfloat16 numbers have few.
+constexpr bool IS_SHIFTED = std::is_same_v<Stored, float>;
+
 // Adds a block of rows to the results of `vectors` neighbouring vectors of channels; `count` channels are
 // in the last one, and rows are `stride` numbers apart.
 template <class Vectors>
 static inline void add_block(long rows, long stride, Vectors vectors, long count,
                              Moments<DoubleVector>* result, const Stored* x) {
-    Vector sum[vectors] = {}, squares[vectors] = {}, mean[vectors];
+    Vector sum[vectors] = {}, squares[vectors] = {}, first[vectors] = {}, mean[vectors];
+    for (int v = 0; v < vectors; ++v)
+        if (IS_SHIFTED) first[v] = load(x + v * LANES, count);
     for (long i = 0; i < rows; ++i)
-        for (int v = 0; v < vectors; ++v) sum[v] += load(x + i * stride + v * LANES, count);
-    for (int v = 0; v < vectors; ++v) mean[v] = sum[v] / Real(rows);
+        for (int v = 0; v < vectors; ++v) sum[v] += load(x + i * stride + v * LANES, count) - first[v];
+    for (int v = 0; v < vectors; ++v) mean[v] = first[v] + sum[v] / Real(rows);
     for (long i = 0; i < rows; ++i)
         for (int v = 0; v < vectors; ++v) {
             const Vector difference = load(x + i * stride + v * LANES, count) - mean[v];
             squares[v] += difference * difference;
         }
-    for (int v = 0; v < vectors; ++v)
-        result[v].add({double(rows), to_double(sum[v]) / double(rows), to_double(squares[v])});
+    for (int v = 0; v < vectors; ++v) {
+        const DoubleVector exact = to_double(first[v]) + to_double(sum[v]) / double(rows);
+        result[v].add(around(double(rows), exact, to_double(mean[v]), to_double(squares[v])));
+    }
 }
 
 template <class Vectors>
@@ -93,13 +108,15 @@ static inline void add_block(long rows, long stride, Vectors vectors, long count
 // Adds a plane of an NCHW map, `count` contiguous numbers, to the result of its channel.
 static inline void add_plane(const Stored* x, long count, Moments<double>& result) {
     Real sum = 0, squares = 0;
+    const Real first = IS_SHIFTED ? to_real(x[0]) : 0;
 #pragma omp simd reduction(+ : sum)
-    for (long i = 0; i < count; ++i) sum += to_real(x[i]);
-    const Real mean = sum / count;
+    for (long i = 0; i < count; ++i) sum += to_real(x[i]) - first;
+    const Real mean = first + sum / count;
 #pragma omp simd reduction(+ : squares)
     for (long i = 0; i < count; ++i)
         squares += (to_real(x[i]) - mean) * (to_real(x[i]) - mean);
-    result.add({double(count), double(sum) / count, squares});
+    const double exact = double(first) + double(sum) / count;
+    result.add(around(double(count), exact, double(mean), double(squares)));
 }
 
 static inline void add_plane(const Stored* grad, const Stored* x, long count,

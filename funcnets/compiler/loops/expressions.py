@@ -24,7 +24,9 @@ EXPRESSIONS: dict[Any, str] = {
     aten.rsqrt.default: "1 / square_root({0})",
     aten.pow.Tensor_Scalar: "{0} * {0} * {0}",  # the cube, as the derivative of rsqrt has it
     aten.addcmul.default: "{0} + {value} * {1} * {2}",
-    aten.lerp.Scalar: "{2} < 0.5 ? {0} + {2} * ({1} - {0}) : {1} - (1 - {2}) * ({1} - {0})",
+    aten.lerp.Scalar: (
+        "multiply_add({2} < 0.5 ? {2} : {2} - 1, {1} - {0}, {2} < 0.5 ? {0} : {1})"  # as ATen does
+    ),
     # Comparisons are such that NaN passes, as with ATen.
     aten.relu.default: "{0} <= 0 ? 0 : {0}",
     aten.threshold_backward.default: "{1} <= {2} ? 0 : {0}",

@@ -8,6 +8,22 @@ static inline double square_root(double x) { return __builtin_sqrt(x); }
 static inline float floor_of(float x) { return __builtin_floorf(x); }
 static inline double floor_of(double x) { return __builtin_floor(x); }
 
+// a·b + c, rounded once where the processor can.  Elsewhere in loops each operation rounds, as PyTorch's do.
+static inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+static inline double multiply_add(double a, double b, double c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 static constexpr double inverse_factorial(int n) { return n ? inverse_factorial(n - 1) / n : 1; }
 
 // The exponential in a form that compilers vectorize, unlike the C library's: a Taylor series around the
@@ -22,10 +38,11 @@ static inline T exponential(T x) {
     constexpr T low = 0.693147180559945309417232L - 0.693145751953125L;
     const T limit = max_exponent * log2;
     x = x > limit ? limit : x < -limit ? -limit : x;
-    const T n = floor_of(x * (1 / log2) + T(0.5)), rest = (x - n * high) - n * low;
+    const T n = floor_of(multiply_add(x, 1 / log2, T(0.5)));
+    const T rest = multiply_add(n, -low, multiply_add(n, -high, x));
     T y = 0;
 #pragma GCC unroll 14
-    for (int i = sizeof(T) == 4 ? 7 : 13; i >= 0; --i) y = T(inverse_factorial(i)) + y * rest;
+    for (int i = sizeof(T) == 4 ? 7 : 13; i >= 0; --i) y = multiply_add(y, rest, T(inverse_factorial(i)));
     const Bits bits = Bits(max<Bits>(Bits(n) + max_exponent - 1, 0)) << digits;
     T power;
     std::memcpy(&power, &bits, sizeof power);

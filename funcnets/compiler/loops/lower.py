@@ -39,7 +39,7 @@ def fuse_loops(compilation: Compilation) -> bool:
         for group in groups
     ]
     code = _library_source(names)
-    library = build.load(code) if groups else None
+    library = build.load(code, build.ROUND_EACH) if groups else None
     if library is None:
         return False
     for i, (group, each) in enumerate(zip(groups, plans, strict=True)):

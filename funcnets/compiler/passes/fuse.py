@@ -136,12 +136,17 @@ def deviation(node: fx.Node) -> Replacements:
 
 
 def multiply_add(node: fx.Node) -> Replacements:
-    """Compute y + u·v by one operation, if nothing else reads the product; v may be a number."""
+    """Compute y + u·v by one operation, if nothing else reads the product; v may be a number.
+
+    It rounds once: where y may be -u·v, rounded, the sum would no longer be 0.
+    """
     operands = () if node.kwargs else arguments(node)
     for product, y in permutations(operands, 2):
         if not calls_for_one(product, aten.mul.Tensor) or not isinstance(y, fx.Node):
             continue
         u, v = arguments(product)
+        if _is_product_of(y, (u, v)):
+            continue
         alike = {fake_value(n).dtype for n in (y, u, v, node) if isinstance(n, fx.Node)}
         whole = fake_value(product).shape == fake_value(node).shape
         if len(alike) == 1 and whole and fake_value(node).is_floating_point():
@@ -149,6 +154,16 @@ def multiply_add(node: fx.Node) -> Replacements:
                 return {node: emit(node.graph, aten.addcmul.default, y, u, v)}
             return {node: emit(node.graph, aten.add.Tensor, y, u, alpha=v)}
     return {}
+
+
+def _is_product_of(y: fx.Node, factors: Sequence[Any]) -> bool:
+    """True if `y` is a product, up to its sign and a number, that has one of these factors."""
+    signs = (aten.neg.default, aten.mul.Scalar, aten.div.Scalar)
+    operands = [operand for operand in arguments(y) if isinstance(operand, fx.Node)]
+    if y.target in signs or (y.target is aten.mul.Tensor and len(operands) == 1):
+        return _is_product_of(operands[0], factors)
+    powers = (aten.mul.Tensor, aten.square.default, aten.pow.Tensor_Scalar)
+    return y.target in powers and not set(operands).isdisjoint(factors)
 
 
 def max_pool(node: fx.Node) -> Replacements:
