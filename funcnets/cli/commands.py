@@ -10,7 +10,14 @@ import typer
 
 import funcnets
 from funcnets._debug import is_debugged
-from funcnets.cli import bench_command, network_commands, terminal, training_commands
+from funcnets.cli import (
+    bench_command,
+    find_lr_command,
+    network_commands,
+    predict_command,
+    terminal,
+    training_commands,
+)
 from funcnets.cli.errors import error_line, exit_code, is_other_process, report
 
 EPILOG = (
@@ -56,6 +63,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": training_commands.train_command,
     "sweep": training_commands.sweep_command,
     "eval": training_commands.eval_command,
+    "predict": predict_command.predict_command,
+    "find-lr": find_lr_command.find_lr_command,
     "summary": network_commands.summary_command,
     "list": network_commands.list_command,
     "bench": bench_command.bench_command,

@@ -287,15 +287,18 @@ EVAL_FIELDS: dict[str, Any] = {"dataset": DataSet, "data": Data, "device": Devic
 DEFAULTS = {"timeout": TIMEOUT}
 
 
-def take(table: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def take(
+    table: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return the decorator that gives a command the options of a table, as keyword arguments.
 
-    An option that isn't given is None, a switch False.
+    An option that isn't given has its value of `defaults`, or else is None, a switch False.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def parameter(name: str, option: Any) -> inspect.Parameter:
-            default = DEFAULTS.get(name, False if get_args(option)[0] is bool else None)
+            usual = {bool: False, str: inspect.Parameter.empty}.get(get_args(option)[0])
+            default = defaults.get(name, usual)
             kind = inspect.Parameter.KEYWORD_ONLY
             return inspect.Parameter(name, kind, default=default, annotation=option)
 

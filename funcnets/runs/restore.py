@@ -50,6 +50,18 @@ class LoadedRun:
         """Return uint8 images (N, C, H, W) as the network takes them; see `recipe.preparation`."""
         return recipe.preparation(self.config)(images)
 
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the probability of each class, (N, K), for uint8 images (N, C, H, W).
+
+        A sweep predicts by the mean of its members' probabilities.
+        """
+        x = self.prepare(images)
+        if isinstance(self.config, SweepConfig):
+            members = ensemble.member_logits(self.net, self.params, self.state, x)
+            return ensemble.combine_logits(members).softmax(1)
+        logits, _ = self.net.apply(self.params, self.state, x)
+        return logits.softmax(1)
+
 
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> LoadedRun:
     """Return the network in the run directory `path`, as its newest whole checkpoint has it.
@@ -76,6 +88,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     >>> logits, _ = loaded.net.apply(loaded.params, loaded.state, x)
     >>> logits.shape, loaded.classes[0]
     (torch.Size([4, 10]), 'T-shirt/top')
+    >>> loaded.predict(torch.zeros(4, 1, 28, 28, dtype=torch.uint8)).shape
+    torch.Size([4, 10])
     """
     directory = RunDirectory(path)
     config = directory.read_config()
