@@ -75,6 +75,32 @@ LAYERS = {
     "relu": Entry(layers.relu(), IMAGES, any_rank=True),
     "sigmoid": Entry(layers.sigmoid(), IMAGES, any_rank=True),
     "tanh": Entry(layers.tanh(), ROWS, any_rank=True),
+    "gelu": Entry(layers.gelu(), IMAGES, any_rank=True),
+    "gelu_tanh": Entry(layers.gelu(tanh=True), ROWS, any_rank=True),
+    "silu": Entry(layers.silu(), ROWS, any_rank=True),
+    "leaky_relu": Entry(layers.leaky_relu(0.2), IMAGES, any_rank=True),
+    "elu": Entry(layers.elu(0.5), ROWS, any_rank=True),
+    "softmax_rows": Entry(layers.softmax(), ROWS),
+    "softmax_images": Entry(layers.softmax(), IMAGES),
+    "layer_norm_rows": Entry(layers.layer_norm(), ROWS),
+    "layer_norm_images": Entry(layers.layer_norm(1e-3), IMAGES),
+    "group_norm_rows": Entry(layers.group_norm(2), ROWS),
+    "group_norm_images": Entry(layers.group_norm(2, 1e-3), IMAGES),
+    "group_norm_plain": Entry(layers.group_norm(4, affine=False), IMAGES),
+    "instance_norm": Entry(layers.instance_norm(), IMAGES),
+    "instance_norm_affine": Entry(layers.instance_norm(1e-3, affine=True), IMAGES),
+    "conv_transpose2d": Entry(layers.conv_transpose2d(3, 3), IMAGES),
+    "conv_transpose2d_options": Entry(
+        layers.conv_transpose2d(
+            6, (3, 2), 2, 1, output_padding=(1, 0), dilation=(1, 2), groups=2, bias=False
+        ),
+        IMAGES,
+    ),
+    "upsample": Entry(layers.upsample(), IMAGES),
+    "upsample_bilinear": Entry(layers.upsample((2, 3), "bilinear"), IMAGES),
+    "squeeze_excite": Entry(layers.squeeze_excite(4, 3), IMAGES),
+    "stochastic_depth": Entry(layers.stochastic_depth(0.4), IMAGES, any_rank=True),
+    "stochastic_depth_batch": Entry(layers.stochastic_depth(0.4, "batch"), ROWS, any_rank=True),
 }
 
 COMBINATORS = {

@@ -1,6 +1,8 @@
-"""Random layers that regularise a training: dropout."""
+"""Random layers that regularise a training: dropout and stochastic depth."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +46,44 @@ def dropout(rate: float = 0.5) -> Layer:
     """
     kind = format_kind("dropout", rate)
     check(f"{kind}: rate", rate, lambda value: 0 <= value < 1, "a number in [0, 1)")
+    return _dropped(kind, rate, lambda x: tuple(x.shape))
+
+
+def stochastic_depth(rate: float, mode: Literal["row", "batch"] = "row") -> Layer:
+    """Return x · mask / (1 - rate) in training, x in evaluation, with a mask of whole examples.
+
+    At the end of the main path of `residual`, it skips the path.  It computes what
+    `torchvision.ops.StochasticDepth` does, by the mask
+    `random.bernoulli(key, 1 - rate, (N, 1, ...))`.
+
+    Args:
+        rate: probability that an example becomes zero, in [0, 1).
+        mode: "row" for a draw for each example, "batch" for one for all.
+
+    Raises ValueError for a rate out of range or another mode; LayerError, in training, without a
+    key.
+    Huang et al., Deep Networks with Stochastic Depth, 2016.
+
+    >>> import torch
+    >>> from funcnets import layers, random
+    >>> layers.stochastic_depth(0.5).apply({}, {}, torch.ones(3, 2), train=True, key=random.key(1))
+    (tensor([[2., 2.],
+            [0., 0.],
+            [2., 2.]]), {})
+    """
+    kind = format_kind("stochastic_depth", rate, mode=(mode, "row"))
+    check(f"{kind}: rate", rate, lambda value: 0 <= value < 1, "a number in [0, 1)")
+    if mode not in ("row", "batch"):
+        raise ValueError(f"{kind}: mode is {mode!r}; expected row or batch")
+
+    def shape(x: Tensor) -> tuple[int, ...]:
+        return (x.shape[0] if mode == "row" else 1, *[1] * (x.ndim - 1))
+
+    return _dropped(kind, rate, shape)
+
+
+def _dropped(kind: str, rate: float, shape: Callable[[Tensor], tuple[int, ...]]) -> Layer:
+    """Return the layer that multiplies by a mask of this shape, and by 1 / (1 - rate)."""
 
     def apply(
         params: Params, state: State, x: Tensor, *, train: bool = False, key: Tensor | None = None
@@ -51,8 +91,7 @@ def dropout(rate: float = 0.5) -> Layer:
         if not train or rate == 0:
             return x, {}
         assert key is not None  # `leaf` checks it
-        keep = random.bernoulli(key, 1 - rate, tuple(x.shape))
-        return x * keep / (1 - rate), {}
+        return x * random.bernoulli(key, 1 - rate, shape(x)) / (1 - rate), {}
 
     tags = (MultiplicativeNoise(),)
     return leaf(kind, no_parameters, apply, stochastic=rate > 0, tags=tags)

@@ -5,6 +5,7 @@ A network is a list of (kind, options).  The options of a combinator hold lists 
 `parts`, of `concat` and `dense`, holds one such list for each branch.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,6 +124,11 @@ def _batch_norm(x: Tensor, momentum: float, eps: float, unbiased: bool) -> nn.Mo
     return kind(x.shape[1], eps, momentum)
 
 
+def _torchvision() -> Any:
+    """Return `torchvision.ops`, which takes a second to import."""
+    return importlib.import_module("torchvision.ops")
+
+
 _LEAVES: dict[str, Callable[..., nn.Module]] = {
     "conv2d": lambda x, channels, kernel, **options: nn.Conv2d(
         x.shape[1], channels, kernel, **options
@@ -138,5 +144,21 @@ _LEAVES: dict[str, Callable[..., nn.Module]] = {
     "relu": lambda x: nn.ReLU(),
     "sigmoid": lambda x: nn.Sigmoid(),
     "tanh": lambda x: nn.Tanh(),
+    "gelu": lambda x, tanh: nn.GELU("tanh" if tanh else "none"),
+    "silu": lambda x: nn.SiLU(),
+    "leaky_relu": lambda x, slope: nn.LeakyReLU(slope),
+    "elu": lambda x, alpha: nn.ELU(alpha),
+    "softmax": lambda x: nn.Softmax(1),
+    "layer_norm": lambda x, eps: nn.LayerNorm(x.shape[1:], eps),
+    "group_norm": lambda x, groups, eps: nn.GroupNorm(groups, x.shape[1], eps),
+    "instance_norm": lambda x, eps, affine: nn.InstanceNorm2d(x.shape[1], eps, affine=affine),
+    "conv_transpose2d": lambda x, channels, kernel, **options: nn.ConvTranspose2d(
+        x.shape[1], channels, kernel, **options
+    ),
+    "upsample": lambda x, scale, mode: nn.Upsample(scale_factor=float(scale), mode=mode),
+    "squeeze_excite": lambda x, channels, squeeze: _torchvision().SqueezeExcitation(
+        channels, squeeze
+    ),
+    "stochastic_depth": lambda x, rate, mode: _torchvision().StochasticDepth(rate, mode),
 }
 KINDS = {*_LEAVES, "sequential", "residual", "concat", "dense"}

@@ -72,6 +72,7 @@ def _drawn(name: str | None, mask: Tensor, many: Tensor) -> Drawn:
     unit, maps = _unit(many), many.flatten(2) if many.ndim > 2 else many[..., None]
     draws = {"example": len(maps), "feature": maps[..., 0].numel()}.get(unit, maps.numel())
     is_shared = bool((many == many[:1]).all())
+    draws = 1 if is_shared else draws
     return Drawn(name, mask, float(many.double().mean()), 0.5 / draws**0.5, unit, is_shared)
 
 

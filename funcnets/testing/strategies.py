@@ -127,8 +127,48 @@ def _batch_norm(draw: st.DrawFn, x: Tensor) -> Part:
     return "batch_norm", {"momentum": momentum, "eps": eps, "unbiased": draw(st.booleans())}
 
 
-def _dropout(draw: st.DrawFn, x: Tensor) -> Part:
-    return "dropout", {"rate": draw(st.sampled_from([0.0, 0.25, 0.5]))}
+def _own_norm(draw: st.DrawFn, x: Tensor) -> Part:
+    # As for batch norm, and one value of a group has no variance at all.
+    eps = draw(st.sampled_from([1e-3, 0.1]))
+    parts: list[Part] = [("layer_norm", {"eps": eps})]
+    groups = [n for n in (1, 2, 3) if x.shape[1] % n == 0 and x[0].numel() > n]
+    if groups:
+        parts.append(("group_norm", {"groups": draw(st.sampled_from(groups)), "eps": eps}))
+    if x.ndim == 4 and x.shape[2:].numel() > 1:
+        parts.append(("instance_norm", {"eps": eps, "affine": draw(st.booleans())}))
+    return _one_of(draw, *parts)
+
+
+def _noise(draw: st.DrawFn, x: Tensor) -> Part:
+    rate, mode = draw(st.sampled_from([0.0, 0.25, 0.5])), draw(st.sampled_from(["row", "batch"]))
+    depth: Part = ("stochastic_depth", {"rate": rate, "mode": mode})
+    return _one_of(draw, ("dropout", {"rate": rate}), depth)
+
+
+def _conv_transpose2d(draw: st.DrawFn, x: Tensor) -> Part:
+    groups = draw(st.sampled_from([n for n in (1, 2) if x.shape[1] % n == 0]))
+    stride = draw(st.integers(1, 2))
+    options = {
+        "channels": groups * draw(st.integers(1, 2)),
+        "groups": groups,
+        "kernel": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "stride": stride,
+        "output_padding": draw(st.integers(0, stride - 1)),
+        "bias": draw(st.booleans()),
+    }
+    return "conv_transpose2d", options
+
+
+def _resize(draw: st.DrawFn, x: Tensor) -> Part:
+    """An enlargement of small images, or a squeeze-and-excitation."""
+    if max(x.shape[2:]) <= 4 and draw(st.booleans()):
+        mode = draw(st.sampled_from(["nearest", "bilinear"]))
+        return _one_of(draw, ("upsample", {"scale": 2, "mode": mode}), _conv_transpose2d(draw, x))
+    return "squeeze_excite", {"channels": x.shape[1], "squeeze": draw(st.integers(1, 3))}
+
+
+def _one_of(draw: st.DrawFn, *parts: Part) -> Part:
+    return parts[draw(st.integers(0, len(parts) - 1))]
 
 
 def _pool(draw: st.DrawFn, x: Tensor) -> Part:
@@ -150,6 +190,17 @@ def _adaptive_avg_pool(draw: st.DrawFn, x: Tensor) -> Part:
 def _plain(draw: st.DrawFn, x: Tensor) -> Part:
     kinds = ["relu", "sigmoid", "tanh", *(["global_avg_pool"] if x.ndim == 4 else [])]
     return draw(st.sampled_from(kinds)), {}
+
+
+def _activation(draw: st.DrawFn, x: Tensor) -> Part:
+    parts: list[Part] = [
+        ("gelu", {"tanh": draw(st.booleans())}),
+        ("silu", {}),
+        ("leaky_relu", {"slope": 0.2}),
+        ("elu", {"alpha": 0.5}),
+        ("softmax", {}),
+    ]
+    return _one_of(draw, *parts)
 
 
 def _resized(parts: Parts, x: Tensor, like: Tensor) -> Parts:
@@ -190,8 +241,8 @@ def _dense(draw: st.DrawFn, x: Tensor, depth: int) -> Part:
     return "dense", {"parts": joined}
 
 
-_ANYWHERE = [_batch_norm, _dropout, _plain]
-_ON_IMAGES = [_conv2d, _conv2d, _pool, _adaptive_avg_pool, *_ANYWHERE]
+_ANYWHERE = [_batch_norm, _own_norm, _noise, _plain, _activation]
+_ON_IMAGES = [_conv2d, _conv2d, _pool, _adaptive_avg_pool, _resize, *_ANYWHERE]
 _ON_ROWS = [_linear, *_ANYWHERE]
 _COMBINATORS: list[Callable[..., Part]] = [_sequential, _residual, _concat, _dense]
 
