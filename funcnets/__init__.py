@@ -24,6 +24,7 @@ The package, by layer:
     losses  metrics  optim  precision  train       training as pure functions
     transforms                                     ensembles, per-example gradients, curvature, …
     parallel                                       several processes that train one network
+    grad, value_and_grad, vmap, jvp, vjp, hessian  torch.func with JAX's order of results
     jit, Lowering, Trace, TraceError, CompileError one compiled function (`compiler`)
     data  checkpoint  runs                         images, files, run directories
     interop  testing                               modules: state dicts, twins, proofs of equality
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     )
     from funcnets.compiler import CompileError, Lowering, Trace, TraceError, jit
     from funcnets.core import Layer, LayerError, concat, dense, residual, sequential
+    from funcnets.function_transforms import grad, hessian, jvp, value_and_grad, vjp, vmap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -72,9 +74,12 @@ __all__ = [
     "core",
     "data",
     "dense",
+    "grad",
+    "hessian",
     "initializers",
     "interop",
     "jit",
+    "jvp",
     "layers",
     "losses",
     "metrics",
@@ -91,11 +96,17 @@ __all__ = [
     "train",
     "transforms",
     "tree",
+    "value_and_grad",
+    "vjp",
+    "vmap",
 ]
 
 # Public names that are no modules, by the module that defines them.
 _HOMES = {
     **dict.fromkeys(("Layer", "LayerError", "concat", "dense", "residual", "sequential"), "core"),
+    **dict.fromkeys(
+        ("grad", "hessian", "jvp", "value_and_grad", "vjp", "vmap"), "function_transforms"
+    ),
     **dict.fromkeys(("CompileError", "Lowering", "Trace", "TraceError", "jit"), "compiler"),
 }
 

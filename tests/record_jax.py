@@ -115,6 +115,41 @@ def record_masks() -> list[dict]:
     return records
 
 
+RANGES_OF_INTEGERS = ((0, 10), (-7, 6), (0, 2**31 - 1), (-(2**31), 2**31 - 1), (3, 4))
+
+
+def record_distributions() -> dict:
+    """Integers, classes and choices, and what they are made of."""
+    key = jax.random.key(9)
+    logits = jax.random.normal(jax.random.key(1), (3, 7), "float32")
+    p = np.asarray([0.1, 0.0, 0.4, 0.3, 0.2], "float32")
+    return {
+        "seed": 9,
+        "randint": [
+            {
+                "range": span,
+                "values": np.asarray(jax.random.randint(key, (40,), *span, "int32")).tolist(),
+            }
+            for span in RANGES_OF_INTEGERS
+        ],
+        "gumbel": {d: numbers(jax.random.gumbel(key, (60,), d)) for d in TYPES},
+        "exponential": {d: numbers(jax.random.exponential(key, (60,), d)) for d in TYPES},
+        "logits": numbers(logits),
+        "categorical": np.asarray(jax.random.categorical(key, logits, shape=(20, 3))).tolist(),
+        "categorical_0": np.asarray(jax.random.categorical(key, logits, axis=0)).tolist(),
+        "p": p.tolist(),
+        "choice": np.asarray(choice(key, 5, (4, 10))).tolist(),
+        "choice_p": np.asarray(choice(key, 5, (4, 10), p=p)).tolist(),
+        "choice_p_once": np.asarray(choice(key, 5, (4,), replace=False, p=p)).tolist(),
+    }
+
+
+def choice(key: jax.Array, *args, **options) -> jax.Array:
+    """As `jax.random.choice` without `jax_enable_x64`, which draws 32 bits for an integer."""
+    with jax.enable_x64(False):
+        return jax.random.choice(key, *args, **options)
+
+
 def record_initial_values() -> list[dict]:
     """Xavier-uniform weights and uniform biases in torch's layout, (out, in, *kernel)."""
     records = []
@@ -148,6 +183,7 @@ def main() -> None:
         "normal": record_normal(),
         "tails": record_tails(),
         "masks": record_masks(),
+        "distributions": record_distributions(),
         "initial_values": record_initial_values(),
     }
     path = Path(__file__).with_name("jax_recordings.json")

@@ -17,7 +17,7 @@ MODULES = {
 # Parts of the package, the lowest floor first: a file imports from lower floors, or from its part.
 FLOORS = (
     {"_debug", "_files", "_torch", "_validate"},
-    {"tree"},
+    {"tree", "function_transforms"},
     {"random", "timing", "compiler"},
     {"initializers", "losses", "core", "checkpoint", "data", "augment"},
     {"metrics", "layers", "optim", "precision", "summary"},

@@ -16,9 +16,10 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from funcnets import random
+from funcnets.random import generator
 
 RECORDINGS = json.loads(Path(__file__).with_name("jax_recordings.json").read_text())
-TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in random._MANTISSA_BITS}
+TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in generator._MANTISSA_BITS}
 KEY = random.key(42)
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 
@@ -38,7 +39,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "truncated_normal": lambda key: random.truncated_normal(key, -2.0, 2.0, (257,)),
     "bernoulli": lambda key: random.bernoulli(key, 0.3, (3, 5)),
     "permutation": lambda key: random.permutation(key, 50),
-    "several_pieces": lambda key: random.uniform(key, (random._CHUNK_ON_CPU + 3,)),
+    "several_pieces": lambda key: random.uniform(key, (generator._CHUNK_ON_CPU + 3,)),
 }
 each_draw = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS.keys())
 
@@ -68,8 +69,8 @@ def tensor_of(values: Any, dtype: torch.dtype = torch.int32) -> Tensor:
 )
 def test_threefry_gives_the_published_vectors(counter, key, result):
     # Random123's kat_vectors, threefry2x32 with 20 rounds.
-    upper, lower = (tensor_of(random._signed(word)) for word in counter)
-    hashed = random.threefry2x32(tensor_of([random._signed(word) for word in key]), upper, lower)
+    upper, lower = (tensor_of(generator._signed(word)) for word in counter)
+    hashed = random.threefry2x32(tensor_of([generator._signed(word) for word in key]), upper, lower)
     assert tuple(int(word) & 0xFFFFFFFF for word in hashed) == result
 
 
@@ -116,8 +117,8 @@ def test_uniform_is_jax(record):
 def test_draws_of_several_pieces_are_jax(monkeypatch):
     record = RECORDINGS["large"]
     key, shape = random.key(record["seed"]), record["shape"]
-    monkeypatch.setattr(random, "_CHUNK_ON_CPU", 2**15)
-    assert math.prod(shape) > 4 * random._CHUNK_ON_CPU
+    monkeypatch.setattr(generator, "_CHUNK_ON_CPU", 2**15)
+    assert math.prod(shape) > 4 * generator._CHUNK_ON_CPU
     assert digest(random.bits(key, shape)) == record["bits"]
     assert digest(random.uniform(key, shape)) == record["uniform"]
     symmetric = random.uniform(key, shape, minval=-0.0123, maxval=0.0123)
@@ -171,12 +172,12 @@ def test_bernoulli_takes_a_probability_for_each_position():
 @given(seed=SEEDS, start=st.integers(0, 2**63), count=st.integers(0, 20))
 @settings(deadline=None, max_examples=30)
 def test_positions_beyond_32_bits_count_in_the_upper_word(seed, start, count):
-    start -= start % random._CHUNK_ON_CPU
+    start -= start % generator._CHUNK_ON_CPU
     key = random.key(seed)
-    first, second = random._words(key, start, count)
+    first, second = generator._words(key, start, count)
     for index in range(count):
         upper, lower = divmod(start + index, 2**32)
-        counter = (tensor_of(random._signed(word)) for word in (upper, lower))
+        counter = (tensor_of(generator._signed(word)) for word in (upper, lower))
         assert (first[index], second[index]) == random.threefry2x32(key, *counter)
 
 
@@ -186,7 +187,7 @@ def test_the_pieces_of_a_draw_do_not_show(seed, size, piece):
     key = random.key(seed)
     whole = random.bits(key, (size,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random, "_CHUNK_ON_CPU", piece)
+        patch.setattr(generator, "_CHUNK_ON_CPU", piece)
         assert_same(random.bits(key, (size,)), whole)
 
 
@@ -367,7 +368,7 @@ def test_wrong_keys_say_how_to_make_one(draw):
         (lambda: random.uniform(KEY, (2,), minval=math.nan), ValueError, "finite"),
         (lambda: random.bernoulli(KEY, 1.5, (2,)), ValueError, "0 to 1"),
         (lambda: random.bernoulli(KEY, math.nan, (2,)), ValueError, "0 to 1"),
-        (lambda: random._words(KEY, 0, 2**31 + 1), ValueError, "2147483649"),
+        (lambda: generator._words(KEY, 0, 2**31 + 1), ValueError, "2147483649"),
     ],
 )
 def test_wrong_arguments(call, error, message):
@@ -381,13 +382,13 @@ def test_rounding_of_numbers_is_torchs(dtype, value):
     if abs(value) < 1e-3:
         value = math.copysign(2.0 ** math.floor(1000 * value), value)
     number = torch.tensor(value, dtype=torch.float64).to(dtype)
-    assert random._rounded_number(value, dtype) == number.item()
+    assert generator._rounded_number(value, dtype) == number.item()
     following = torch.nextafter(number, torch.tensor(math.inf, dtype=dtype))
-    assert random._next_number(number.item(), dtype) == following.item()
+    assert generator._next_number(number.item(), dtype) == following.item()
 
 
 @given(value=st.floats(-100.0, 100.0, width=32), dtype=st.sampled_from(["float16", "bfloat16"]))
 @settings(deadline=None, max_examples=200)
 def test_rounding_of_tensors_is_torchs(value, dtype):
     value = torch.tensor(value if abs(value) > 1e-4 else 0.0)
-    assert random._rounded(value, TYPES[dtype]) == value.to(TYPES[dtype]).float()
+    assert generator._rounded(value, TYPES[dtype]) == value.to(TYPES[dtype]).float()

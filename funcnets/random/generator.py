@@ -1,11 +1,4 @@
-"""Random numbers as pure functions of a key: those of `jax.random`, bit for bit where it says so.
-
-The generator is Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
-2011).  It needs only additions, xors and rotations of 32-bit integers, so a key gives the same
-numbers on every device, eager, compiled, traced or under a transform.  Only in float64 may the last
-digit differ, in normal numbers and in a range whose width is not a power of two.  Under `vmap`,
-16-bit numbers need a torch newer than 2.11.
-"""
+"""Keys, and the numbers that the generator Threefry-2x32 gives for them; see `funcnets.random`."""
 
 import math
 import operator
@@ -15,19 +8,6 @@ import torch
 from torch import Tensor
 
 from funcnets._torch import current_dispatch_mode, functorch
-
-__all__ = [
-    "bernoulli",
-    "bits",
-    "fold_in",
-    "key",
-    "normal",
-    "permutation",
-    "split",
-    "threefry2x32",
-    "truncated_normal",
-    "uniform",
-]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
