@@ -45,6 +45,19 @@ def available(device: str) -> tuple[str, ...]:
     return tuple(name for name, policy in POLICIES.items() if is_gpu or not policy.tf32)
 
 
+def usual(device: str) -> str:
+    """Return the precision of a training that asks for none.
+
+    On a GPU with tensor cores for it (capability 8.0 and up) that is bfloat16, else float32.
+
+    >>> usual("cpu")
+    'float32'
+    """
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+
+
 def check_images(x: Tensor) -> None:
     """Raise LayerError for inputs of integers, such as images in bytes, 0 to 255."""
     if not x.is_floating_point():
@@ -64,10 +77,14 @@ def in_channels_last(values: Any) -> Any:
     >>> params = precision.in_channels_last({"weight": torch.zeros(2, 3, 5, 5)})
     >>> params["weight"].stride()
     (75, 1, 15, 3)
+    >>> precision.in_channels_last(torch.zeros(2, 1, 5, 5)).stride()
+    (25, 1, 5, 1)
     """
 
     def converted(leaf: Tensor) -> Tensor:
-        return leaf.contiguous(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
+        # Not `contiguous`, which leaves the strides of a single channel, by which PyTorch decides
+        # in which format a convolution computes.
+        return leaf.to(memory_format=torch.channels_last) if leaf.ndim == 4 else leaf
 
     return tree.map(converted, values)
 

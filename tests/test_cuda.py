@@ -1,12 +1,18 @@
 """What is done for GPUs, as far as a CPU can tell: see test_gpu.py for the rest."""
 
+import dataclasses
+from functools import partial
+
 import pytest
 import torch
 
 import funcnets
-from funcnets import models, optim, precision, random, train, tree
+from funcnets import data, models, optim, precision, random, train, tree
+from funcnets._torch import FakeTensorMode
+from funcnets.compiler import api
 from funcnets.compiler.backends import cuda
 from funcnets.compiler.backends.select import compile_graph
+from funcnets.compiler.lowerings import deterministic
 from funcnets.compiler.passes.donate import donate
 from funcnets.compiler.trace import record_function
 
@@ -212,9 +218,9 @@ def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
     capturer, seen = Capturer(), []
     wrapped = cuda.with_products
 
-    def with_products(run, *, tf32):
+    def with_products(run, *, tf32, deterministic):
         seen.append(tf32)
-        return wrapped(run, tf32=tf32)
+        return wrapped(run, tf32=tf32, deterministic=deterministic)
 
     monkeypatch.setattr(cuda, "is_on_gpu", lambda tensor: True)
     monkeypatch.setattr(cuda, "with_products", with_products)
@@ -259,3 +265,61 @@ def test_tf32_is_a_precision_of_gpus(run):
     assert code == 2
     assert "--precision is tf32, which is for GPUs" in err
     assert "expected one of float32, bfloat16, auto" in err
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_deterministic_algorithms_are_asked_for_while_a_function_runs(given):
+    cudnn = torch.backends.cudnn
+    seen = []
+    run = cuda.with_products(
+        lambda: seen.append(cudnn.deterministic), tf32=False, deterministic=given
+    )
+    assert cudnn.deterministic is False
+    run()
+    assert (seen, cudnn.deterministic) == ([given], False)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 7), (2, 1, 6, 5)])
+def test_deterministic_max_pools_are_max_pools(monkeypatch, shape):
+    """On a CPU in a GPU's place, in channels_last."""
+    lowering = deterministic.MAX_POOL_BACKWARD
+    everywhere = dataclasses.replace(lowering, applies=lambda *how: True)
+    monkeypatch.setattr(api, "DETERMINISTIC", (everywhere,))
+    x = random.normal(random.key(0), shape, torch.float64).to(memory_format=torch.channels_last)
+
+    def loss(x):
+        return torch.nn.functional.max_pool2d(x, 3, 2, padding=1).square().sum()
+
+    jitted = funcnets.jit(
+        torch.func.grad(loss), backend="graph", deterministic=True, lowerings=None
+    )
+    torch.testing.assert_close(jitted(x), torch.func.grad(loss)(x))
+    assert lowering.name in jitted.trace(x).fired
+
+
+@pytest.mark.parametrize("name", models.INDEX)
+@pytest.mark.parametrize("precision_name", ["float32", "bfloat16"])
+def test_networks_on_a_gpu_have_all_tensors_there_and_maps_in_channels_last(name, precision_name):
+    """By fake tensors; without a GPU only forward passes can be traced."""
+    if not torch.backends.cuda.is_built():
+        pytest.skip("needs a build of PyTorch for CUDA")
+    net, recipe = models.get(name, "reference")
+    x = torch.empty(8, 1, recipe.side, recipe.side, device="meta")
+    params, state = net.init(random.key(0, "meta"), x)
+    prepare = partial(data.prepare, side=recipe.side)
+    step = train.make_eval_step(net, prepare=prepare, policy=precision.POLICIES[precision_name])
+    images = torch.empty(8, 1, 28, 28, dtype=torch.uint8)
+    given = (precision.in_channels_last(params), state, (images, torch.zeros(8, dtype=torch.int64)))
+    with FakeTensorMode():
+        arguments = tree.map(
+            lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda"), given
+        )
+    graph = funcnets.jit(step, backend="graph").trace(*arguments).graph.graph
+    values = [node.meta["val"] for node in graph.nodes if "val" in node.meta]
+    tensors = [x for value in values for x in tree.leaves(value) if isinstance(x, torch.Tensor)]
+    assert {x.device.type for x in tensors} == {"cuda"}
+    convolutions = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
+    assert len(convolutions) == sum(leaf.ndim == 4 for leaf in tree.leaves(params))
+    if precision_name == "float32":  # without a GPU PyTorch takes it for one without bfloat16
+        maps = [node.meta["val"] for node in convolutions]
+        assert all(y.is_contiguous(memory_format=torch.channels_last) for y in maps)

@@ -290,3 +290,20 @@ def test_without_a_compiler_nothing_is_scaled_so(monkeypatch):
     jitted = funcnets.jit(lambda x: (x.float() * SHIFT).bfloat16(), backend="graph")
     x = random.normal(random.key(0), (2, 6, 4, 6)).bfloat16()
     assert torch.equal(jitted(x), (x.float() * SHIFT).bfloat16())
+
+
+def test_the_derivative_reads_the_mean_of_var_mean():
+    """As on a GPU, where ATen's operation gives the statistics: no map is averaged again."""
+    net = layers.batch_norm()
+    x = random.normal(random.key(0), (4, 3, 5, 5))
+    params, state = net.init(random.key(1), x)
+
+    def loss(params, x):
+        return net.apply(params, state, x, train=True)[0].sin().sum()
+
+    kept = [each for each in DEFAULT if each is not moments.VAR_MEAN]
+    jitted = funcnets.jit(torch.func.grad(loss, (0, 1)), backend="graph", lowerings=kept)
+    graph = jitted.trace(params, x).graph.graph
+    assert graph.find_nodes(op="call_function", target=aten.var_mean.correction)
+    assert not graph.find_nodes(op="call_function", target=aten.mean.dim)
+    torch.testing.assert_close(jitted(params, x), torch.func.grad(loss, (0, 1))(params, x))

@@ -46,7 +46,13 @@ class Evaluation:
         name = f"{type(self).__name__} {(config.network, config.side, config.precision)}"
         if config.normalize:
             name += f" {config.mean} {config.deviation}"
-        self._step = jit(function, backend="graph", saved_as=name, tf32=policy.tf32)
+        self._step = jit(
+            function,
+            backend="graph",
+            saved_as=name,
+            tf32=policy.tf32,
+            deterministic=config.deterministic,
+        )
 
     def function(self, net: Layer, prepare: Prepare) -> Callable[..., Any]:
         """Return the step: of parameters, statistics and a batch."""

@@ -32,7 +32,7 @@ class TrainingMessages:
         )
         yield (
             f"learning rate {config.learning_rate:g} ({config.schedule}), "
-            f"precision {config.precision}"
+            f"precision {config.precision}{self.bits()}"
         )
         yield from recipe(config)
         yield f"run directory {self.setup.directory.path}"
@@ -46,6 +46,13 @@ class TrainingMessages:
         yield f"{len(names)} classes: {shown(names)}"
         if self.setup.config.data == "bundled":
             yield "for the full set, add --download, or give its directory by --data DIR"
+
+    def bits(self) -> str:
+        """Return whether a GPU gives the same bits each time; nothing for a CPU, which does."""
+        config = self.setup.config
+        if config.device == "cpu" or config.deterministic:
+            return ", deterministic" if config.deterministic else ""
+        return "; --deterministic gives the same bits each time"
 
     def processes(self) -> str:
         """Return how many processes train together; nothing for one alone."""

@@ -359,7 +359,13 @@ class Training:
         return CompiledStep(
             f"the {config.precision} training step",
             function,
-            partial(self.jit, donate_argnums=(0,), saved_as=setup.step_name, tf32=policy.tf32),
+            partial(
+                self.jit,
+                donate_argnums=(0,),
+                saved_as=setup.step_name,
+                tf32=policy.tf32,
+                deterministic=config.deterministic,
+            ),
             min(config.batch_size, len(setup.dataset.train_labels)),
             None if self.check else config.backend,
             self.reporter,

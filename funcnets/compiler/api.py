@@ -56,7 +56,7 @@ from funcnets.compiler.fingerprint import fingerprint
 from funcnets.compiler.graph.compilation import Aliases, Compilation
 from funcnets.compiler.graph.structure import Structure
 from funcnets.compiler.kernels import build
-from funcnets.compiler.lowerings import DEFAULT, Lowering
+from funcnets.compiler.lowerings import DEFAULT, DETERMINISTIC, Lowering
 from funcnets.compiler.recorder import is_recording
 from funcnets.compiler.trace import Trace
 
@@ -117,6 +117,7 @@ class Options(NamedTuple):
     lowerings: tuple[Lowering, ...]
     saved_as: str | None
     tf32: bool
+    deterministic: bool
 
 
 class Jitted(Generic[P, R]):
@@ -209,7 +210,11 @@ class Jitted(Generic[P, R]):
         key = self._program_key(call, backend, donated)
         executable = (key and _read(key, donated)) or self._compile(call, backend, donated, key)
         executable.run = cuda.prepared(
-            executable.run, call.tensors, donated, tf32=self.options.tf32
+            executable.run,
+            call.tensors,
+            donated,
+            tf32=self.options.tf32,
+            deterministic=self.options.deterministic,
         )
         return executable
 
@@ -314,6 +319,7 @@ def jit(
     lowerings: Lowerings = "default",
     saved_as: str | None = None,
     tf32: bool = False,
+    deterministic: bool = False,
 ) -> Jitted[P, R]: ...
 @overload
 def jit(
@@ -326,6 +332,7 @@ def jit(
     lowerings: Lowerings = "default",
     saved_as: str | None = None,
     tf32: bool = False,
+    deterministic: bool = False,
 ) -> Callable[[Callable[P, R]], Jitted[P, R]]: ...
 def jit(
     function: Callable[..., Any] | None = None,
@@ -337,6 +344,7 @@ def jit(
     lowerings: Lowerings = "default",
     saved_as: str | None = None,
     tf32: bool = False,
+    deterministic: bool = False,
 ) -> Any:
     """Compile a pure function of trees of tensors to one graph.
 
@@ -371,6 +379,9 @@ def jit(
             with static arguments other than numbers, strings and tuples of them.
         tf32: True if GPUs may round the factors of float32 products to TF32, whatever is set for
             the process; on a CPU it changes nothing.
+        deterministic: True for the same bits each time on a GPU, where the fastest gradients of
+            convolutions and overlapping max pools add numbers in no fixed order.  On a CPU it
+            changes nothing: there the bits are the same for the same number of threads.
 
     On a GPU a function that is donated its state is replayed as a CUDA graph, from the second call
     on that finds the state at the same addresses.
@@ -404,6 +415,7 @@ def jit(
             lowerings=lowerings,
             saved_as=saved_as,
             tf32=tf32,
+            deterministic=deterministic,
         )
     if backend not in (None, *BACKENDS):
         raise ValueError(f"jit: no backend {backend!r}, expected one of {', '.join(BACKENDS)}")
@@ -412,4 +424,7 @@ def jit(
     if both := set(donated.positions) & set(static.positions):
         raise ValueError(f"jit: arguments {sorted(both)} are both donated and static")
     chosen = DEFAULT if lowerings == "default" else tuple(lowerings or ())
-    return Jitted(function, Options(donated, static, backend, chosen, saved_as, tf32))
+    if deterministic:
+        chosen = (*DETERMINISTIC, *chosen)
+    how = Options(donated, static, backend, chosen, saved_as, tf32, deterministic)
+    return Jitted(function, how)

@@ -11,10 +11,10 @@ import torch
 
 from funcnets import augment, models, optim
 from funcnets._validate import is_whole
-from funcnets.compiler.backends.select import BACKENDS, Backend, usual_backend
+from funcnets.compiler.backends.select import BACKENDS, Backend, training_backend
 from funcnets.data.named import FASHION_MNIST
 from funcnets.data.places import FASHION
-from funcnets.precision import PRECISIONS
+from funcnets.precision import PRECISIONS, usual
 
 # A schedule by name: (learning rate, number of steps) -> what `optim.sgd` takes as its rate.
 SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
@@ -89,6 +89,7 @@ class Config:
         limit_train: the number of training images that are used, the first ones; None for all.
         device: such as `cpu` or `cuda:0`.
         backend: that of `funcnets.jit`.
+        deterministic: True for the same bits each time on a GPU, see `funcnets.jit`.
         precision: the name of a policy in `precision.POLICIES`, or `auto` until one was chosen.
         sync_batch_norm: True if batch norms of several processes normalise by the statistics of
             the whole batch, False if each by those of its share; see `parallel.gradient`.
@@ -134,6 +135,7 @@ class Config:
     device: str
     backend: Backend
     precision: str = "float32"
+    deterministic: bool = False
     sync_batch_norm: bool = True
     dataset: str = FASHION
     optimizer: str = "sgd"
@@ -237,7 +239,8 @@ class Config:
             "data": "bundled",
             "limit_train": None,
             "device": device,
-            "backend": usual_backend(device),
+            "backend": training_backend(device),
+            "precision": usual(device),
         }
         return cls(network=network, recipe=recipe, **defaults | values)
 

@@ -12,7 +12,7 @@ from funcnets.core import Layer, Params, State
 from funcnets.optim import Average, Optimizer
 from funcnets.optim.transformations import stateless
 from funcnets.parallel import Axis
-from funcnets.precision import POLICIES
+from funcnets.precision import POLICIES, in_channels_last
 from funcnets.runs.config import SCHEDULES, Config
 from funcnets.train import TrainState, TrainStep
 from funcnets.transforms.averaging import Averaged
@@ -21,8 +21,20 @@ ONE_PROCESS = Axis()
 
 
 def preparation(config: Config) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 images (N, C, H, W) to what the network is trained on."""
-    return partial(data.prepare, side=config.side, mean=config.mean, deviation=config.deviation)
+    """Return the function from uint8 images (N, C, H, W) to what the network is trained on.
+
+    On a GPU that is in channels_last, like the weights of convolutions there.
+    """
+    how: dict[str, Any] = {"mean": config.mean, "deviation": config.deviation}
+    prepare: Callable[[Tensor], Tensor] = partial(data.prepare, side=config.side, **how)
+    if not config.device.startswith("cuda"):
+        return prepare
+
+    def prepare_in_channels_last(images: Tensor) -> Tensor:
+        x: Tensor = in_channels_last(prepare(images))
+        return x
+
+    return prepare_in_channels_last
 
 
 def make_step(

@@ -248,6 +248,7 @@ def jit_step(
     backend: Backend | None = None,
     saved_as: str | None = None,
     tf32: bool = False,
+    deterministic: bool = False,
 ) -> TrainStep:
     """Return `make_ensemble_step(step)` compiled by `jit`, by the faster of two strategies.
 
@@ -261,7 +262,7 @@ def jit_step(
         step, shared_batch: as `make_ensemble_step` takes them.
         by: the strategy; `auto` is what `choose_strategy` returns for the shapes of a call.
         donate_argnums: 0 if the new state may take the memory of the old, as in `jit`.
-        backend, saved_as, tf32: as in `jit`.
+        backend, saved_as, tf32, deterministic: as in `jit`.
 
     Raises ValueError for another strategy or other arguments to donate, and, from a call, what
     `jit` and `make_ensemble_step` raise.
@@ -289,6 +290,7 @@ def jit_step(
             backend=backend,
             saved_as=saved_as and f"{saved_as}, {strategy}, {shared_batch=}",
             tf32=tf32,
+            deterministic=deterministic,
         )
 
     looped = _loop(jitted("loop", step), shared_batch, donate_argnums in (0, (0,), [0]))

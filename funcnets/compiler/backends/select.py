@@ -1,5 +1,6 @@
 """Back ends: a finished graph becomes a callable on tensors."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,15 @@ Executable = Callable[..., Sequence[Tensor]]
 def usual_backend(device: torch.device | str) -> Backend:
     """The fastest back end for a device: on a CPU `native`, elsewhere `inductor`."""
     return "native" if str(device).startswith("cpu") else "inductor"
+
+
+def training_backend(device: torch.device | str) -> Backend:
+    """Return the back end by which a training of ten epochs is done soonest.
+
+    On a GPU inductor compiles for one to four minutes, for steps 1.5 to 2.8 times as fast as those
+    of `graph`, whose ten epochs of Fashion-MNIST take 2 to 130 seconds (on an H200).
+    """
+    return "native" if str(device).startswith("cpu") else "graph"
 
 
 def compile_graph(graph: fx.GraphModule, backend: Backend) -> Executable:
@@ -44,9 +54,12 @@ def _compile_at_first_call(graph: fx.GraphModule) -> Executable:
 
 def _compile(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Executable:
     try:
-        # Not by torch.compile, which would trace the graph again from its Python code, at each
-        # start, and check at each call what `jit` knows already.
-        executable: Executable = _torch.standalone_compile(graph, list(leaves))
+        with warnings.catch_warnings():
+            # Whether products are rounded to TF32 is what `jit` was asked for.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            # Not by torch.compile, which would trace the graph again from its Python code, at each
+            # start, and check at each call what `jit` knows already.
+            executable: Executable = _torch.standalone_compile(graph, list(leaves))
         return executable
     except Exception as error:
         raise CompileError(

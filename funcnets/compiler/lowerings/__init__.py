@@ -9,6 +9,7 @@ from funcnets.compiler.lowerings import (
     avg_pool,
     bfloat16,
     dense,
+    deterministic,
     few_channels,
     grouped,
     layout,
@@ -41,4 +42,7 @@ DEFAULT: tuple[Lowering, ...] = (
     moments.BFLOAT16_SUM,
 )
 
-__all__ = ["DEFAULT", "Lowering", "Recorder", "Watch", "unwatched"]
+# For functions that are to give the same bits each time.
+DETERMINISTIC: tuple[Lowering, ...] = (deterministic.MAX_POOL_BACKWARD,)
+
+__all__ = ["DEFAULT", "DETERMINISTIC", "Lowering", "Recorder", "Watch", "unwatched"]

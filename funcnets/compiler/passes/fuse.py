@@ -31,6 +31,12 @@ from funcnets.compiler.kernels.moments import CHANNEL_MOMENTS, CHANNEL_SUMS, SCA
 from funcnets.compiler.kernels.winograd import CONVOLUTION
 
 aten = torch.ops.aten
+# Operations that give the mean of each channel, and its position among what they give.
+MEAN_OF_STATISTICS = {
+    CHANNEL_MOMENTS: 0,
+    aten.batch_norm_update_stats.default: 0,
+    aten.var_mean.correction: 1,
+}
 Rule = Callable[[fx.Node], Replacements]
 
 
@@ -313,9 +319,14 @@ def _channel_sum(value: fx.Node, after: fx.Node) -> fx.Node | None:
 def _known_mean(mean: fx.Node) -> fx.Node | None:
     """Return the mean as the operation gives it that also gives the variance, if there is one."""
     x, dims, *_ = arguments(mean)
+    if not _is_all_but_channels(dims, fake_value(x)):
+        return None
     for statistics in x.users:
-        if statistics.target in (CHANNEL_MOMENTS, aten.batch_norm_update_stats.default):
-            for value in statistics.users:
-                if value.args[1] == 0 and _is_all_but_channels(dims, fake_value(x)):
-                    return emit(mean.graph, aten.view.default, value, fake_value(mean).shape)
+        position = MEAN_OF_STATISTICS.get(statistics.target)
+        if statistics.target is aten.var_mean.correction:
+            same = _is_all_but_channels(arguments(statistics)[1], fake_value(x))
+            position = position if same else None
+        for value in statistics.users if position is not None else ():
+            if value.args[1] == position:
+                return emit(mean.graph, aten.view.default, value, fake_value(mean).shape)
     return None
