@@ -14,7 +14,7 @@ from funcnets import data, models, random
 from funcnets.compiler.backends.select import BACKENDS
 from funcnets.core import Layer, LayerError
 
-NETWORKS = tuple(models.INDEX)
+NETWORKS = tuple(name for name, entry in models.INDEX.items() if entry.is_benchmarked)
 RECIPES = ("reference", "tuned")
 
 

@@ -19,7 +19,7 @@ batch-norm statistics are nested dicts of tensors, and randomness comes from exp
 The package, by layer:
 
     Layer, sequential, residual, concat, dense     a network, and how layers combine (`core`)
-    layers  models  initializers  summary          what networks are made of, and the eight of them
+    layers  models  initializers  summary          what networks are made of, and the classic ones
     random  tree                                   keys, as JAX's; trees of tensors
     losses  metrics  optim  precision  train       training as pure functions
     transforms                                     ensembles, per-example gradients, curvature, …

@@ -318,9 +318,10 @@ def test_summary_and_list(run):
     assert total["parameters"] == 11_178_378
     code, out, _ = run("list", "--json")
     listed = [json.loads(line) for line in out.splitlines()]
-    assert len({row["network"] for row in listed}) == 8
+    assert {row["network"] for row in listed} == {*models.INDEX}
     code, out, _ = run("list")
-    assert "googlenet" in out
+    shown = [line.split()[1] for line in out.splitlines() if line.startswith("│")]
+    assert shown == [*models.INDEX]  # a line each
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,26 @@ def test_unknown_names() -> None:
         models.get("lenet_bn", "referense")
     with pytest.raises(ValueError, match="paper"):
         models.inception(2, (3, 4), (2, 5), 3, "papers")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "first"),
+    [
+        ("vgg13", "vgg13", 64 * 2 * 9),
+        ("vgg16", "vgg16", 64 * 2 * 9),
+        ("vgg19", "vgg19", 64 * 2 * 9),
+        ("resnet34", "resnet34", 64 * 2 * 49),
+        ("resnet50", "resnet50", 64 * 2 * 49),
+    ],
+)
+def test_larger_networks_have_the_weights_of_torchvision(name, theirs, first):
+    """Weights of convolutions and linear layers; `first` are those of two more input channels."""
+    from torchvision import models as torchvision_models
+
+    side = 224
+    image = torch.empty(1, 1, side, side, device="meta")
+    params, _ = models.get(name)[0].init(random.key(0, "meta"), image)
+    ours = sum(leaf.numel() for leaf in tree.leaves(params) if leaf.ndim > 1)
+    with torch.device("meta"):
+        module = getattr(torchvision_models, theirs)(num_classes=10)
+    assert ours == sum(leaf.numel() for leaf in module.parameters() if leaf.ndim > 1) - first

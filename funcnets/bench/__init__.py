@@ -93,7 +93,8 @@ def cases(
     Raises ValueError for an unknown network, or a size below 1.
     """
     _check_numbers(**{"--batch-size": batch_size, "--side": side})
-    chosen = models.INDEX if "all" in networks else networks
+    usual = [name for name, entry in models.INDEX.items() if entry.is_benchmarked]
+    chosen = usual if "all" in networks else networks
     recipes = {name: models.get(name, "reference")[1] for name in chosen}
     return tuple(
         Case(name, batch_size or recipe.batch_size, side or recipe.side, device)

@@ -10,10 +10,17 @@ from funcnets.core import Layer
 from funcnets.models import torchvision
 from funcnets.models.alexnet import alexnet
 from funcnets.models.densenet import dense_block, densenet, transition_block
-from funcnets.models.googlenet import googlenet, inception
+from funcnets.models.googlenet import googlenet, googlenet_paper, inception
 from funcnets.models.lenet import lenet_bn, lenet_bn_scratch
 from funcnets.models.nin import nin, nin_block
-from funcnets.models.resnet import bottleneck_block, residual_block, resnet, resnet18
+from funcnets.models.resnet import (
+    bottleneck_block,
+    residual_block,
+    resnet,
+    resnet18,
+    resnet34,
+    resnet50,
+)
 from funcnets.models.vgg import vgg, vgg11, vgg13, vgg16, vgg19, vgg_block
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "densenet",
     "get",
     "googlenet",
+    "googlenet_paper",
     "inception",
     "lenet_bn",
     "lenet_bn_scratch",
@@ -34,6 +42,8 @@ __all__ = [
     "residual_block",
     "resnet",
     "resnet18",
+    "resnet34",
+    "resnet50",
     "torchvision",
     "transition_block",
     "vgg",
@@ -69,33 +79,53 @@ class Recipe:
 class Entry(NamedTuple):
     """A network in the index: how it is built and trained.
 
-    `shown` names the parameters whose trained values `funcnets train` prints at the end.
+    `shown` names the parameters whose trained values `funcnets train` prints at the end.  `family`
+    is the group in which `funcnets list` shows it; `is_benchmarked` is True if `funcnets bench all`
+    has it.
     """
 
     build: Callable[..., Layer]
     recipes: dict[str, Recipe]
     shown: tuple[str, ...] = ()
+    family: str = ""
+    is_benchmarked: bool = True
 
 
 def _recipes(reference: Recipe, **tuned: Any) -> dict[str, Recipe]:
     return {"tuned": replace(reference, schedule="linear", **tuned), "reference": reference}
 
 
-# Reference rates, batch sizes and sides are those of the published results.  The tuned batch of
-# LeNet is smaller, so that the 10,000 images in the package give enough steps.
+def _more(build: Callable[..., Layer], recipe: Recipe, family: str) -> Entry:
+    return Entry(build, _recipes(recipe), family=family, is_benchmarked=False)
+
+
+_VGG = Recipe(0.01, 128, 224)
+_GOOGLENET = Recipe(0.1, 128, 96)
+_RESNET = Recipe(0.05, 256, 28)
+
+# Reference rates, batch sizes and sides are those of the published results, and for networks of a
+# family those of its first one.  The tuned batch of LeNet is smaller, so that the 10,000 images in
+# the package give enough steps.
 INDEX: dict[str, Entry] = {
-    "alexnet": Entry(alexnet, _recipes(Recipe(0.01, 128, 224))),
-    "vgg11": Entry(vgg11, _recipes(Recipe(0.01, 128, 224))),
-    "nin": Entry(nin, _recipes(Recipe(0.1, 128, 224))),
-    "googlenet": Entry(googlenet, _recipes(Recipe(0.1, 128, 96))),
-    "lenet_bn": Entry(lenet_bn, _recipes(Recipe(1.0, 256, 28), batch_size=128)),
+    "alexnet": Entry(alexnet, _recipes(Recipe(0.01, 128, 224)), family="AlexNet"),
+    "vgg11": Entry(vgg11, _recipes(_VGG), family="VGG"),
+    "vgg13": _more(vgg13, _VGG, "VGG"),
+    "vgg16": _more(vgg16, _VGG, "VGG"),
+    "vgg19": _more(vgg19, _VGG, "VGG"),
+    "nin": Entry(nin, _recipes(Recipe(0.1, 128, 224)), family="NiN"),
+    "googlenet": Entry(googlenet, _recipes(_GOOGLENET), family="GoogLeNet"),
+    "googlenet_paper": _more(googlenet_paper, _GOOGLENET, "GoogLeNet"),
+    "lenet_bn": Entry(lenet_bn, _recipes(Recipe(1.0, 256, 28), batch_size=128), family="LeNet"),
     "lenet_bn_scratch": Entry(
         lenet_bn_scratch,
         _recipes(Recipe(1.0, 256, 28), batch_size=128),
         shown=("bn1.weight", "bn1.bias"),
+        family="LeNet",
     ),
-    "resnet18": Entry(resnet18, _recipes(Recipe(0.05, 256, 28))),
-    "densenet": Entry(densenet, _recipes(Recipe(0.1, 256, 96))),
+    "resnet18": Entry(resnet18, _recipes(_RESNET), family="ResNet"),
+    "resnet34": _more(resnet34, _RESNET, "ResNet"),
+    "resnet50": _more(resnet50, _RESNET, "ResNet"),
+    "densenet": Entry(densenet, _recipes(Recipe(0.1, 256, 96)), family="DenseNet"),
 }
 
 

@@ -121,3 +121,6 @@ def googlenet(
         **({"dropout": dropout(rate)} if rate else {}),
         fc=linear(num_classes),
     )
+
+
+googlenet_paper = partial(googlenet, variant="paper")

@@ -119,3 +119,5 @@ def resnet(
 
 
 resnet18 = partial(resnet, (2, 2, 2, 2))
+resnet34 = partial(resnet, (3, 4, 6, 3))
+resnet50 = partial(resnet, (3, 4, 6, 3), block=bottleneck_block, project_first=True)
