@@ -35,7 +35,31 @@ def beyond_the_heap():
     return torch.empty(usage().fordblks + LARGE, dtype=torch.uint8)
 
 
-def test_large_blocks_come_from_the_heap_while_it_is_kept():
+@pytest.fixture
+def asked():
+    if not heap.keep_memory():
+        pytest.skip("needs glibc")
+
+
+def test_jit_sets_no_option_of_the_process_unless_it_is_asked(monkeypatch):
+    """Memory that is freed elsewhere goes back to the system as before."""
+    options = []
+    monkeypatch.setattr(heap, "_mallopt", lambda: lambda *option: options.append(option))
+    monkeypatch.setattr(heap, "_is_asked", False)
+    jitted = funcnets.jit(lambda x: x * 2, backend="graph")
+    jitted(torch.ones(3))
+    assert not options
+    assert heap.keep_memory()
+    jitted(torch.ones(3))
+    assert options == [
+        (heap.TRIM_THRESHOLD, -1),
+        (heap.MMAP_THRESHOLD, heap.LARGEST_THRESHOLD),
+        (heap.MMAP_MAX, 0),
+        (heap.MMAP_MAX, heap.MOST_BLOCKS),
+    ]
+
+
+def test_large_blocks_come_from_the_heap_while_it_is_kept(asked):
     before = mapped()
     with heap.kept():
         inside = beyond_the_heap()
@@ -46,7 +70,7 @@ def test_large_blocks_come_from_the_heap_while_it_is_kept():
     assert mapped() == before
 
 
-def test_after_an_error_all_is_as_before():
+def test_after_an_error_all_is_as_before(asked):
     before = mapped()
     with pytest.raises(ZeroDivisionError), heap.kept():
         1 / 0  # noqa: B018
@@ -55,7 +79,7 @@ def test_after_an_error_all_is_as_before():
     del outside
 
 
-def test_a_jitted_function_takes_it_from_the_heap():
+def test_a_jitted_function_takes_it_from_the_heap(asked):
     x, jitted = torch.zeros(()), funcnets.jit(lambda x, y: x + y, backend="graph")
     before, y = mapped(), torch.zeros(()).expand(usage().fordblks + LARGE >> 2)
     result = jitted(x, y)
@@ -65,5 +89,6 @@ def test_a_jitted_function_takes_it_from_the_heap():
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(heap, "_mallopt", lambda: None)
+    assert not heap.keep_memory()
     with heap.kept():
         assert torch.ones(3).sum() == 3

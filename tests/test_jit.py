@@ -10,6 +10,7 @@ from torch.func import grad, jvp, vmap
 import funcnets
 from funcnets import optim, random, train, tree
 from funcnets.compiler import CompileError, TraceError
+from funcnets.compiler.executables import MANY_KINDS, MAX_KINDS
 
 pytestmark = pytest.mark.usefixtures("verified")
 
@@ -43,6 +44,37 @@ def test_each_kind_of_argument_is_traced_once(other):
     for x in (torch.ones(3), other, torch.zeros(3), other):
         torch.testing.assert_close(jitted(x), x * 2)
     assert len(runs) == 2
+
+
+@pytest.mark.filterwarnings("ignore:jit")
+def test_the_graphs_that_were_used_last_are_kept():
+    function, runs = counted(lambda x, n: x * n)
+    jitted = jit(function, static_argnums=1, backend="graph")
+    x = torch.ones(2)
+    for n in range(MAX_KINDS):
+        jitted(x, n)
+    jitted(x, 0)
+    jitted(x, MAX_KINDS)  # the graph of 1 has to go
+    assert len(jitted._executables) == MAX_KINDS
+    before = len(runs)
+    for n in (0, 2, MAX_KINDS):
+        assert jitted(x, n)[0] == n
+    assert len(runs) == before
+    assert jitted(x, 1)[0] == 1
+    assert len(runs) == before + 1
+
+
+def test_a_function_that_is_traced_again_and_again_is_warned_of_once():
+    def traced_often(x):
+        return x * 2
+
+    jitted = jit(traced_often, backend="graph")
+    for n in range(MANY_KINDS):
+        jitted(torch.ones(n + 1))
+    with pytest.warns(UserWarning, match=r"traced_often was traced 33 times.*one shape") as seen:
+        jitted(torch.ones(MANY_KINDS + 1))
+    assert [each.filename for each in seen] == [__file__]
+    jitted(torch.ones(MANY_KINDS + 2))  # warnings are errors
 
 
 def test_structure_and_memory_format_are_part_of_the_kind():

@@ -11,7 +11,7 @@ from torch import Tensor
 from funcnets import models, optim, parallel, random, timing, train
 from funcnets.bench import flax_models
 from funcnets.bench.cases import LEARNING_RATE, Case
-from funcnets.compiler import jit
+from funcnets.compiler import jit, keep_memory
 from funcnets.compiler.backends.cuda import products
 from funcnets.compiler.backends.select import Backend
 from funcnets.parallel import Axis
@@ -51,6 +51,7 @@ def functional_step(
         train_state, batch = in_channels_last((train_state, batch))
     name = f"bench {case.network} {precision}{axis if axis.size > 1 else ''}"
     tf32 = POLICIES[precision].tf32
+    keep_memory()  # as the command line does
     jitted = jit(step, donate_argnums=0, backend=backend, saved_as=name, tf32=tf32)
     return timing.repeat(jitted, train_state, batch)
 

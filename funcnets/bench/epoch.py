@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from funcnets import data, models, optim, random, timing, train, tree
 from funcnets.bench.cases import LEARNING_RATE, Case
 from funcnets.bench.table import Unit
-from funcnets.compiler import jit
+from funcnets.compiler import jit, keep_memory
 from funcnets.compiler.backends.select import Backend
 from funcnets.data import Dataset
 from funcnets.precision import POLICIES
@@ -66,6 +66,7 @@ def functional_pass(case: Case, precision: str, backend: Backend) -> EpochPass:
     initial = train.create(net, optimizer, random.key(0, case.device), example)
     policy = POLICIES[precision]
     function = train.make_train_step(net, optimizer, prepare=prepare, policy=policy)
+    keep_memory()  # as the command line does
     step = jit(function, donate_argnums=0, backend=backend, tf32=policy.tf32)
 
     def run(dataset: Dataset) -> None:

@@ -53,6 +53,7 @@ def time_rewrites(
         before, after = inputs(rewrite)
         turns = {column: partial(function, *after) for column, function in functions.items()}
         turns["operation"] = partial(compile_graph(rewrite.before, "graph"), *before)
+        heap.keep_memory()
         with heap.kept():  # as while a step runs
             for turn in turns.values():
                 turn()

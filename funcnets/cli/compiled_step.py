@@ -6,7 +6,7 @@ from typing import Any
 
 from funcnets.cli.interrupt import Interrupt
 from funcnets.cli.reporters import Reporter
-from funcnets.compiler import CompileError
+from funcnets.compiler import CompileError, keep_memory
 from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.kernels import build
 from funcnets.parallel import Axis
@@ -49,6 +49,7 @@ class CompiledStep:
     ) -> None:
         self.name, self.size, self.reporter, self.interrupt = name, size, reporter, interrupt
         self.is_first, self.compile_seconds, self.axis = False, 0.0, axis
+        keep_memory()
         self._sizes: set[int] = set()
         self._backend = backend
         self._compiles = backend not in ("graph", None)

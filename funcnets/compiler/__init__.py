@@ -1,6 +1,7 @@
 """`jit`: trace a pure function to one flat graph, lower it, compile it, donate its buffers."""
 
 from funcnets.compiler.api import Jitted, jit
+from funcnets.compiler.backends.heap import keep_memory
 from funcnets.compiler.errors import CompileError, DonatedError, TraceError
 from funcnets.compiler.lowerings import DEFAULT, Lowering
 from funcnets.compiler.trace import Trace
@@ -14,4 +15,5 @@ __all__ = [
     "Trace",
     "TraceError",
     "jit",
+    "keep_memory",
 ]

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import gc
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from types import MethodType
 from typing import (
@@ -50,6 +50,7 @@ from funcnets.compiler.backends.select import (
 )
 from funcnets.compiler.captured import Captured
 from funcnets.compiler.donated import retire
+from funcnets.compiler.executables import Executables
 from funcnets.compiler.failures import raise_explained
 from funcnets.compiler.fast_call import FastCall, filler
 from funcnets.compiler.fingerprint import fingerprint
@@ -130,11 +131,13 @@ class Jitted(Generic[P, R]):
         self,
         function: Callable[P, R],
         options: Options,
-        executables: dict[Hashable, _Executable] | None = None,
+        executables: Executables[_Executable] | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function, self.options = function, options
-        self._executables = {} if executables is None else executables
+        if executables is None:
+            executables = Executables(_name(function))
+        self._executables = executables
         self._recent: list[tuple[FastCall, _Executable]] = []
         self._of_instances: Any = WeakIdKeyDictionary()  # executables of methods
 
@@ -150,9 +153,7 @@ class Jitted(Generic[P, R]):
             if (tensors := fast.take(args)) is not None:
                 return cast(R, executable(tensors))
         call = self._take_apart(args, kwargs)
-        if call.key not in self._executables:
-            self._executables[call.key] = self._build(call)
-        executable = self._executables[call.key]
+        executable = self._executables.get(call.key, lambda: self._build(call))
         check_donated(call.tensors, executable.donated)
         if not (kwargs or self.options.static.positions or self.options.static.names):
             self._remember(call, executable)
@@ -183,7 +184,9 @@ class Jitted(Generic[P, R]):
         if 0 in self.options.donated.positions:
             raise ValueError("jit: argument 0 of a method is its instance, which can't be donated")
         try:
-            executables = self._of_instances.setdefault(instance, {})
+            executables = self._of_instances.get(instance)
+            if executables is None:
+                executables = self._of_instances[instance] = Executables(_name(self.function))
         except TypeError:
             raise TypeError(
                 f"jit: a {type(instance).__name__} can't be referenced weakly, so its methods "
@@ -264,6 +267,10 @@ class Jitted(Generic[P, R]):
         with _uncollected():
             function = call.bind(self.function)
             return pipeline.trace(function, call.tensors, self.options.lowerings)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", repr(function))
 
 
 def _as_trace(compilation: Compilation) -> Trace:
@@ -350,10 +357,13 @@ def jit(
 
     The function is traced (and compiled) once for each structure, shape, dtype, device and memory
     format of its arguments (and which of them are one tensor), each value of the static ones, and
-    each setting of autocast and of PyTorch's default dtype.  It is then not run again: what it
-    prints, it prints while it is traced, and a tensor that it captures is a constant of the graph
-    (changing one raises TraceError at the next call).  A number that it reads out of a captured
-    tensor, as with `.item()`, stays what it was.  Results carry no autograd history.
+    each setting of autocast and of PyTorch's default dtype.  The graphs of the last 128 kinds of
+    call are kept, and after 32 kinds a warning says that the function is traced again and again.
+
+    The function is then not run again: what it prints, it prints while it is traced, and a tensor
+    that it captures is a constant of the graph (changing one raises TraceError at the next call).
+    A number that it reads out of a captured tensor, as with `.item()`, stays what it was.  Results
+    carry no autograd history.
 
     Without a function it is a decorator with these options.  A method is compiled for each
     instance, whose attributes are captured: what they are when the method is traced, they stay.
@@ -382,6 +392,9 @@ def jit(
         deterministic: True for the same bits each time on a GPU, where the fastest gradients of
             convolutions and overlapping max pools add numbers in no fixed order.  On a CPU it
             changes nothing: there the bits are the same for the same number of threads.
+
+    On Linux `funcnets.compiler.keep_memory()`, which the command line calls, lets graphs keep the
+    memory that they free, which is faster; without it nothing is changed for the process.
 
     On a GPU a function that is donated its state is replayed as a CUDA graph, from the second call
     on that finds the state at the same addresses.
