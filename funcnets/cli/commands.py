@@ -1,4 +1,4 @@
-"""The command line: `funcnets train`, `sweep`, `eval`, `summary`, `list` and `bench`."""
+"""The command line: `funcnets train`, `sweep`, `eval`, `plot` and others."""
 
 import inspect
 import logging
@@ -14,6 +14,7 @@ from funcnets.cli import (
     bench_command,
     find_lr_command,
     network_commands,
+    plot_command,
     predict_command,
     terminal,
     training_commands,
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "eval": training_commands.eval_command,
     "predict": predict_command.predict_command,
     "find-lr": find_lr_command.find_lr_command,
+    "plot": plot_command.plot_command,
     "summary": network_commands.summary_command,
     "list": network_commands.list_command,
     "bench": bench_command.bench_command,

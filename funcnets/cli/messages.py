@@ -8,8 +8,9 @@ from funcnets import models, tree
 from funcnets.cli.preparation import Setup
 from funcnets.cli.recipe_options import RECIPE_FIELDS
 from funcnets.cli.run_data import shown
+from funcnets.cli.terminal import sparkline
 from funcnets.cli.training import Outcome
-from funcnets.runs import Config, EpochRow, best_row, evaluated, steps_done
+from funcnets.runs import Config, EpochRow, MemberRow, best_row, evaluated, steps_done
 
 
 class TrainingMessages:
@@ -106,6 +107,7 @@ class TrainingMessages:
         yield f"{self.finished(outcome)}: test accuracy {last.test_accuracy or 0:.4f}"
         if not self.setup.config.validation:
             yield "test images were watched in each epoch; --validation 0.1 spares them to the end"
+        yield from course(outcome.rows)
         yield f"to evaluate it: funcnets eval {path}"
 
     def interrupted(self, outcome: Outcome, command: str = "train") -> Iterator[str]:
@@ -160,6 +162,17 @@ def recipe(config: Config) -> Iterator[str]:
         yield ", ".join(parts)
     if config.weight_decay:
         yield "biases and parameters of batch norm have no weight decay"
+
+
+def course(rows: Sequence[EpochRow | MemberRow]) -> Iterator[str]:
+    """Yield a line with the accuracy of all epochs, if they are several.
+
+    It is the accuracy on the images that are watched; of a sweep, that of the whole ensemble.
+    """
+    whole = [row for row in rows if isinstance(row, EpochRow) or row.is_of_all]
+    values = [row.watched_accuracy for row in whole]
+    if len(values) > 1:
+        yield f"accuracy by epoch: {sparkline(values)}  {min(values):.3f} to {max(values):.3f}"
 
 
 def speed(examples_per_second: float | None) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from funcnets.cli.messages import TrainingMessages, recipe, speed
+from funcnets.cli.messages import TrainingMessages, course, recipe, speed
 from funcnets.cli.sweep import best_rate, last_epoch
 from funcnets.cli.training import Outcome
 from funcnets.runs import MemberRow, SweepConfig, steps_done
@@ -59,6 +59,7 @@ class SweepMessages(TrainingMessages):
             return
         path = self.setup.directory.path
         yield f"{self.finished(outcome)}; saved in {path}"
+        yield from course(outcome.rows)
         yield f"to evaluate it: funcnets eval {path}"
 
     def measured(self, outcome: Outcome) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 EXIT_CODE_OF_UNREAD_OUTPUT = 141  # as a shell has it for SIGPIPE
 UNLIMITED_WIDTH = 10_000
+LEVELS_OF_BLOCKS = "▁▂▃▄▅▆▇█"
+LEVELS_IN_ASCII = "_.-~=+*#"
+SPARKLINE_WIDTH = 60
 
 
 def open_streams() -> None:
@@ -73,6 +76,24 @@ class Unfailing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return a line of at most 60 characters, each as high as its value, from lowest to highest.
+
+    They are blocks on a terminal that has them, and ASCII in logs and pipes.
+
+    >>> from funcnets.cli import terminal
+    >>> terminal.sparkline([0.2, 0.5, 0.9])
+    '_~#'
+    """
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower()
+    levels = LEVELS_OF_BLOCKS if sys.stdout.isatty() and "utf" in encoding else LEVELS_IN_ASCII
+    count = min(len(values), SPARKLINE_WIDTH)
+    chosen = [values[(i + 1) * len(values) // count - 1] for i in range(count)]
+    lowest = min(chosen, default=0.0)
+    span = max(chosen, default=0.0) - lowest or 1.0
+    return "".join(levels[int((value - lowest) / span * 7)] for value in chosen)
 
 
 def show(table: "Table") -> None:

@@ -100,7 +100,7 @@ def make_optimizer(config: Config, steps: int, rate: Any) -> Optimizer:
         parts = [*decay, optim.scale_by_adam()]
     else:
         parts = [optim.scale_by_adam(), *decay]
-    return optim.chain(*clip, *parts, optim.scale_by_learning_rate(_schedule(config, steps, rate)))
+    return optim.chain(*clip, *parts, optim.scale_by_learning_rate(schedule(config, steps, rate)))
 
 
 def _decay_matrices(weight_decay: float) -> Optimizer:
@@ -115,7 +115,8 @@ def _decay_matrices(weight_decay: float) -> Optimizer:
     )
 
 
-def _schedule(config: Config, steps: int, rate: Any) -> Any:
+def schedule(config: Config, steps: int, rate: Any) -> Any:
+    """Return the learning rate of a training: a function of the step, or a constant."""
     course = SCHEDULES[config.schedule]
     if not config.warmup:
         return course(rate, steps)

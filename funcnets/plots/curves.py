@@ -1,0 +1,191 @@
+"""Curves of one or many trainings by epoch, and the accuracy of a sweep by learning rate."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from funcnets.plots.style import (
+    COLORS,
+    GREY,
+    MARKERS,
+    color,
+    new_figure,
+    plain,
+    shortened,
+    tidy,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Values = Sequence[float | None]
+LABEL_LENGTH = 36
+COLUMNS = 3  # of a legend
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measurements of a training by epoch; None where something wasn't measured or isn't finite.
+
+    Attributes:
+        label: name of the training.
+        epochs: numbers of the epochs, from 1.
+        train_loss, train_accuracy: averages over the epoch.
+        loss, accuracy: those of the images that are watched.
+        watched: name of these images, such as `test`.
+        rates: pairs (epochs done, learning rate).
+        spread: the lowest and the highest accuracy in each epoch, of a curve that is a median.
+    """
+
+    label: str
+    epochs: Sequence[int]
+    train_loss: Values
+    train_accuracy: Values
+    loss: Values
+    accuracy: Values
+    watched: str = "test"
+    rates: Sequence[tuple[float, float]] = ()
+    spread: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+def draw_curves(curves: Sequence[Curve]) -> "Figure":
+    """Return a figure of loss, accuracy and learning rate by epoch.
+
+    A colour is a training; its line is dashed for the images that it is trained on.
+    """
+    extra = 0.24 * math.ceil((len(curves) + 2) / COLUMNS)
+    figure = new_figure(11, 3.5 + extra)
+    losses, accuracies, rates = figure.subplots(1, 3)
+    for index, curve in enumerate(curves):
+        for axes, train, watched in (
+            (losses, curve.train_loss, curve.loss),
+            (accuracies, curve.train_accuracy, curve.accuracy),
+        ):
+            _draw_line(axes, curve, train, index, is_train=True)
+            _draw_line(axes, curve, watched, index)
+        if curve.spread is not None:
+            accuracies.fill_between(
+                curve.epochs, *curve.spread, color=color(index), alpha=0.18, linewidth=0
+            )
+        if curve.rates:
+            rates.plot(*zip(*curve.rates, strict=True), color=color(index), linewidth=1.8)
+    for axes, title in ((losses, "loss"), (accuracies, "accuracy"), (rates, "learning rate")):
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        tidy(axes, grid="y")
+    rates.set_ylim(bottom=0)
+    _add_legend(figure, curves)
+    return figure
+
+
+def _draw_line(
+    axes: "Axes", curve: Curve, values: Values, index: int, *, is_train: bool = False
+) -> None:
+    numbers = [math.nan if value is None else value for value in values]
+    if all(map(math.isnan, numbers)):
+        return
+    axes.plot(
+        curve.epochs,
+        numbers,
+        label=shortened(curve.label, LABEL_LENGTH),
+        color=color(index),
+        linestyle=(0, (4, 2)) if is_train else "-",
+        linewidth=1.3 if is_train else 2,
+        marker="" if is_train else MARKERS[index % len(MARKERS)],
+        markersize=4,
+    )
+
+
+def _add_legend(figure: "Figure", curves: Sequence[Curve]) -> None:
+    """Add the names of the trainings below, and the meaning of the kinds of lines."""
+    from matplotlib.lines import Line2D
+
+    shade = COLORS[0] if len(curves) == 1 else GREY
+    watched = " or ".join(dict.fromkeys(curve.watched for curve in curves))
+    lines = [
+        Line2D([], [], color=shade, linewidth=2, label=f"{watched} images"),
+        Line2D([], [], color=shade, linewidth=1.3, linestyle=(0, (4, 2)), label="training images"),
+    ]
+    names = [
+        Line2D(
+            [],
+            [],
+            color=color(index),
+            linewidth=2,
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            label=shortened(curve.label, LABEL_LENGTH),
+        )
+        for index, curve in enumerate(curves)
+    ]
+    if len(curves) == 1:
+        figure.suptitle(plain(curves[0].label), x=0.01, ha="left", fontsize=11)
+        names = []
+    figure.legend(
+        handles=[*names, *lines], loc="outside lower left", ncols=COLUMNS, frameon=False, fontsize=9
+    )
+
+
+def draw_sweep(
+    accuracies: Mapping[float, Values], ensembles: Mapping[float, float] | None = None
+) -> "Figure":
+    """Return a figure of the test accuracy by learning rate: each seed, their median and spread.
+
+    Args:
+        accuracies: for each learning rate the accuracy of each seed; None for one that diverged.
+        ensembles: for each learning rate the accuracy of the ensemble of its seeds.
+    """
+    figure = new_figure(7.5, 4.6)
+    axes = figure.subplots()
+    axes.use_sticky_edges = False
+    tidy(axes, grid="y")
+    for place, (rate, values) in enumerate(accuracies.items()):
+        _draw_rate(axes, place, values, (ensembles or {}).get(rate))
+    axes.set_xticks(range(len(accuracies)), [f"{rate:g}" for rate in accuracies])
+    axes.set_xlim(-0.6, len(accuracies) - 0.4)
+    axes.set_xlabel("learning rate")
+    axes.set_title("test accuracy by learning rate", loc="left", fontweight="bold")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique, loc="outside lower left", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_rate(axes: "Axes", place: int, values: Values, ensemble: float | None) -> None:
+    known = [value for value in values if value is not None]
+    if known:
+        middle = statistics.median(known)
+        height = max(known) - min(known)
+        axes.bar(place, height, 0.5, bottom=min(known), color="#cfe2f1", label="spread of seeds")
+        step = 0.3 / max(1, len(known) - 1)
+        offsets = [place + step * (i - (len(known) - 1) / 2) for i in range(len(known))]
+        axes.scatter(offsets, known, s=26, color=COLORS[0], zorder=3, label="one seed")
+        axes.hlines(
+            middle, place - 0.25, place + 0.25, color="black", linewidth=2, zorder=4, label="median"
+        )
+        axes.annotate(
+            f"{middle:.3f}",
+            (place + 0.27, middle),
+            xytext=(16, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            zorder=5,
+        )
+    if ensemble is not None and known:
+        axes.scatter(
+            place + 0.33, ensemble, marker="D", s=42, color=COLORS[1], zorder=4, label="ensemble"
+        )
+    if diverged := len(values) - len(known):
+        axes.annotate(
+            f"{diverged} of {len(values)} diverged",
+            (place, 0.02),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            fontsize=9,
+            color=COLORS[1],
+        )
