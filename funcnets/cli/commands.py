@@ -12,6 +12,7 @@ import funcnets
 from funcnets._debug import is_debugged
 from funcnets.cli import (
     bench_command,
+    cache_command,
     find_lr_command,
     network_commands,
     plot_command,
@@ -70,6 +71,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "summary": network_commands.summary_command,
     "list": network_commands.list_command,
     "bench": bench_command.bench_command,
+    "cache": cache_command.cache_command,
 }
 
 
