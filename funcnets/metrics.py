@@ -115,6 +115,55 @@ def _read(tensors: Sequence[Tensor]) -> Numbers:
     return [list(itertools.islice(flat[x.dtype], x.numel())) for x in tensors]
 
 
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the confusion matrix, int64 (K, K): rows are labels, columns predictions.
+
+    Raises ValueError for another rank, dtype or batch size, and for labels that are probabilities.
+
+    >>> import torch
+    >>> from funcnets import metrics
+    >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> metrics.confusion(logits, torch.tensor([0, 1, 1]))
+    tensor([[1, 0],
+            [1, 1]])
+    """
+    losses.check_logits_and_labels(logits, labels)
+    if labels.is_floating_point():
+        raise ValueError("confusion: labels are probabilities; expected class numbers")
+    classes = logits.shape[1]
+    pairs = labels * classes + logits.argmax(dim=1)
+    return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence is from accuracy, in [0, 1].
+
+    Examples are divided into bins of equal width by the probability of their predicted class; it is
+    the mean over the examples of |accuracy - mean probability| of their bin.  Guo et al., "On
+    calibration of modern neural networks", 2017, section 2.
+
+    Args:
+        probabilities: (N, K), of each class.
+        labels: class numbers (N,).
+        bins: number of bins.
+
+    Raises ValueError for another rank, dtype or batch size.
+
+    >>> import torch
+    >>> from funcnets import metrics
+    >>> sure = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    >>> metrics.calibration_error(sure, torch.tensor([0, 1]))
+    0.5
+    """
+    losses.check_logits_and_labels(probabilities, labels)
+    confidence, predicted = probabilities.double().max(dim=1)
+    right = (predicted == labels).double()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64, device=labels.device)
+    gap = gap.index_add(0, bin_of, right - confidence)
+    return float(gap.abs().sum() / len(labels))
+
+
 class Running(NamedTuple):
     """Running averages over the examples so far; `Running()` is the one before the first batch.
 

@@ -161,6 +161,14 @@ Check = Annotated[
     ),
 ]
 
+Confusion = Annotated[
+    bool,
+    switch(
+        "--confusion",
+        "Show accuracy and confusions by class, the calibration error and the worst mistakes.",
+    ),
+]
+
 # Machine
 
 Device = Annotated[

@@ -136,6 +136,7 @@ def eval_command(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", parser=options.directory, help="A run directory.")
     ],
+    confusion: options.Confusion = False,
     dataset: options.DataSet = None,
     data: options.Data = None,
     device: options.Device = None,
@@ -146,7 +147,8 @@ def eval_command(
     Of a sweep it measures every member, the ensemble of each learning rate, and that of them all.
     --data and --dataset give other test images than the run's, which is said.
     """
-    from funcnets.cli import distributed, evaluation, preparation, sweep
+    from funcnets.cli import confusion as confusions
+    from funcnets.cli import distributed, evaluation, preparation, sweep, terminal
     from funcnets.cli.reporters import Reporter
     from funcnets.cli.sweep_messages import table
     from funcnets.runs import SweepConfig
@@ -162,6 +164,11 @@ def eval_command(
         for text in setup.warnings if joined.is_first else ():
             Reporter().warn(text)
         rows = []
+        report = None
+        if confusion and joined.axis.size > 1:
+            raise ValueError("--confusion is of one process: start it without torchrun")
+        if confusion:
+            report = confusions.report(setup)
         if isinstance(setup.config, SweepConfig):
             rows = sweep.evaluate(setup)
             measured = sweep.measured_ensemble(setup, rows)
@@ -170,7 +177,7 @@ def eval_command(
     if not joined.is_first:
         return
     if json:
-        print(json_format.dumps(measured))
+        print(json_format.dumps(measured | (report._asdict() if report else {})))
         return
     for line in table(rows):
         print(line)
@@ -180,3 +187,7 @@ def eval_command(
         f"test loss {'not finite' if loss is None else format(loss, '.4f')}, "
         f"accuracy {measured['test_accuracy']:.4f} over {measured['test_images']:,} images"
     )
+    if report:
+        terminal.show(confusions.table(report))
+        for line in confusions.lines(report):
+            print(line)
