@@ -13,6 +13,7 @@ from funcnets.metrics import Running
 from funcnets.parallel import Processes
 from funcnets.precision import POLICIES
 from funcnets.runs import Config
+from funcnets.runs.networks import is_imported
 from funcnets.train import Prepare, TrainState
 
 
@@ -46,10 +47,12 @@ class Evaluation:
         name = f"{type(self).__name__} {(config.network, config.side, config.precision)}"
         if config.normalize:
             name += f" {config.mean} {config.deviation}"
+        # The code behind an import path may change between runs.
+        saved_as = None if is_imported(config.network) else name
         self._step = jit(
             function,
             backend="graph",
-            saved_as=name,
+            saved_as=saved_as,
             tf32=policy.tf32,
             deterministic=config.deterministic,
         )

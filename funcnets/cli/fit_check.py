@@ -11,6 +11,7 @@ from funcnets.core import Layer, LayerError, Params, State
 from funcnets.data import Dataset
 from funcnets.optim import Optimizer
 from funcnets.runs import Config, SweepConfig
+from funcnets.runs.networks import is_imported
 from funcnets.train import TrainState
 
 LARGEST_SIDE_TRIED = 512
@@ -26,6 +27,7 @@ def create_train_state(
     Raises UsageError unless `net` can be trained on every batch, the short last one too; the
     message has the smallest side that works.
     """
+    _check_logits(config, net)
     shares = 1 if config.sync_batch_norm else processes
     sizes = _batch_sizes(config, dataset, shares)
     try:
@@ -89,6 +91,29 @@ def _apply(
     """Apply `net` in training to a batch of each size.  Raises LayerError if it can't be."""
     for size in sizes:
         net.apply(params, state, image.expand(size, -1, -1, -1), train=True, key=key)
+
+
+def _check_logits(config: Config, net: Layer) -> None:
+    """Raise UsageError unless a network gives logits for the classes of the data.
+
+    Those of the index do; nothing is computed.
+    """
+    if not is_imported(config.network):
+        return
+    key, image = random.key(0, "meta"), _image(config, config.side, "meta").expand(2, -1, -1, -1)
+    expected = (2, len(config.class_names))
+    try:
+        y, _ = net.apply(*net.init(key, image), image, train=True, key=key)
+        problem = f"gives an output of shape {tuple(y.shape)}" if y.shape != expected else ""
+    except LayerError:  # which is raised again on the images
+        return
+    except Exception as error:  # a module's own
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if problem:
+        raise UsageError(
+            f"{config.network} can't be trained on images of shape {tuple(image.shape)}: "
+            f"{problem}; expected logits of shape {expected}"
+        )
 
 
 def _works(config: Config, net: Layer, sizes: Iterable[int], side: int) -> bool:

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from funcnets import models, tree
+from funcnets import tree
 from funcnets.cli.preparation import Setup
 from funcnets.cli.recipe_options import RECIPE_FIELDS
 from funcnets.cli.run_data import shown
 from funcnets.cli.terminal import sparkline
 from funcnets.cli.training import Outcome
-from funcnets.runs import Config, EpochRow, MemberRow, best_row, evaluated, steps_done
+from funcnets.runs import Config, EpochRow, MemberRow, best_row, evaluated, networks, steps_done
 
 
 class TrainingMessages:
@@ -183,5 +183,5 @@ def speed(examples_per_second: float | None) -> str:
 def shown_parameters(outcome: Outcome) -> dict[str, list[float]]:
     """Return the parameters that the network's entry in the index asks to show, by name."""
     named = tree.flatten_named(evaluated(outcome.train_state)[0])
-    shown = models.INDEX[outcome.setup.config.network].shown
+    shown = networks.shown_parameters(outcome.setup.config.network)
     return {name: named[name].tolist() for name in shown}

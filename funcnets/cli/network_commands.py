@@ -28,9 +28,10 @@ def summary_command(
     json: options.Json = False,
 ) -> None:
     """Show output shape, parameters and multiply-adds of each part of a network."""
-    from funcnets import models, summary
+    from funcnets import summary
+    from funcnets.runs import networks
 
-    net, recipe = models.get(network)
+    net, recipe = networks.build(network, 10), networks.recipe(network)
     try:
         shape = tuple(map(int, input.split(","))) if input else (1, 1, recipe.side, recipe.side)
     except ValueError:

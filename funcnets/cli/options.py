@@ -45,7 +45,8 @@ UsualNetwork = Annotated[
     str | None,
     typer.Argument(
         metavar="NET",
-        help="Name of a network: see `funcnets list`.",
+        help="Name of a network (see `funcnets list`), or package.module:name of your own: a "
+        "Layer, an nn.Module, or a function that returns one.",
         show_default="lenet_bn",
         autocompletion=_complete_network,
     ),

@@ -21,6 +21,7 @@ from funcnets.precision import available
 from funcnets.runs import Config, EpochRow, MemberRow, RunDirectory, RunError, SweepConfig
 from funcnets.runs.directory import environment
 from funcnets.runs.json_records import RecordError, check
+from funcnets.runs.networks import is_imported
 from funcnets.train import TrainState
 
 ALONE = Processes()
@@ -62,11 +63,14 @@ class Setup:
         return batches_per_epoch(self.config, self.dataset)
 
     @property
-    def step_name(self) -> str:
+    def step_name(self) -> str | None:
         """Name under which the compiled training step is saved: all that it is made of.
 
-        The shapes of its arguments are left out, as `jit` adds them.
+        The shapes of its arguments are left out, as `jit` adds them.  None for a network behind an
+        import path, whose code may change.
         """
+        if is_imported(self.config.network):
+            return None
         config, axis = self.config, self.processes.axis
         schedule = (config.schedule, config.learning_rate, config.epochs * self.batches)
         name = f"train {(config.network, *schedule, config.side, config.precision)}"

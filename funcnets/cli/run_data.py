@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from funcnets import data, models, random
+from funcnets import data, random
 from funcnets.cli.configuration import UsageError
 from funcnets.data import DataError, Dataset
 from funcnets.data.places import FASHION, FOLDER, IDX
 from funcnets.parallel import Processes, share_in_memory
-from funcnets.runs import Config
+from funcnets.runs import Config, networks
 
 NATIVE_SIDE = 28  # pixels; a recipe with this side takes images as large as they are
 
@@ -50,7 +50,7 @@ def load(config: Config, processes: Processes, *, is_new: bool = False) -> Datas
 
 def _takes_any_side(config: Config) -> bool:
     """True if nobody chose the side, and the recipe has the usual one."""
-    _, recipe = models.get(config.network, config.recipe)
+    recipe = networks.recipe(config.network, config.recipe)
     return config.side == recipe.side == NATIVE_SIDE
 
 

@@ -9,12 +9,13 @@ from typing import Any, Self, cast
 
 import torch
 
-from funcnets import augment, models, optim
+from funcnets import augment, optim
 from funcnets._validate import is_whole
 from funcnets.compiler.backends.select import BACKENDS, Backend, training_backend
 from funcnets.data.named import FASHION_MNIST
 from funcnets.data.places import FASHION
 from funcnets.precision import PRECISIONS, usual
+from funcnets.runs import networks
 
 # A schedule by name: (learning rate, number of steps) -> what `optim.sgd` takes as its rate.
 SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
@@ -24,7 +25,6 @@ SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
     "one-cycle": optim.one_cycle,
 }
 KNOWN_VALUES: dict[str, Collection[str]] = {
-    "network": models.INDEX,
     "schedule": SCHEDULES,
     "backend": BACKENDS,
     "precision": PRECISIONS,
@@ -77,7 +77,8 @@ class Config:
     A field that is added later has a default, so that a config.json from before goes on to load.
 
     Attributes:
-        network: the name of the network in `models.INDEX`.
+        network: the name of the network in `models.INDEX`, or an import path, such as
+            `my_package.my_net:build`; see `networks.build`.
         recipe: the name of the recipe that gave the values which nobody chose.
         schedule: the course of the learning rate, a key of `SCHEDULES`.
         learning_rate: the highest learning rate.
@@ -172,6 +173,10 @@ class Config:
         check_rate("learning_rate", self.learning_rate)
         if not is_whole(self.seed, -(2**63)) or self.seed >= 2**63:
             raise ConfigError("seed", f"is {self.seed!r}; expected an integer of 64 bits")
+        try:
+            networks.check_name(self.network)
+        except ValueError as error:
+            raise ConfigError("network", f"is {self.network!r}; {error}") from None
         for field, known in KNOWN_VALUES.items():
             if (value := getattr(self, field)) not in known:
                 raise ConfigError(field, f"is {value!r}; expected one of {', '.join(known)}")
@@ -191,7 +196,7 @@ class Config:
             raise ConfigError(
                 "warmup", f"is {self.warmup:g} epochs; expected fewer than the {self.epochs}"
             )
-        if self.dropout is not None and not models.has_dropout(self.network):
+        if self.dropout is not None and not networks.has_dropout(self.network):
             raise ConfigError("dropout", f"is {self.dropout}; {self.network} has no dropout")
         try:
             augment.by_name(self.augment or "flip", 1)
@@ -234,7 +239,7 @@ class Config:
         usual_device = "cuda" if torch.cuda.is_available() else "cpu"
         device = values.get("device", usual_device)
         values = {"learning_rate": _usual_rate(network, recipe, values)} | values
-        defaults = asdict(models.get(network, recipe)[1]) | {
+        defaults = asdict(networks.recipe(network, recipe)) | {
             "seed": 0,
             "data": "bundled",
             "limit_train": None,
@@ -300,7 +305,7 @@ def _usual_rate(network: str, recipe: str, values: Mapping[str, Any]) -> float:
     """Return the learning rate where nobody chose one."""
     if values.get("optimizer", "sgd") != "sgd":
         return ADAM_RATE
-    return models.get(network, recipe)[1].learning_rate
+    return networks.recipe(network, recipe).learning_rate
 
 
 def check_rate(field: str, rate: Any) -> None:

@@ -22,7 +22,7 @@ import torch
 
 import funcnets
 from funcnets import _files, checkpoint
-from funcnets.runs import json_records
+from funcnets.runs import json_records, networks
 from funcnets.runs.config import Config, ConfigError, SweepConfig
 from funcnets.runs.lock import LOCK, Lock, LockedError
 from funcnets.runs.rows import EpochRow, Row, best_step
@@ -336,7 +336,7 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _usual_path(config: Config) -> Path:
-    return Path("runs") / f"{config.network}-{config.recipe}-{config.label}"
+    return Path("runs") / f"{networks.file_name(config.network)}-{config.recipe}-{config.label}"
 
 
 def _with_number(path: Path, number: int) -> Path:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets import checkpoint, models, random, train, tree
+from funcnets import checkpoint, random, train, tree
 from funcnets.core import Layer, Params, State
 from funcnets.optim import Optimizer
-from funcnets.runs import recipe
+from funcnets.runs import networks, recipe
 from funcnets.runs.config import Config, SweepConfig
 from funcnets.runs.directory import RunDirectory, RunError
 from funcnets.train import TrainState
@@ -115,12 +115,8 @@ def build(config: Config, steps: int) -> tuple[Layer, Optimizer]:
 
 def build_network(config: Config) -> Layer:
     """Return the network of a configuration, with as many logits as there are classes."""
-    classes = len(config.class_names)
-    # A network of ten classes may be one that takes no number of them.
-    options: dict[str, Any] = {} if classes == len(Config.class_names) else {"num_classes": classes}
-    if config.dropout is not None:
-        options["rate"] = config.dropout
-    return models.get(config.network, **options)[0]
+    options = {} if config.dropout is None else {"rate": config.dropout}
+    return networks.build(config.network, len(config.class_names), **options)
 
 
 def create_train_state(
