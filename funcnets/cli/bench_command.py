@@ -33,7 +33,8 @@ def bench_command(
             metavar="COLUMN,...",
             help="Of jit, graph and inductor, which are funcnets; eager, eager-last, "
             "compiled and compiled-last, which are modules, plain and in channels_last; and "
-            "flax, which needs the extra bench-jax.",
+            "flax, which needs the extra bench-jax. On GPUs also graph-last and jit-last, and the "
+            "modules' modes reduce-overhead and max-autotune.",
             show_default="all that can be had",
         ),
     ] = None,
