@@ -371,3 +371,11 @@ def test_scaling_sends_what_the_bench_counts():
     assert step.gradients == 179524
     assert 2 * step.norms + 1 == 9
     assert step.gradients + 2 * 3 * step.channels * 2 * 4 == 190372
+
+
+def test_steps_per_call_prints_a_row_for_each_count(capsys):
+    sizes = ["--limit-train", "100", "--batch-size", "16", "--counts", "1", "3", "--rounds", "1"]
+    load("steps_per_call").main([*sizes, "--data", "bundled", "--backend", "graph"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["1", "3"]
+    assert rows[0].split("|")[4].strip() == "1.00"
