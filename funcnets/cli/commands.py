@@ -17,6 +17,7 @@ from funcnets.cli import (
     network_commands,
     plot_command,
     predict_command,
+    report_command,
     terminal,
     training_commands,
 )
@@ -68,6 +69,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": predict_command.predict_command,
     "find-lr": find_lr_command.find_lr_command,
     "plot": plot_command.plot_command,
+    "report": report_command.report_command,
     "summary": network_commands.summary_command,
     "list": network_commands.list_command,
     "bench": bench_command.bench_command,
