@@ -13,6 +13,7 @@ from funcnets._debug import is_debugged
 from funcnets.cli import (
     bench_command,
     cache_command,
+    doctor_command,
     find_lr_command,
     network_commands,
     plot_command,
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "summary": network_commands.summary_command,
     "list": network_commands.list_command,
     "bench": bench_command.bench_command,
+    "doctor": doctor_command.doctor_command,
     "cache": cache_command.cache_command,
 }
 

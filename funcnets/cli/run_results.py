@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets import data, precision, summary, tree
+from funcnets import data, metrics, precision, summary, tree
 from funcnets.cli.evaluation import evaluation_batch_size
 from funcnets.cli.preparation import Setup
 from funcnets.core import Params, State
@@ -51,9 +51,7 @@ class Predictions:
     @property
     def confusion(self) -> Tensor:
         """Number of images (K, K) by true class, the row, and by predicted class."""
-        classes = len(self.names)
-        cells = self.labels * classes + self.predicted
-        return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
+        return metrics.confusion(self.logits, self.labels)
 
     def worst(self, count: int) -> list[Mistake]:
         """Return mistakes, those first to whose true class the network gave the least."""
