@@ -1,6 +1,7 @@
 """Tags: what transforms know of a layer, a user's own layers as well as those of the package."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from classifiers import gradients, one_by_one, problem, whole
 from torch import Tensor
 
-from funcnets import core, layers, random, transforms, tree
+from funcnets import core, layers, parallel, random, transforms, tree
 from funcnets.core import Layer, LayerError, sequential
 from funcnets.testing import assert_close
 
@@ -145,7 +146,11 @@ UNKNOWN = problem(sequential(flatten=layers.flatten(), block=sequential(norm=unt
 
 @pytest.mark.parametrize(
     "gradient",
-    [transforms.accumulate(2), *map(transforms.per_example, (None, "frozen", "batch_constant"))],
+    [
+        transforms.accumulate(2),
+        transforms.accumulate(2, statistics="micro_batch"),
+        *map(transforms.per_example, (None, "frozen", "batch_constant", "batch")),
+    ],
 )
 def test_batch_norms_without_a_tag_are_refused_by_name(gradient: Any) -> None:
     message = r"^block\.norm: own_norm: .*changes its state \(batches, .*layers\.BatchStatistics"
@@ -155,9 +160,12 @@ def test_batch_norms_without_a_tag_are_refused_by_name(gradient: Any) -> None:
         transforms.frozen_statistics(UNKNOWN.net).apply(*UNKNOWN[1:3], UNKNOWN.batch[0], train=True)
 
 
-def test_a_gradient_through_the_whole_batch_takes_any_layer() -> None:
-    result = gradients(transforms.per_example("batch"), UNKNOWN)
-    assert_close({"loss": result["loss"]}, {"loss": whole(UNKNOWN)["loss"]})
+def test_batch_norms_without_a_tag_are_not_synchronized() -> None:
+    two: Any = SimpleNamespace(size=2)
+    net = parallel.synchronize(UNKNOWN.net, two)
+    with pytest.raises(LayerError, match=r"^block\.norm: own_norm: .*changes its state"):
+        net.apply(*UNKNOWN[1:3], UNKNOWN.batch[0], train=True)
+    net.apply(*UNKNOWN[1:3], UNKNOWN.batch[0])
 
 
 def test_a_layer_that_keeps_its_state_needs_no_tag() -> None:

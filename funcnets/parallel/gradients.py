@@ -8,6 +8,7 @@ from torch import Tensor
 
 from funcnets import layers, tree
 from funcnets.core import Layer, Params, State, rewrite, wrap
+from funcnets.interop.untagged_state import with_constant_state
 from funcnets.layers import BatchStatistics, count_batch_norms, noise_of_rows
 from funcnets.parallel.axis import Axis
 from funcnets.train import Batch, Gradient, Loss, Measurements, batch_gradient
@@ -87,6 +88,9 @@ def synchronize(net: Layer, axis: Axis, *, has_weight: bool = True) -> Layer:
     all-reduce forward and one backward.
 
     `has_weight`: False if the values of this process must not count.
+
+    From `apply` in training, another layer without parts that changes its state is refused by a
+    LayerError.
     """
     if axis.size == 1:
         return net
@@ -94,7 +98,7 @@ def synchronize(net: Layer, axis: Axis, *, has_weight: bool = True) -> Layer:
     def replaced(name: str | None, layer: Layer) -> Layer:
         tag = layer.tag(BatchStatistics)
         if tag is None:
-            return layer
+            return with_constant_state(layer)
 
         def apply(
             params: Params,

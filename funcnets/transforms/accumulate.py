@@ -10,6 +10,7 @@ from torch import Tensor
 
 from funcnets import metrics, tree
 from funcnets.core import Layer, Params, State
+from funcnets.interop.untagged_state import refuse_untagged_state
 from funcnets.layers import count_batch_norms, noise_of_rows
 from funcnets.train import Batch, Gradient, Loss, Measurements, batch_gradient, check_batch
 from funcnets.transforms.statistics import (
@@ -46,9 +47,9 @@ def accumulate(micro_batch_size: int, *, statistics: AccumulatedStatistics = "ba
     Without batch norm both are the same, in one pass.  The loss must be a mean over the examples.
 
     Raises ValueError for a size below 1 or other statistics; LayerError, from a call, for a random
-    layer without the tag `layers.MultiplicativeNoise`, and with `batch` for a layer without parts
-    that changes its state and has no tag `layers.BatchStatistics`, and for a batch norm inside a
-    layer under `remat`.
+    layer without the tag `layers.MultiplicativeNoise`, for a layer without parts that changes its
+    state and has no tag `layers.BatchStatistics`, and with `batch` for a batch norm inside a layer
+    under `remat`.
 
     >>> from funcnets import layers, optim, train, transforms
     >>> gradient = transforms.accumulate(64)
@@ -69,9 +70,11 @@ def accumulate(micro_batch_size: int, *, statistics: AccumulatedStatistics = "ba
         *,
         key: Tensor | None = None,
     ) -> tuple[Params, State, Measurements]:
-        micro_batches = _split(net, loss, batch, micro_batch_size, key)
         if statistics == "batch":
+            micro_batches = _split(net, loss, batch, micro_batch_size, key)
             return _with_batch_statistics(micro_batches, params, state)
+        checked = refuse_untagged_state(net)
+        micro_batches = _split(checked, loss, batch, micro_batch_size, key)
         return _with_micro_batch_statistics(micro_batches, params, state)
 
     return gradient

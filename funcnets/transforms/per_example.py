@@ -8,6 +8,7 @@ from torch.func import vmap
 
 from funcnets import losses, metrics, tree
 from funcnets.core import Layer, Params, State, check_layer, eval_shape
+from funcnets.interop.untagged_state import refuse_untagged_state
 from funcnets.layers import count_batch_norms, noise_of_rows
 from funcnets.train import Batch, Gradient, Loss, Measurements, check_batch
 from funcnets.transforms.statistics import (
@@ -68,9 +69,9 @@ def per_example_gradients(
 
     Raises ValueError if there is batch norm and `statistics` is None, for other statistics, for
     labels that don't fit the images, and for a chunk size below 1; LayerError for a random layer
-    without the tag `layers.MultiplicativeNoise`, except with `batch` for a layer without parts that
-    changes its state and has no tag `layers.BatchStatistics`, and with `batch_constant` for a batch
-    norm inside a layer under `remat`.
+    without the tag `layers.MultiplicativeNoise`, for a layer without parts that changes its state
+    and has no tag `layers.BatchStatistics`, and with `batch_constant` for a batch norm inside a
+    layer under `remat`.
 
     >>> import torch
     >>> from funcnets import layers, random, transforms
@@ -88,6 +89,7 @@ def per_example_gradients(
     if not len(batch[0]):
         return _of_no_examples(net, params, state, batch[0])
     if statistics == "batch":
+        net = refuse_untagged_state(net)
         return _jointly(net, params, state, batch, key, loss, chunk_size)
     if statistics == "batch_constant":
         moments: MomentsByNumber = {}

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from funcnets import layers, tree
-from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, wrap
-from funcnets.interop.module_apply import ModuleApply
+from funcnets import layers
+from funcnets.core import Layer, LayerError, Params, State, rewrite, wrap
+from funcnets.interop.untagged_state import with_constant_state
 from funcnets.layers import BatchStatistics, count_batch_norms
 from funcnets.transforms.remat import Rematerialized
 
@@ -41,7 +41,7 @@ def _with_training(net: Layer, normalize: Normalize) -> Layer:
     def replaced(name: str | None, layer: Layer) -> Layer:
         tag = layer.tag(BatchStatistics)
         if tag is None:
-            return _with_constant_state(layer)
+            return with_constant_state(layer)
         number = next(numbers)
 
         def apply(
@@ -59,40 +59,6 @@ def _with_training(net: Layer, normalize: Normalize) -> Layer:
         return wrap(layer, lambda inner: apply)
 
     return rewrite(net, replaced)
-
-
-def _with_constant_state(layer: Layer) -> Layer:
-    """Return the layer, which raises LayerError if it changes its state in training.
-
-    Such a layer may have a batch norm inside that no transform knows of.  Layers with parts are
-    made of others; calls of a lifted module are inspected by `interop`.
-    """
-    if layer.rebuild is not None or isinstance(layer.apply, ModuleApply):
-        return layer
-
-    def around(inner: Apply) -> Apply:
-        def apply(
-            params: Params,
-            state: State,
-            x: Tensor,
-            *,
-            train: bool = False,
-            key: Tensor | None = None,
-        ) -> tuple[Tensor, State]:
-            y, after = inner(params, state, x, train=train, key=key)
-            before, now = tree.flatten_named(state), tree.flatten_named(after)
-            changed = [name for name in now if now[name] is not before.get(name)]
-            if train and changed:
-                raise LayerError(
-                    f"{layer.kind}: training changes its state ({', '.join(changed)}), and it is "
-                    "unknown how this depends on the examples of a batch: give a batch norm the "
-                    "tag layers.BatchStatistics, or make the layer of parts, by core.combine"
-                )
-            return y, after
-
-        return apply
-
-    return wrap(layer, around)
 
 
 def _check_not_rematerialized(layer: Layer, path: tuple[str, ...]) -> None:
