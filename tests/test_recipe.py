@@ -206,6 +206,7 @@ CHANGED = {
     "augment": "flip",
     "ema": 0.9,
     "accumulate": 8,
+    "freeze": "block1.*",
     "normalize": True,
 }
 
@@ -307,9 +308,10 @@ def test_a_bad_recipe_is_one_line(run, arguments, message):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("field", ["validation", "ema", "accumulate"])
+@pytest.mark.parametrize("field", ["validation", "ema", "accumulate", "init_from"])
 def test_a_sweep_refuses_what_it_cannot_have(run, field):
-    Path("a.toml").write_text(f"{field} = {1 if field == 'accumulate' else 0.5}")
+    values = {"accumulate": 1, "init_from": '"first"'}
+    Path("a.toml").write_text(f"{field} = {values.get(field, 0.5)}")
     code, _, err = run("sweep", "--config", "a.toml")
     assert code == 2
     assert "a sweep can't have it" in err

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from funcnets import data, runs
-from funcnets.cli import configuration, distributed, run_data
+from funcnets.cli import configuration, distributed, initial_values, run_data
 from funcnets.cli.configuration import UsageError
-from funcnets.cli.fit_check import create_train_state
 from funcnets.cli.recipe_options import RECIPE_FIELDS
 from funcnets.core import Layer
 from funcnets.data import Dataset
@@ -107,18 +106,17 @@ def begin(
     config = processes.together(lambda: run_data.described(config, found, given))
     dataset, watched = run_data.divided(config, found)
 
-    def create() -> tuple[Layer, Optimizer, TrainState]:
+    def create() -> tuple[Layer, Optimizer, TrainState, tuple[str, ...]]:
         net, optimizer = build(config, dataset)
         size = processes.axis.size
-        return net, optimizer, create_train_state(config, net, optimizer, dataset, size)
+        return net, optimizer, *initial_values.create(config, net, optimizer, dataset, size)
 
-    parts = processes.together(create)
+    net, optimizer, train_state, notes = processes.together(create)
     directory = distributed.make_directory(processes, config, path)
     is_named = given.get("dataset") is not None or dataset.name != IDX
     warnings = () if is_named else (run_data.unlike_fashion_mnist(dataset),)
-    return Setup(
-        config, directory, dataset, watched, *parts, processes=processes, warnings=warnings
-    )
+    setup = Setup(config, directory, dataset, watched, net, optimizer, train_state, notes=notes)
+    return replace(setup, processes=processes, warnings=warnings)
 
 
 def resume(
@@ -345,7 +343,7 @@ def restore(
     net, optimizer = build(config, dataset)
     if may_begin and not directory.has_checkpoint:
         size = processes.axis.size
-        train_state = create_train_state(config, net, optimizer, dataset, size)
+        train_state, _ = initial_values.create(config, net, optimizer, dataset, size)
         return Setup(
             config, directory, dataset, watched, net, optimizer, train_state, processes=processes
         )

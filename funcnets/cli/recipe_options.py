@@ -96,6 +96,27 @@ Patience = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
+Freeze = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN,...",
+        help="Leave parameters with such names as they are, as stem.*,stage1.*; see `funcnets "
+        "summary NET` for names.",
+        show_default="none",
+        rich_help_panel=RECIPE,
+    ),
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="SOURCE",
+        help="Begin with the values of a run, or of a .safetensors or .pt file, where name and "
+        "shape fit; what differs is listed.",
+        show_default="random values",
+        rich_help_panel=RECIPE,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(
@@ -128,4 +149,5 @@ RECIPE_FIELDS: dict[str, Any] = {
     "augment": Augment,
     "ema": Ema,
     "accumulate": Accumulate,
+    "freeze": Freeze,
 }

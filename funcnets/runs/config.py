@@ -111,6 +111,10 @@ class Config:
         dropout: rate of the network's dropout; None for its own.
         augment: names of augmentations in their order, such as `crop,flip`; empty for none.
         accumulate: examples in a micro-batch; None for whole batches.
+        freeze: patterns of the names of parameters that stay as they are, such as
+            `stem.*,stage1.*`; empty for none.  Running statistics are updated all the same.
+        init_from: a run directory or a file of weights, from which the initial values are taken
+            where name and shape fit; None for random ones.
         normalize: True to subtract the mean of the training images, and divide by the deviation.
 
     The other fields are facts about the data (`FACTS`), which a training sets from them:
@@ -150,6 +154,8 @@ class Config:
     dropout: float | None = None
     augment: str = ""
     accumulate: int | None = None
+    freeze: str = ""
+    init_from: str | None = None
     normalize: bool = False
     validation: float = 0.0
     patience: int | None = None
@@ -266,7 +272,7 @@ class SweepConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("validation", "ema", "accumulate"):
+        for field in ("validation", "ema", "accumulate", "init_from"):
             if (value := getattr(self, field)) not in (None, 0):
                 raise ConfigError(field, f"is {value}; a sweep can't have it")
         if not is_whole(self.seeds, 1):

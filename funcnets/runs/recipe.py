@@ -100,7 +100,11 @@ def make_optimizer(config: Config, steps: int, rate: Any) -> Optimizer:
         parts = [*decay, optim.scale_by_adam()]
     else:
         parts = [optim.scale_by_adam(), *decay]
-    return optim.chain(*clip, *parts, optim.scale_by_learning_rate(schedule(config, steps, rate)))
+    rule = optim.chain(*clip, *parts, optim.scale_by_learning_rate(schedule(config, steps, rate)))
+    if not config.freeze:
+        return rule
+    frozen = {pattern.strip(): optim.frozen() for pattern in config.freeze.split(",")}
+    return optim.partition({**frozen, "*": rule})
 
 
 def _decay_matrices(weight_decay: float) -> Optimizer:
