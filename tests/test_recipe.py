@@ -308,9 +308,9 @@ def test_a_bad_recipe_is_one_line(run, arguments, message):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("field", ["validation", "ema", "accumulate", "init_from"])
+@pytest.mark.parametrize("field", ["validation", "ema", "accumulate", "recalibrate", "init_from"])
 def test_a_sweep_refuses_what_it_cannot_have(run, field):
-    values = {"accumulate": 1, "init_from": '"first"'}
+    values = {"accumulate": 1, "recalibrate": "true", "init_from": '"first"'}
     Path("a.toml").write_text(f"{field} = {values.get(field, 0.5)}")
     code, _, err = run("sweep", "--config", "a.toml")
     assert code == 2

@@ -106,6 +106,15 @@ Freeze = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
+Recalibrate = Annotated[
+    bool | None,
+    switch(
+        "--recalibrate",
+        "Measure the running statistics of batch norms anew after the last epoch, for trainings of "
+        "few steps.",
+        RECIPE,
+    ),
+]
 InitFrom = Annotated[
     str | None,
     typer.Option(

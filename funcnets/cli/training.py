@@ -15,6 +15,7 @@ from funcnets.cli.evaluation import Evaluation, StoppedError, finite
 from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.cli.interrupt import Agreement, Interrupt, Wish
 from funcnets.cli.preparation import Setup
+from funcnets.cli.recalibration import describe_lag, recalibrate
 from funcnets.cli.reporters import Reporter
 from funcnets.compiler import CompileError, jit
 from funcnets.data import Dataset
@@ -154,8 +155,8 @@ class Training:
         with self.interrupt:
             try:
                 compile_seconds = self._compile_and_train()
-                if self.setup.config.validation and not self.interrupt.signal:
-                    self._test_best()
+                if not self.interrupt.signal:
+                    self._conclude()
             except (NonFiniteLoss, NonFiniteError) as error:
                 raise TrainingError(f"{error}; {self._kept()}") from error
         seconds = time.perf_counter() - started
@@ -201,6 +202,8 @@ class Training:
             step_number = progress.epoch * progress.batches + progress.batch
             self.reporter.advance(progress, speed.rate)
             if is_epoch_done := progress.batch == progress.batches:
+                if self.setup.config.recalibrate and progress.epoch + 1 == self.setup.config.epochs:
+                    self.train_state = recalibrate(self.setup, self.train_state)
                 self._end_epoch(progress, evaluate, speed.rate, started)
                 speed.reset()
                 started = time.perf_counter()
@@ -216,6 +219,14 @@ class Training:
     def _is_stopped_early(self) -> bool:
         patience = self.setup.config.patience
         return patience is not None and is_stopped_early(self.rows, patience)
+
+    def _conclude(self) -> None:
+        """Test the best checkpoint, if that is left to the end, and tell of lagging statistics."""
+        if self.setup.config.validation:
+            self._test_best()
+        last = self.rows[-1] if self.rows else None
+        if isinstance(last, EpochRow) and (lag := describe_lag(self.setup, self.train_state, last)):
+            self.reporter.line(lag)
 
     def _test_best(self) -> None:
         """Measure the checkpoint of the best epoch on the test images, and keep it in its row."""

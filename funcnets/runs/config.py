@@ -113,6 +113,8 @@ class Config:
         accumulate: examples in a micro-batch; None for whole batches.
         freeze: patterns of the names of parameters that stay as they are, such as
             `stem.*,stage1.*`; empty for none.  Running statistics are updated all the same.
+        recalibrate: True to measure the running statistics of batch norms anew after the last
+            epoch.
         init_from: a run directory or a file of weights, from which the initial values are taken
             where name and shape fit; None for random ones.
         normalize: True to subtract the mean of the training images, and divide by the deviation.
@@ -155,6 +157,7 @@ class Config:
     augment: str = ""
     accumulate: int | None = None
     freeze: str = ""
+    recalibrate: bool = False
     init_from: str | None = None
     normalize: bool = False
     validation: float = 0.0
@@ -272,7 +275,7 @@ class SweepConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("validation", "ema", "accumulate", "init_from"):
+        for field in ("validation", "ema", "accumulate", "recalibrate", "init_from"):
             if (value := getattr(self, field)) not in (None, 0):
                 raise ConfigError(field, f"is {value}; a sweep can't have it")
         if not is_whole(self.seeds, 1):
