@@ -579,6 +579,8 @@ def test_the_state_of_another_optimizer_is_refused(optimizer, state):
 def test_what_is_no_gradient_and_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="b: the gradient is None; expected a tensor"):
         optim.sgd(0.1).update({"w": torch.ones(2), "b": None}, ((),), P)
+    with pytest.raises(TypeError, match="b: the gradient is None; expected a tensor: give zeros"):
+        ADAM.update({"w": torch.ones(2), "b": None}, ADAM.init(P), P)
     with pytest.raises(TypeError, match="part 1 of the chain is <function sgd"):
         optim.chain(ADAM, optim.sgd)
     with pytest.raises(TypeError, match=r"the optimizer for `\*` is <function sgd"):

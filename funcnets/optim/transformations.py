@@ -100,6 +100,8 @@ def chain(*optimizers: Optimizer) -> Optimizer:
 
     def update(grads: Any, opt_state: Any, params: Any) -> tuple[Any, tuple[Any, ...]]:
         check_state(opt_state, tuple, f"a tuple of length {len(optimizers)}", len(optimizers))
+        if not all(isinstance(leaf, Tensor) for leaf in tree.leaves(grads)):
+            _refuse_gradients(grads)
         states = []
         for optimizer, state in zip(optimizers, opt_state, strict=True):
             grads, state = optimizer.update(grads, state, params)
@@ -385,7 +387,10 @@ def _refuse_gradients(values: Any) -> NoReturn:
     """Raise TypeError that names the leaf that is no tensor."""
     named = tree.flatten_named(values)
     name = next(name for name, leaf in named.items() if not isinstance(leaf, Tensor))
-    raise TypeError(f"{name}: the gradient is {named[name]!r}; expected a tensor")
+    raise TypeError(
+        f"{name}: the gradient is {named[name]!r}; expected a tensor: give zeros for a parameter "
+        "that has none, or train the others alone by optim.masked"
+    )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
