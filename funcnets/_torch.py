@@ -63,6 +63,7 @@ __all__ = [
     "DispatchMode",
     "OpOverload",
     "TorchDispatchMode",
+    "compile_package",
     "current_dispatch_mode",
     "dispatch_modes",
     "functorch",
@@ -75,6 +76,7 @@ __all__ = [
     "is_known_version",
     "is_view",
     "lazy_graph_module",
+    "load_package",
     "module_buffers",
     "standalone_compile",
     "storage_id",
@@ -196,6 +198,19 @@ def standalone_compile(graph: fx.GraphModule, leaves: list[Tensor]) -> Any:
     if compile_alone is None:
         return torch.compile(graph, backend="inductor", fullgraph=True, dynamic=False)
     return compile_alone(graph, leaves, dynamic_shapes="from_example_inputs")
+
+
+def compile_package(
+    program: torch.export.ExportedProgram, path: str, options: dict[str, Any]
+) -> None:
+    """Compile an exported program by AOTInductor to a package in the file `path`."""
+    inductor = importlib.import_module("torch._inductor")
+    inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=options)
+
+
+def load_package(path: str) -> Any:
+    """Return the function in a package of AOTInductor, with its `get_metadata`."""
+    return importlib.import_module("torch._inductor").aoti_load_package(path)
 
 
 def import_collectives() -> None:

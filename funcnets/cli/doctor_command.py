@@ -19,7 +19,7 @@ import typer
 from funcnets.cli import options
 
 OK, NOTE, FAILED = "ok", "note", "failed"
-EXTRAS = {"plots": ("matplotlib",)}
+EXTRAS = {"plots": ("matplotlib",), "export": ("onnx", "onnxscript", "onnxruntime")}
 LEAST_FREE_BYTES = 1 << 30
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")

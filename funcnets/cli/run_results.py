@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets import data, metrics, precision, summary, tree
-from funcnets.cli.evaluation import evaluation_batch_size
+from funcnets import metrics, summary, tree
+from funcnets.cli.confusion import LogitEvaluation
 from funcnets.cli.preparation import Setup
+from funcnets.cli.sweep import MemberEvaluation
 from funcnets.core import Params, State
 from funcnets.plots import Curve, Mistake
-from funcnets.precision import POLICIES
 from funcnets.runs import Config, EpochRow, MemberRow, RunDirectory, RunError, SweepConfig, recipe
 from funcnets.transforms import ensemble
 
@@ -74,25 +74,15 @@ class Predictions:
 def predict(setup: Setup) -> Predictions:
     """Return a run's predictions of its test images, by its checkpoint."""
     config, images = setup.config, setup.dataset.test_images
-    net = precision.cast(setup.net, POLICIES[config.precision])
-    prepare = recipe.preparation(config)
-    params, state = recipe.evaluated(setup.train_state)
-
-    def logits(batch: Tensor) -> Tensor:
-        if not isinstance(config, SweepConfig):
-            return net.apply(params, state, prepare(batch))[0]
-        return ensemble.member_logits(net, params, state, prepare(batch))
-
-    size = evaluation_batch_size(len(images), config.batch_size)
-    everything = torch.arange(len(images), device=images.device)
-    with torch.no_grad():
-        parts = [logits(images[part]).cpu() for part in data.batches(everything, size)]
-    found = torch.cat(parts, -2)
+    parts = (config, setup.net, setup.dataset)
     if isinstance(config, SweepConfig):
-        finite = found.isfinite().all(2).all(1)
-        found = ensemble.combine_logits(found[finite] if finite.any() else found)
+        members = MemberEvaluation(*parts)(setup.train_state)
+        finite = members.isfinite().all(2).all(1)
+        found = ensemble.combine_logits(members[finite] if finite.any() else members)
+    else:
+        found = LogitEvaluation(*parts)(setup.train_state)
     labels = setup.dataset.test_labels.cpu()
-    return Predictions(images.cpu(), labels, found, config.class_names)
+    return Predictions(images.cpu(), labels, found.float().cpu(), config.class_names)
 
 
 def network_values(setup: Setup) -> tuple[Params, State]:
