@@ -15,6 +15,7 @@ from run_files import final_tensors, rows, untimed
 from funcnets import _files, checkpoint, models
 from funcnets.cli import evaluation, interrupt, reporters, terminal, training
 from funcnets.cli.interrupt import Interrupt
+from funcnets.compiler.kernels import build
 from funcnets.core import sequential
 from funcnets.layers import batch_norm, conv2d, flatten, linear
 from funcnets.runs import Config, RunDirectory, RunError, best_step, steps_done
@@ -480,3 +481,16 @@ def test_metadata_of_another_form_are_one_line(run, train, kept):
     code, _, err = train("mine", "--resume")
     assert is_one_line(code, err)
     assert "step-00000003: the averages in its metadata can't be used" in err
+
+
+def test_a_resume_says_that_the_kernels_differ(train, monkeypatch):
+    """Without a compiler a graph runs without its kernels in C++, to other last digits."""
+    with pytest.MonkeyPatch.context() as patch:
+        after_step(patch, 1, lambda: signal.raise_signal(signal.SIGTERM))
+        train("mine", "--epochs", 1)
+    kept = json.loads(Path("mine/environment.json").read_text(encoding="utf-8"))["kernels"]
+    assert kept == build.describe()
+    monkeypatch.setattr(build, "describe", lambda: "none")
+    code, out, err = train("mine", "--resume")
+    assert code == 0
+    assert f"kernels was {kept} and is none: last digits may differ" in out + err

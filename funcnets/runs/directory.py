@@ -22,6 +22,7 @@ import torch
 
 import funcnets
 from funcnets import _files, checkpoint
+from funcnets.compiler.kernels import build
 from funcnets.runs import json_records, networks
 from funcnets.runs.config import Config, ConfigError, SweepConfig
 from funcnets.runs.lock import LOCK, Lock, LockedError
@@ -52,6 +53,7 @@ def environment(config: Config, processes: int = 1) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else config.device,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "kernels": build.describe() if device.type == "cpu" else "none",
         "processes": processes,
         "seed": config.seed,
     }

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import shlex
 import shutil
@@ -235,6 +236,17 @@ def reason_unavailable() -> str | None:
     """Return why C++ can't be compiled here, one line; None if it can be."""
     found = try_load(_PROBE)
     return found if isinstance(found, str) else None
+
+
+def describe() -> str:
+    """Return which compiler makes the kernels here, and a digest of all that they depend on.
+
+    It is `none` where there are no kernels, as without a compiler.
+    """
+    if not is_available():
+        return "none"
+    digest = hashlib.sha256((target() or "").encode()).hexdigest()
+    return f"{Path(_command()[0]).name} {digest[:8]}"
 
 
 @functools.cache
