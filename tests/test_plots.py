@@ -84,7 +84,7 @@ def test_batch_norms_show_their_median_and_files_are_the_same_again(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_run_is_drawn_whole(run):
+def test_a_run_is_drawn_whole(run, monkeypatch):
     assert run("train", "--epochs", 2, "--run", "mine", *SMALL)[0] == 0
     code, out, err = run("plot", "mine", "--format", "svg")
     assert (code, err) == (0, "")
@@ -102,6 +102,12 @@ def test_a_run_is_drawn_whole(run):
     assert "--image is 9999" in run("plot", "mine", "--image", 9999, "--kind", "features")[2]
     assert "--kind is 'curve'; expected" in run("plot", "mine", "--kind", "curve")[2]
     assert "no run is here" in run("plot", "nothing")[2]
+    monkeypatch.setattr(plot_command, "_batch_norms", lambda setup: None)
+    assert run("plot", "mine", "--kind", "batch-norm") == (
+        0,
+        "",
+        "funcnets: warning: mine: its network has nothing to draw for batch-norm\n",
+    )
 
 
 def test_a_curve_of_a_sweep_is_the_median_of_the_seeds_that_did_not_diverge(tmp_path):

@@ -76,6 +76,16 @@ def test_a_line_is_broken_where_a_value_is_missing():
     assert html_charts.chart("loss", [html_charts.Line("a", [1], [None], 0)]) == ""
 
 
+def test_each_line_has_a_value_at_all_places_up_to_its_end():
+    lines = [
+        html_charts.Line("a", [0, 2, 4], [1.0, 0.5, 0.2], 0),
+        html_charts.Line("b", [1, 3], [3.0, 2.0], 1),
+    ]
+    (values,) = checked(html_charts.chart("rate", lines)).values
+    assert values["values"][2] == [["a", 0, "0.5"], ["b", 1, "3"]]
+    assert values["values"][4] == [["a", 0, "0.2"]]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.1, 0.1), (0.003, 0.9), (1, 10), (5, 900)])
 def test_ticks_are_round_and_cover_the_values(low, high):
     ticks = html_charts.nice_ticks(low, high)

@@ -40,11 +40,11 @@ def export_command(
     if not set(formats) <= set(FORMATS):
         raise ValueError(f"--to is {to!r}; expected names of {', '.join(FORMATS)}")
     from funcnets import runs
-    from funcnets.cli import preparation, run_results
+    from funcnets.cli import run_results
     from funcnets.runs import export
 
     given = {"dataset": dataset, "data": data, "device": device}
-    setup = preparation.open_run(run, options.fields(options.EVAL_FIELDS, given))
+    setup = run_results.open_run(run, options.fields(options.EVAL_FIELDS, given))
     config, expected = setup.config, run_results.predict(setup).logits
     module = export.as_module(setup.net, *runs.evaluated(setup.train_state), config)
     program = export.trace(module, config)

@@ -72,7 +72,6 @@ def plot_command(
     target = out or (run[0] / "plots" if len(run) == 1 else Path("plots"))
     given = {"dataset": dataset, "data": data, "device": device}
     fields = options.fields(options.EVAL_FIELDS, given)
-    # All is drawn before the first file is written, unless --kind asks for a picture of each run.
     for name, figure in _figures(directories, kinds, image, fields, is_asked=kind is not None):
         target.mkdir(parents=True, exist_ok=True)
         for suffix in formats:
@@ -99,7 +98,8 @@ def _figures(
 ) -> "Iterator[tuple[str, Figure]]":
     """Yield name and figure of each picture; that of one run among several has its name."""
     from funcnets import plots
-    from funcnets.cli import preparation, run_results
+    from funcnets.cli import run_results
+    from funcnets.cli.reporters import Reporter
 
     labels = run_results.names_of([each.path for each in directories])
     if "curves" in kinds:
@@ -114,8 +114,12 @@ def _figures(
         if "sweep" in kinds and (figure := _sweep(each, is_asked)):
             yield f"{before}sweep", figure
         if wanted := [name for name in OF_NETWORK if name in kinds]:
-            setup = preparation.open_run(each.path, fields)
-            yield from ((f"{before}{name}", figure) for name, figure in _of(setup, wanted, image))
+            setup = run_results.open_run(each.path, fields)
+            for name, figure in _of(setup, wanted, image):
+                if figure is not None:
+                    yield f"{before}{name}", figure
+                elif is_asked:
+                    Reporter().warn(f"{each.path}: its network has nothing to draw for {name}")
 
 
 def _sweep(directory: "RunDirectory", is_asked: bool) -> "Figure | None":
@@ -132,8 +136,8 @@ def _sweep(directory: "RunDirectory", is_asked: bool) -> "Figure | None":
     return None
 
 
-def _of(setup: "Setup", kinds: Iterable[str], image: int) -> "Iterator[tuple[str, Figure]]":
-    """Yield name and figure of each picture of a run's network."""
+def _of(setup: "Setup", kinds: Iterable[str], image: int) -> "Iterator[tuple[str, Figure | None]]":
+    """Yield name and figure of each picture of a run's network; None where it has no such part."""
     from funcnets import plots
     from funcnets.cli import run_results
 
@@ -148,8 +152,8 @@ def _of(setup: "Setup", kinds: Iterable[str], image: int) -> "Iterator[tuple[str
     if "features" in asked:
         yield "features", _feature_maps(setup, image)
     for name, draw in drawn.items():
-        if name in asked and (figure := draw(setup)):
-            yield name, figure
+        if name in asked:
+            yield name, draw(setup)
 
 
 def _filters(setup: "Setup") -> "Figure | None":
@@ -188,7 +192,8 @@ def _feature_maps(setup: "Setup", number: int) -> "Figure":
     if number >= len(images):
         raise ValueError(f"--image is {number}; expected 0 to {len(images) - 1}")
     rows = run_results.parts_of(setup)
-    paths = [row.name for row in rows if "." not in row.name and len(row.shape) == 4]
+    outermost = [row for row in rows if "." not in row.name and len(row.shape) == 4]
+    paths = [row.name for row in outermost if row.shape[2:] != (1, 1)]
     x = recipe.preparation(setup.config)(images[number][None])
     params, state = run_results.network_values(setup)
     with torch.no_grad():

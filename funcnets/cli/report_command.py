@@ -62,7 +62,7 @@ def report_command(
     the layers, and a comparison with published results.
     """
     from funcnets import _files
-    from funcnets.cli import preparation, run_results
+    from funcnets.cli import run_results
     from funcnets.plots.html_page import render_page
     from funcnets.runs import RunDirectory
 
@@ -76,7 +76,7 @@ def report_command(
     given = {"dataset": dataset, "data": data, "device": device}
     fields = options.fields(options.EVAL_FIELDS, given)
     reports = [
-        _report(preparation.open_run(each.path, fields), label)
+        _report(run_results.open_run(each.path, fields), label)
         for each, label in zip(directories, labels, strict=True)
     ]
     path = out or (run[0] / "report.html" if len(run) == 1 else Path("report.html"))

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from funcnets import metrics, summary, tree
+from funcnets.cli import preparation
 from funcnets.cli.confusion import LogitEvaluation
 from funcnets.cli.preparation import Setup
+from funcnets.cli.reporters import Reporter
 from funcnets.cli.sweep import MemberEvaluation
 from funcnets.core import Params, State
 from funcnets.plots import Curve, Mistake
@@ -69,6 +71,14 @@ class Predictions:
             )
             for index in order.tolist()
         ]
+
+
+def open_run(path: Path, given: Mapping[str, Any]) -> Setup:
+    """Return a run as `preparation.open_run` does, and print its warnings."""
+    setup = preparation.open_run(path, given)
+    for text in setup.warnings:
+        Reporter().warn(text)
+    return setup
 
 
 def predict(setup: Setup) -> Predictions:

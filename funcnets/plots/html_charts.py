@@ -1,5 +1,6 @@
 """Charts of a page: SVG of lines by epoch, and the values to show under the pointer."""
 
+import bisect
 import html
 import json
 import math
@@ -148,15 +149,18 @@ def _path(line: Line, across: Callable[[float], float], up: Callable[[float], fl
 
 def _values(lines: Sequence[Line], across: Callable[[float], float]) -> dict[str, object]:
     """Return what the page shows under the pointer: at each epoch the value of each line."""
-    at: dict[float, list[tuple[str, int, str]]] = {}
-    for line in lines:
-        for x, y in zip(line.x, line.y, strict=True):
-            shown = f"{y:.4g}" if y is not None and is_number(y) else "not known"
-            at.setdefault(x, []).append((line.name, line.color % COLORS, shown))
-    places = sorted(at)
+    places = sorted({x for line in lines for x in line.x})
+    at = [[_value_at(line, x) for line in lines if line.x and x <= line.x[-1]] for x in places]
     return {
         "width": WIDTH,
         "places": [across(x) for x in places],
         "titles": [f"epoch {x:.4g}" for x in places],
-        "values": [at[x] for x in places],
+        "values": at,
     }
+
+
+def _value_at(line: Line, x: float) -> tuple[str, int, str]:
+    """Return name, colour and value of a line at the last of its points up to `x`."""
+    y = line.y[max(0, bisect.bisect_right(line.x, x) - 1)]
+    shown = f"{y:.4g}" if y is not None and is_number(y) else "not known"
+    return line.name, line.color % COLORS, shown
