@@ -1,5 +1,6 @@
 """The command line: `funcnets train`, `sweep`, `eval`, `plot` and others."""
 
+import errno
 import inspect
 import logging
 import sys
@@ -92,6 +93,16 @@ for _name, _function in COMMANDS.items():
     app.command(_name, help=_help(_function), epilog=EPILOG if _trains else None)(_function)
 
 
+def _unwritten(error: OSError) -> OSError | None:
+    """Return why standard output can't be written, if that raised `error`.
+
+    A full disk under a file of ours is an error of its own; a text that is longer than the buffer
+    of the stream leaves nothing there that could fail again.
+    """
+    is_full = error.errno == errno.ENOSPC and error.filename is None
+    return terminal.write("", sys.stdout) or (error if is_full else None)
+
+
 def main() -> None:
     """Run the command line; an error is one line on standard error and an exit code."""
     # torch warns of a CUDA toolkit without a device, which concerns nobody here.
@@ -112,7 +123,7 @@ def main() -> None:
         if is_debugged("1"):
             raise
         code, message = exit_code(error), error_line(error)
-        if isinstance(error, OSError) and (unwritten := terminal.write("", sys.stdout)):
+        if isinstance(error, OSError) and (unwritten := _unwritten(error)):
             code, message = 1, f"standard output can't be written ({unwritten.strerror})"
         if not is_other_process():
             report(message)
