@@ -2,13 +2,14 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from run_files import SMALL
 
-from funcnets import runs
+from funcnets import _extras, runs
 from funcnets.runs import export
 
 
@@ -54,6 +55,23 @@ def test_another_network_is_refused_and_not_kept(run, trained, monkeypatch):
     assert code == 1
     assert "mine/export/model.pt2: its logits differ from the evaluation's" in err
     assert list(Path("mine/export").iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_again_is_not_kept(run, trained, monkeypatch):
+    def refuse(path):
+        raise RuntimeError("not implemented")
+
+    monkeypatch.setitem(export.READERS, "torch", refuse)
+    code, _, err = run("export", trained)
+    assert code == 1
+    assert "mine/export/model.pt2: can't be read again (not implemented)" in err
+    assert list(Path("mine/export").iterdir()) == []
+    missing = partial(_extras.require, "no_such_package", "export", "the check")
+    monkeypatch.setitem(export.READERS, "torch", lambda path: missing())
+    code, out, err = run("export", trained)
+    assert (code, out) == (0, "")
+    assert "mine/export/model.pt2 is written, but not checked: the check needs" in err
+    assert Path("mine/export/model.pt2").exists()
 
 
 def test_an_ensemble_leaves_out_members_that_diverged(run):
