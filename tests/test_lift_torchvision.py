@@ -54,7 +54,7 @@ def without_noise(module):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lifted_network_equals_the_module(name):
     module = without_noise(seeded(partial(BUILDERS[name], num_classes=CLASSES)))
-    assert_equals_module(module, X, TOLERANCES.get(name, 1e-9), modes=(True, False))
+    assert_equals_module(module, X, TOLERANCES.get(name, 1e-9))
 
 
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) for n in BUILDERS])
