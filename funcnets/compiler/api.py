@@ -2,11 +2,9 @@
 
 from __future__ import annotations  # so that help(jit) shows a signature of one line
 
-import contextlib
 import functools
-import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from types import MethodType
 from typing import (
@@ -51,6 +49,7 @@ from funcnets.compiler.backends.select import (
 from funcnets.compiler.captured import Captured
 from funcnets.compiler.donated import retire
 from funcnets.compiler.executables import Executables
+from funcnets.compiler.explain import Explanation, explain
 from funcnets.compiler.failures import raise_explained
 from funcnets.compiler.fast_call import FastCall, filler
 from funcnets.compiler.fingerprint import fingerprint
@@ -171,6 +170,19 @@ class Jitted(Generic[P, R]):
         """
         return _as_trace(self._trace(self._take_apart(args, kwargs)))
 
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Return what tracing and each pass did for arguments like these; `print` shows a table.
+
+        >>> import torch
+        >>> explanation = jit(lambda x: (x + 1).t().t(), backend="graph").explain(torch.ones(2, 2))
+        >>> [(each.name, each.after) for each in explanation.passes[:2]]
+        [('record', 3), ('check_purity', 3)]
+        """
+        call = self._take_apart(args, kwargs)
+        backend = self.options.backend or _usual_backend(call.tensors)
+        function, donated = call.bind(self.function), call.positions(self.options.donated)
+        return explain(function, call.tensors, self.options.lowerings, backend, donated)
+
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> Jitted[P, R]: ...
     @overload
@@ -264,9 +276,7 @@ class Jitted(Generic[P, R]):
         return program_cache.key_of(name, code, *how, call.key)
 
     def _trace(self, call: Call) -> Compilation:
-        with _uncollected():
-            function = call.bind(self.function)
-            return pipeline.trace(function, call.tensors, self.options.lowerings)
+        return pipeline.trace(call.bind(self.function), call.tensors, self.options.lowerings)
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -275,18 +285,6 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _as_trace(compilation: Compilation) -> Trace:
     return Trace(compilation.module, compilation.structure, dict(compilation.fired))
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Pause garbage collection, which would search the many objects of a graph again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _first_failure(kernels: build.Begun) -> str | None:

@@ -7,7 +7,9 @@
 3. Execute: the graph is run as it is, or compiled by inductor (`backends.select.compile_graph`).
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +18,7 @@ from funcnets.compiler.autocast import without_autocast
 from funcnets.compiler.backends.inductor import pin_gradient_strides, spell_out_factors
 from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.errors import FormatError
-from funcnets.compiler.graph.compilation import Compilation, Pass
+from funcnets.compiler.graph.compilation import AfterPass, Compilation, Pass
 from funcnets.compiler.kernels import build
 from funcnets.compiler.loops.grouping import flatten_vectors, repeat_conversions
 from funcnets.compiler.loops.lower import fuse_loops
@@ -29,6 +31,8 @@ from funcnets.compiler.passes.simplify import remove_dead_code, share_conversion
 from funcnets.compiler.passes.views import relax_views, spell_out_copies
 from funcnets.compiler.trace import record_function
 from funcnets.compiler.verify import verifier
+
+Observe = Callable[[Compilation], AfterPass | None]
 
 # Every back end begins with these two groups; `Jitted.trace` shows their result.
 CLEANING: tuple[Pass, ...] = (
@@ -80,17 +84,21 @@ def trace(
     leaves: Sequence[Tensor],
     lowerings: Sequence[Lowering],
     watch: Watch = unwatched,
+    observe: Observe = verifier,
 ) -> Compilation:
     """Record `function(*leaves)` as a graph, and run the passes that come first.
+
+    `observe` is given the recorded graph, and returns a function to call after each pass, or None.
 
     Raises:
         TraceError: where the function branches on a tensor's value, returns something that is no
             tensor, writes to an argument, or draws from torch's hidden generator.
     """
-    try:
-        return _trace(function, leaves, lowerings, watch)
-    except FormatError:
-        return _trace(function, leaves, (), watch)
+    with _uncollected():
+        try:
+            return _trace(function, leaves, lowerings, watch, observe)
+        except FormatError:
+            return _trace(function, leaves, (), watch, observe)
 
 
 def _trace(
@@ -98,12 +106,25 @@ def _trace(
     leaves: Sequence[Tensor],
     lowerings: Sequence[Lowering],
     watch: Watch,
+    observe: Observe,
 ) -> Compilation:
     compilation = record_function(function, leaves, lowerings, watch)
     with without_autocast():
-        compilation.after_pass = verifier(compilation)
+        compilation.after_pass = observe(compilation)
         run_passes(compilation, (*CLEANING, *FUSION))
     return compilation
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause garbage collection, which would search the many objects of a graph again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def finish(compilation: Compilation, backend: Backend, donated: Sequence[int]) -> None:
