@@ -330,10 +330,10 @@ def training(name: str, directory: Path, options: argparse.Namespace, clock: Clo
     command = [sys.executable, "-m", "funcnets", "train", name, "--recipe", "reference"]
     command += ["--device", options.device, "--precision", options.precisions[0]]
     command += ["--data", options.data, "--run", str(directory / name)]
-    command += options.train_options.split()
+    command += ["--backend", options.backend] if options.backend else []
     if options.quick:
         command += ["--limit-train", "64", "--batch-size", "32", "--epochs", "1"]
-        command += ["--side", str(SMALL_SIDES.get(name, 28)), "--backend", "graph"]
+        command += ["--side", str(SMALL_SIDES.get(name, 28))]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=max(1.0, clock.left)
     )
@@ -376,15 +376,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "tf32"])
     parser.add_argument("--columns", default=COLUMNS, help="of `funcnets bench`")
     parser.add_argument("--rounds", type=arguments.positive, default=5)
-    parser.add_argument("--train-options", default="", help="more options of `funcnets train`")
     parser.add_argument(
         "--no-caches", dest="caches", action="store_false", help="compile step by step, not before"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, no compilation")
     parser.add_data()
+    parser.add_backend()
     options = parser.parse(argv)
+    parser.load_data(options.data)  # ends here if the data of the trainings aren't there
     if options.quick:
         options.precisions, options.columns, options.rounds = ["float32"], "graph", 1
+        options.backend = "graph"
     clock = Clock(options.seconds)
     show(environment(options.device))
     phases = {"ceilings": ceilings, "proofs": proofs, "steps": steps, "trainings": trainings}

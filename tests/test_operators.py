@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensors import numbers
 
+from funcnets.compiler.backends import inductor
 from funcnets.compiler.kernels import (
     avg_pool,
     few_channels,
@@ -18,7 +19,10 @@ X, GRAD = numbers(2, 3, 6, 7), numbers(2, 4, 6, 7, seed=1)
 LAST = X.to(memory_format=torch.channels_last)
 WEIGHT, BIAS, PIXEL = (numbers(4, 3, 3, 3, seed=2), numbers(4, seed=3), numbers(4, 3, 1, 1, seed=4))
 TINY = [1, 2, 3, 3, 2, 2, 1, 1, 1, 1]  # sides of input, kernel and output, stride and padding
+GEOMETRY = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, …, groups
 CALLS = [
+    (inductor.CONVOLUTION_BACKWARD, (GRAD, LAST, WEIGHT, [4], *GEOMETRY, [True, True, True])),
+    (inductor.CONVOLUTION_BACKWARD, (GRAD, X, WEIGHT, None, *GEOMETRY, [False, True, False])),
     (winograd.CONVOLUTION, (X, WEIGHT, BIAS, [1, 1], False)),
     (winograd.CONVOLUTION, (X, WEIGHT, BIAS, [1, 1], False, True)),
     (winograd.CONVOLUTION, (GRAD, WEIGHT, None, [1, 1], True)),

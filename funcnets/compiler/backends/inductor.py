@@ -53,7 +53,7 @@ def _fake_gradients(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> list[
     return [torch.empty_like(each) for each, kept in zip(operands, mask, strict=True) if kept]
 
 
-_CONVOLUTION_BACKWARD = define(
+CONVOLUTION_BACKWARD = define(
     "convolution_backward(Tensor grad, Tensor x, Tensor weight, int[]? sizes, int[] stride, "
     "int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups, "
     "bool[] mask) -> Tensor[]",
@@ -89,7 +89,7 @@ def is_pinned(grad: Tensor, x: Tensor) -> bool:
 def _pin(graph: fx.Graph, node: fx.Node) -> None:
     mask: Any = node.args[-1]
     with graph.inserting_before(node):
-        pinned = emit(graph, _CONVOLUTION_BACKWARD, *node.args)
+        pinned = emit(graph, CONVOLUTION_BACKWARD, *node.args)
     for user in list(node.users):
         wanted = sum(mask[: user.args[1]])
         with graph.inserting_before(user):
