@@ -40,8 +40,9 @@ def traced(name, axis, count, lowerings, backend):
     return compilation
 
 
+QUICK = (("lenet_bn", "native"), ("resnet18", "native"))
 CASES = [
-    pytest.param(name, backend, marks=[] if backend == "native" else [pytest.mark.slow])
+    pytest.param(name, backend, marks=[] if (name, backend) in QUICK else [pytest.mark.slow])
     for name in NETWORKS
     for backend in ("graph", "native", "inductor")
 ]

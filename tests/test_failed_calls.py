@@ -10,10 +10,15 @@ from funcnets import optim, random, train, tree
 from funcnets.compiler import api
 
 BACKENDS = ("graph", "native")
+QUICK = (*((name, "graph") for name in NETWORKS), ("lenet_bn", "native"), ("resnet18", "native"))
+CASES = [
+    pytest.param(name, backend, marks=[] if (name, backend) in QUICK else [pytest.mark.slow])
+    for name in NETWORKS
+    for backend in BACKENDS
+]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "backend"), CASES)
 def test_a_label_out_of_range_leaves_a_donated_state_as_it_was(name, backend):
     network = NETWORKS[name]
     net, optimizer = network.layer(), optim.adam(0.01)
