@@ -40,7 +40,14 @@ def targets(graph):
     return [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
 
-@pytest.fixture(params=NETWORKS)
+QUICK = ("lenet_bn", "resnet18", "nin")
+
+
+@pytest.fixture(
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS
+    ]
+)
 def name(request):
     return request.param
 
