@@ -254,3 +254,16 @@ def test_an_unknown_precision_is_one_line(run):
     code, _, err = run("train", "--precision", "half", *SMALL)
     assert code == 2
     assert "--precision is 'half'; expected one of float32, tf32, bfloat16, auto" in err
+
+
+def test_a_timed_step_is_waited_for():
+    """As a GPU goes on to compute after it was told to."""
+    waited = []
+
+    class Loss:
+        def __float__(self):
+            waited.append(1)
+            return 1.0
+
+    fastest_precision({"float32": Loss, "bfloat16": Loss}, rounds=3)
+    assert len(waited) == 2 * (2 + 3)
