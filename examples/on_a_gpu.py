@@ -33,6 +33,7 @@ import funcnets
 from funcnets import interop, models, optim, random, train, tree
 from funcnets.bench import isolated, on_device, throughput
 from funcnets.bench.cases import Case
+from funcnets.bench.contenders import UNCOMPILED
 from funcnets.compiler.backends.cuda import products
 from funcnets.precision import available
 from funcnets.testing import twins
@@ -313,7 +314,7 @@ def step_rows(
 
 def fill_caches(options: argparse.Namespace) -> Row:
     """Compile the steps that are timed later, in processes side by side."""
-    columns = [name for name in options.columns.split(",") if name.startswith(("jit", "compiled"))]
+    columns = [name for name in options.columns.split(",") if name not in UNCOMPILED]
     isolated.fill_caches(
         [
             (case, column, precision)
@@ -329,7 +330,7 @@ def training(name: str, directory: Path, options: argparse.Namespace, clock: Clo
     """Train a network by the command line, and return its last epoch."""
     command = [sys.executable, "-m", "funcnets", "train", name, "--recipe", "reference"]
     command += ["--device", options.device, "--precision", options.precisions[0]]
-    command += ["--data", options.data, "--run", str(directory / name)]
+    command += ["--data", options.data, "--run-dir", str(directory / name)]
     command += ["--backend", options.backend] if options.backend else []
     if options.quick:
         command += ["--limit-train", "64", "--batch-size", "32", "--epochs", "1"]

@@ -163,6 +163,7 @@ def test_without_the_word_nothing_is_verified(monkeypatch):
         return True
 
     pipeline.run_passes(compilation, (change,))
+    assert compilation.after_pass is None
 
 
 def test_the_graph_is_printed_after_each_pass(monkeypatch, capsys):

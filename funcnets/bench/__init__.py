@@ -21,7 +21,13 @@ from funcnets.bench import (
     throughput,
 )
 from funcnets.bench.cases import Case
-from funcnets.bench.contenders import BACKENDS, COLUMNS, GPU_COLUMNS, available_columns
+from funcnets.bench.contenders import (
+    BACKENDS,
+    COLUMNS,
+    GPU_COLUMNS,
+    UNCOMPILED,
+    available_columns,
+)
 from funcnets.bench.table import render
 from funcnets.compiler.backends.select import Backend, usual_backend
 from funcnets.precision import available as available_precisions
@@ -147,7 +153,7 @@ def _timings(
     if not case.device.startswith("cuda"):
         how: Any = {"rounds": plan.rounds, "seconds": plan.seconds, "report": report}
         return [*throughput.time_steps(case, columns, plan.precisions, **how)]
-    compiled = [column for column in columns if column not in ("graph", "graph-last", "eager")]
+    compiled = [column for column in columns if column not in UNCOMPILED]
     isolated.fill_caches([(case, column, name) for column in compiled for name in plan.precisions])
     operations = throughput.operations_of(case)
     rows = on_device.time_steps(

@@ -116,6 +116,7 @@ COLUMNS = FUNCTIONS | MODULES | {"flax": flax_models.step}
 GPU_COLUMNS = FUNCTIONS | FUNCTIONS_IN_CHANNELS_LAST | MODULES | MODULES_IN_GRAPHS
 
 
+UNCOMPILED = ("graph", "graph-last", "eager", "eager-last")  # columns whose first step is quick
 AUTOTUNED = ("lenet_bn", "resnet18")  # of the others, autotuning takes many minutes
 
 

@@ -44,7 +44,7 @@ class Scaling(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a process measures: medians in seconds, and what it sends."""
+    """The measurements of a process: medians in seconds, and the bytes that it sends."""
 
     step: float
     computation: float

@@ -1,4 +1,4 @@
-"""What a network confuses: by class, how sure it is of it, and its worst mistakes."""
+"""Confusions of a network by class, its calibration, and its worst mistakes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class LogitEvaluation(Evaluation):
 
 
 class Report(NamedTuple):
-    """What a network made of the test images."""
+    """The predictions of a network for the test images."""
 
     class_names: tuple[str, ...]
     matrix: list[list[int]]  # rows are true classes, columns predicted ones

@@ -17,7 +17,7 @@ from funcnets.transforms import ensemble
 
 
 class RateRow(NamedTuple):
-    """What a learning rate did to the loss."""
+    """The effect of a learning rate on the loss."""
 
     learning_rate: float
     loss: float | None  # mean of the last quarter of the steps; None where it isn't finite

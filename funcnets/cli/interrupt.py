@@ -67,7 +67,7 @@ def _is_ignored(number: int) -> bool:
 
 
 class Wish(NamedTuple):
-    """What a process wants after a step, and then what all processes do."""
+    """Wishes of a process after a step, and then the decision of all processes."""
 
     signal: Signals | None  # to stop after saving
     is_save_due: bool

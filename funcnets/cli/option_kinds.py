@@ -38,21 +38,17 @@ def choice(name: str, help: str, panel: str, **options: Any) -> Any:
         return [value for value in known if value.startswith(incomplete)]
 
     listed = f"{', '.join(known[:-1])} or {known[-1]}"
-    return typer.Option(
-        metavar="NAME",
-        help=f"{listed}{help}",
-        rich_help_panel=panel,
-        autocompletion=complete,
-        **options,
-    )
+    return value("NAME", f"{listed}{help}", panel, autocompletion=complete, **options)
+
+
+def value(metavar: str, help: str, panel: str, *flags: str, **options: Any) -> Any:
+    """Return an option that takes a value; without flags it is named like its argument."""
+    return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=panel, **options)
 
 
 def number(metavar: str, help: str, show_default: str) -> Any:
     """Return the annotation of an option of the recipe that takes a number."""
-    option = typer.Option(
-        metavar=metavar, help=help, show_default=show_default, rich_help_panel=RECIPE
-    )
-    return Annotated[float | None, option]
+    return Annotated[float | None, value(metavar, help, RECIPE, show_default=show_default)]
 
 
 def switch(flag: str, help: str, panel: str | None = None) -> Any:

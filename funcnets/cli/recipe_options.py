@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any
 
-import typer
-
-from funcnets.cli.option_kinds import RECIPE, choice, number, switch
+from funcnets.cli.option_kinds import RECIPE, choice, number, switch, value
 
 Recipe = Annotated[
     str | None,
@@ -18,30 +16,39 @@ Recipe = Annotated[
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Passes over the training images.", rich_help_panel=RECIPE),
+    value(
+        "N",
+        "Passes over the training images.",
+        RECIPE,
+    ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(metavar="N", help="Images a step.", rich_help_panel=RECIPE)
+    int | None,
+    value(
+        "N",
+        "Images a step.",
+        RECIPE,
+    ),
 ]
 Schedule = Annotated[str | None, choice("schedule", ": course of the learning rate.", RECIPE)]
 LearningRate = Annotated[
     float | None,
-    typer.Option(
+    value(
+        "RATE",
+        "Learning rate, the highest of the schedule.",
+        RECIPE,
         "--lr",
         "--learning-rate",
-        metavar="RATE",
-        help="Learning rate, the highest of the schedule.",
-        rich_help_panel=RECIPE,
     ),
 ]
 Rates = Annotated[
     str | None,
-    typer.Option(
+    value(
+        "RATE,...",
+        "Learning rates, such as 0.05,0.1,0.5.",
+        RECIPE,
         "--lr",
         "--learning-rate",
-        metavar="RATE,...",
-        help="Learning rates, such as 0.05,0.1,0.5.",
-        rich_help_panel=RECIPE,
     ),
 ]
 Optimizer = Annotated[
@@ -69,41 +76,41 @@ Ema = number(
 Dropout = number("RATE", "Rate of the dropout of networks that have one.", "the network's")
 Augment = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME,...",
-        help="crop, flip, cutout and mixup, those you name in their order: changes of the images "
+    value(
+        "NAME,...",
+        "crop, flip, cutout and mixup, those you name in their order: changes of the images "
         "inside the step, keyed by the seed.",
+        RECIPE,
         show_default="none",
-        rich_help_panel=RECIPE,
     ),
 ]
 Accumulate = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        help="Take N images at a time into memory; gradients and statistics are those of the "
+    value(
+        "N",
+        "Take N images at a time into memory; gradients and statistics are those of the "
         "whole batch.",
+        RECIPE,
         show_default="the whole batch",
-        rich_help_panel=RECIPE,
     ),
 ]
 Patience = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        help="Stop after N epochs without a better one on the validation part.",
+    value(
+        "N",
+        "Stop after N epochs without a better one on the validation part.",
+        RECIPE,
         show_default="after the last epoch",
-        rich_help_panel=RECIPE,
     ),
 ]
 Freeze = Annotated[
     str | None,
-    typer.Option(
-        metavar="PATTERN,...",
-        help="Leave parameters with such names as they are, as stem.*,stage1.*; see `funcnets "
+    value(
+        "PATTERN,...",
+        "Leave parameters with such names as they are, as stem.*,stage1.*; see `funcnets "
         "summary NET` for names.",
+        RECIPE,
         show_default="none",
-        rich_help_panel=RECIPE,
     ),
 ]
 Recalibrate = Annotated[
@@ -117,31 +124,31 @@ Recalibrate = Annotated[
 ]
 InitFrom = Annotated[
     str | None,
-    typer.Option(
-        "--init-from",
-        metavar="SOURCE",
-        help="Begin with the values of a run, or of a .safetensors or .pt file, where name and "
+    value(
+        "SOURCE",
+        "Begin with the values of a run, or of a .safetensors or .pt file, where name and "
         "shape fit; what differs is listed.",
+        RECIPE,
+        "--init-from",
         show_default="random values",
-        rich_help_panel=RECIPE,
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        help="Seed of the initial values, the order of images, and dropout.",
+    value(
+        "N",
+        "Seed of the initial values, the order of images, and dropout.",
+        RECIPE,
         show_default="0",
-        rich_help_panel=RECIPE,
     ),
 ]
 Seeds = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        help="Train seeds 0 to N - 1 with each learning rate.",
+    value(
+        "N",
+        "Train seeds 0 to N - 1 with each learning rate.",
+        RECIPE,
         show_default="8",
-        rich_help_panel=RECIPE,
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""What a run has to show: its curves, its predictions of the test images, and its mistakes."""
+"""Results of a run: its curves, its predictions of the test images, and its mistakes."""
 
 import math
 import statistics

@@ -11,7 +11,7 @@ MANY_KINDS = 32  # of call after which a function that is traced once more is wa
 
 
 class Executables(Generic[T]):
-    """What was compiled for each kind of call of one function, the last used `MAX_KINDS` of them.
+    """The compiled graphs for kinds of call of one function, the last used `MAX_KINDS` of them.
 
     Args:
         name: of the function, for the warning.

@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a page shows of a run.
+    """The contents of a page about a run.
 
     Attributes:
         name: name of the run.

@@ -1,4 +1,4 @@
-"""What a configuration says of its training step: optimizer, loss, augmentation and averages."""
+"""The training step of a configuration: optimizer, loss, augmentation and averages."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What holds for every layer: shapes, purity, keys, dtypes, memory formats, errors by name."""
+"""Properties of every layer: shapes, purity, keys, dtypes, memory formats, errors by name."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
