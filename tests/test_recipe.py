@@ -19,6 +19,7 @@ from funcnets.core import sequential
 from funcnets.layers import batch_norm, flatten, linear
 from funcnets.parallel import Axis, shard_augmentation
 from funcnets.runs import Config, SweepConfig, recipe
+from funcnets.runs.config import OF_ONE_NETWORK
 
 NET = sequential(flatten=flatten(), fc1=linear(5), bn=batch_norm(), fc2=linear(3))
 EVERYTHING = (
@@ -297,6 +298,7 @@ def test_a_bad_file_is_one_line(run, name, text, message):
         (["--dropout", "0.1"], "--dropout is 0.1; lenet_bn has no dropout"),
         (["--augment", "crop,flop"], "--augment is 'crop,flop': 'flop' is no augmentation"),
         (["--accumulate", "0"], "--accumulate is 0; expected a whole number above 0"),
+        (["--steps-per-call", "0"], "--steps-per-call is 0; expected a whole number above 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -308,9 +310,28 @@ def test_a_bad_recipe_is_one_line(run, arguments, message):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("field", ["validation", "ema", "accumulate", "recalibrate", "init_from"])
+def test_steps_of_one_call_are_those_of_several(run):
+    """To the same bits where nothing is compiled, also after a resume within what was a call."""
+    small = ("train", *SMALL, "--batch-size", 24, "--epochs", 2, "--check", "--ema", 0.9)
+    code, _, err = run(*small, "--run-dir", "one")
+    assert not code, err
+    code, _, err = run(*small, "--run-dir", "three", "--steps-per-call", 3, "--save-every", 2)
+    assert not code, err
+    assert final_tensors("three") == final_tensors("one")
+    assert untimed("three") == untimed("one")
+    saved = sorted(path.name for path in Path("three/checkpoints").iterdir())
+    assert "step-00000014" in saved, saved  # after 3, 6 and 8 steps of each epoch
+    shutil.rmtree("three/checkpoints/step-00000016")
+    code, _, err = run("train", "--run-dir", "three", "--resume", "--steps-per-call", 2)
+    assert code == 2
+    assert "--steps-per-call is 2, but the run was started with 3" in err
+    assert run("train", "--run-dir", "three", "--resume", "--check")[::2] == (0, "")
+    assert final_tensors("three") == final_tensors("one")
+
+
+@pytest.mark.parametrize("field", OF_ONE_NETWORK)
 def test_a_sweep_refuses_what_it_cannot_have(run, field):
-    values = {"accumulate": 1, "recalibrate": "true", "init_from": '"first"'}
+    values = {"accumulate": 1, "recalibrate": "true", "init_from": '"first"', "steps_per_call": 2}
     Path("a.toml").write_text(f"{field} = {values.get(field, 0.5)}")
     code, _, err = run("sweep", "--config", "a.toml")
     assert code == 2

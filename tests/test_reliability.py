@@ -309,8 +309,15 @@ def test_minutes_between_saves(monkeypatch):
     assert not cadence.is_due(1)
     clock[0] = 600.0
     assert cadence.is_due(1)
-    cadence.saved()
+    cadence.saved(1)
     assert not cadence.is_due(1)
+
+
+def test_a_call_of_several_steps_is_saved_after_if_it_passes_a_multiple():
+    cadence = training.Cadence.parse("5")
+    assert [step for step in (3, 6) if cadence.is_due(step)] == [6]
+    cadence.saved(6)
+    assert [step for step in (9, 10, 12) if cadence.is_due(step)] == [10, 12]
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(train, monkeypatch):

@@ -11,13 +11,14 @@ class Cadence:
     """Tells when to save next.
 
     Args:
-        steps: a save is due when the number of steps is a multiple of this; None for never.
+        steps: a save is due when the number of steps reaches a multiple of this, or passes it in
+            a call of several steps; None for never.
         seconds: a save is due this long after the last one; None for never.
     """
 
     def __init__(self, steps: int | None = None, seconds: float | None = None) -> None:
         self.steps, self.seconds = steps, seconds
-        self.saved()
+        self.saved(0)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -41,9 +42,9 @@ class Cadence:
     def is_due(self, step: int) -> bool:
         """True if the training is to be saved after this step."""
         if self.steps is not None:
-            return step % self.steps == 0
+            return step // self.steps > self._saved_step // self.steps
         return self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
 
-    def saved(self) -> None:
-        """Count the seconds from now on."""
-        self._saved_at = time.monotonic()
+    def saved(self, step: int) -> None:
+        """Count the seconds and the steps from now, after this step, on."""
+        self._saved_at, self._saved_step = time.monotonic(), step

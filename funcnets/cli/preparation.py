@@ -74,9 +74,13 @@ class Setup:
         schedule = (config.schedule, config.learning_rate, config.epochs * self.batches)
         name = f"train {(config.network, *schedule, config.side, config.precision)}"
         usual = {each.name: each.default for each in fields(Config)}
-        chosen = {each: getattr(config, each) for each in (*RECIPE_FIELDS, "mean", "deviation")}
+        chosen = {each: getattr(config, each) for each in (*NAMED, *RECIPE_FIELDS)}
         name += "".join(f" {k} {v}" for k, v in chosen.items() if v != usual[k])
         return name if axis.size == 1 else f"{name} {axis} {config.sync_batch_norm}"
+
+
+# Fields besides those of the recipe that decide what a step computes.
+NAMED = ("mean", "deviation", "steps_per_call")
 
 
 def begin(
@@ -182,6 +186,11 @@ def _configured(processes: Processes, configure: Callable[[], Config]) -> Config
         processes.together(lambda: configure() if processes.local_rank == 0 else None)
     config = processes.together(configure)
     distributed.check_config(processes, config)
+    if processes.axis.size > 1 and config.steps_per_call > 1:
+        raise UsageError(
+            f"--steps-per-call is {config.steps_per_call}, for one process; several divide each "
+            "batch: leave it out"
+        )
     return config
 
 

@@ -100,6 +100,7 @@ class Training:
 
     def fit(self, step: Callable[..., Any], **options: Any) -> Iterator[Any]:
         """Yield the progress after each step, as `train.fit` does."""
+        options["steps_per_call"] = self.setup.config.steps_per_call
         return train.fit(step, self.train_state, running=self.running, **options)
 
     def epoch_rows(
@@ -149,7 +150,7 @@ class Training:
         Raises TrainingError if the training diverges or can't be saved; earlier checkpoints stay.
         """
         started = time.perf_counter()
-        self.cadence.saved()
+        self.cadence.saved(steps_done(self.train_state))
         for text in self.setup.warnings:
             self.reporter.warn(text)
         with self.interrupt:
@@ -320,7 +321,7 @@ class Training:
         with _failing_to_write():
             self._in_first(lambda: directory.save(step, self.train_state, metadata, best_step=best))
         self.saved_step = step
-        self.cadence.saved()
+        self.cadence.saved(step)
 
     def _in_first(self, write: Callable[[], object]) -> None:
         """Call `write` in rank 0; if it raises an exception, all processes do."""
@@ -367,6 +368,7 @@ class Training:
         config, policy = setup.config, POLICIES[setup.config.precision]
         net = check_finite(setup.net) if self.check else setup.net
         function = runs.make_step(config, net, setup.optimizer, self.processes.axis)
+        size = config.batch_size * config.steps_per_call
         return CompiledStep(
             f"the {config.precision} training step",
             function,
@@ -377,7 +379,7 @@ class Training:
                 tf32=policy.tf32,
                 deterministic=config.deterministic,
             ),
-            min(config.batch_size, len(setup.dataset.train_labels)),
+            min(size, len(setup.dataset.train_labels)),
             None if self.check else config.backend,
             self.reporter,
             self.interrupt,

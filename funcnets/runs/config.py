@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, Self, cast
 
@@ -33,6 +33,7 @@ KNOWN_VALUES: dict[str, Collection[str]] = {
 ADAM_RATE = 0.001  # learning rate of adam and adamw where nobody chose one
 WHOLE_NUMBERS = (
     *("epochs", "batch_size", "side", "limit_train", "channels", "patience", "accumulate"),
+    "steps_per_call",
 )
 OPTIONAL = ("limit_train", "patience", "accumulate", "clip_norm", "ema", "dropout")
 _FRACTION = (lambda value: 0 <= value < 1), "a number from 0 to below 1, as 0.1"
@@ -50,6 +51,10 @@ NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# Fields that a sweep leaves as they are.
+OF_ONE_NETWORK = (
+    *("validation", "ema", "accumulate", "recalibrate", "init_from", "steps_per_call"),
+)
 # Fields of a configuration that say what the data are.
 FACTS = ("class_names", "channels", "fingerprint", "mean", "deviation")
 
@@ -91,6 +96,7 @@ class Config:
         device: such as `cpu` or `cuda:0`.
         backend: that of `funcnets.jit`.
         deterministic: True for the same bits each time on a GPU, see `funcnets.jit`.
+        steps_per_call: steps that are compiled as one call, see `train.make_multi_step`.
         precision: the name of a policy in `precision.POLICIES`, or `auto` until one was chosen.
         sync_batch_norm: True if batch norms of several processes normalise by the statistics of
             the whole batch, False if each by those of its share; see `parallel.gradient`.
@@ -143,6 +149,7 @@ class Config:
     backend: Backend
     precision: str = "float32"
     deterministic: bool = False
+    steps_per_call: int = 1
     sync_batch_norm: bool = True
     dataset: str = FASHION
     optimizer: str = "sgd"
@@ -275,9 +282,10 @@ class SweepConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("validation", "ema", "accumulate", "recalibrate", "init_from"):
-            if (value := getattr(self, field)) not in (None, 0):
-                raise ConfigError(field, f"is {value}; a sweep can't have it")
+        usual = {field.name: field.default for field in fields(self)}
+        for name in OF_ONE_NETWORK:
+            if (value := getattr(self, name)) != usual[name]:
+                raise ConfigError(name, f"is {value}; a sweep can't have it")
         if not is_whole(self.seeds, 1):
             raise ConfigError("seeds", f"is {self.seeds!r}; expected a whole number above 0")
         for rate in self.rates:

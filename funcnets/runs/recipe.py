@@ -42,6 +42,7 @@ def make_step(
 ) -> TrainStep:
     """Return the training step of a configuration: from uint8 images and labels.
 
+    With `steps_per_call` it is that of so many batches, one after another.
     `net` and `optimizer` are those that `build` returns.  Each process of `axis` gives its shard of
     the batch.
     """
@@ -60,7 +61,11 @@ def make_step(
         ),
     )
     average = make_average(config)
-    return step if average is None else transforms.averaged(step, average)
+    if average is not None:
+        step = transforms.averaged(step, average)
+    if config.steps_per_call == 1:
+        return step
+    return train.make_multi_step(step, config.batch_size)
 
 
 def make_average(config: Config) -> Average | None:
