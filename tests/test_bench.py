@@ -474,8 +474,25 @@ def test_processes_are_timed_with_what_they_send(run):
     assert all(two[name] > 0 for name in ("step", "computation", "communication", "gradients"))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("alexnet", "--side", 9, "--processes", 2),
+        ("alexnet", "--side", 9, "--memory"),
+        ("--batch-size", 1, "--first-step"),
+    ],
+)
+def test_a_batch_that_is_too_small_is_refused_before_processes_begin(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith("funcnets: ")
+    assert len(err.splitlines()) == 1
+    assert "can't be trained at --side" in err
+
+
 @pytest.mark.processes
-def test_a_process_that_is_timed_and_fails_says_so_in_one_line(run):
+def test_a_process_that_is_timed_and_fails_says_so_in_one_line(run, monkeypatch):
+    monkeypatch.setattr("funcnets.bench._check_is_trainable", lambda case: None)
     code, _, err = run("alexnet", "--side", 9, "--processes", 2, "--only", "graph")
     assert code == 1
     assert "pool1: max_pool(3, stride=2): its input is 1×1" in err

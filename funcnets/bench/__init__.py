@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from funcnets import data, models
+from funcnets import data, models, random
 from funcnets.bench import (
     epoch,
     flax_models,
@@ -30,6 +30,7 @@ from funcnets.bench.contenders import (
 )
 from funcnets.bench.table import render
 from funcnets.compiler.backends.select import Backend, usual_backend
+from funcnets.core import LayerError
 from funcnets.precision import available as available_precisions
 
 __all__ = ["BENCHMARKS", "Machine", "Plan", "cases", "columns", "machine", "names", "render"]
@@ -70,6 +71,7 @@ class Plan:
             raise ValueError(f"--workers is {self.workers}; expected 0 or more")
         for case in self.cases:
             _check_processes(max(self.processes, default=1), case)
+            _check_is_trainable(case)
 
 
 class Machine(NamedTuple):
@@ -243,6 +245,19 @@ def _check_processes(count: int, case: Case) -> None:
             f"--processes has {count}, and --device is {case.device}: give --device cuda, of which "
             f"each process takes its own, and at most {gpus}"
         )
+
+
+def _check_is_trainable(case: Case) -> None:
+    """Raise ValueError unless the network takes such a batch, before other processes begin."""
+    net, x = models.get(case.network)[0], torch.empty(case.shape, device="meta")
+    key = random.key(0, device="meta")
+    try:
+        net.apply(*net.init(key, x), x, train=True, key=key)
+    except LayerError as error:
+        raise ValueError(
+            f"{case.network} can't be trained at --side {case.side} and --batch-size "
+            f"{case.batch_size}: {error}"
+        ) from None
 
 
 def _each(plan: Plan) -> Iterator[tuple[Case, str]]:
