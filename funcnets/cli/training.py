@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from funcnets import checkpoint, parallel, precision, runs, timing, train, tree
 from funcnets.cli.cadence import Cadence
 from funcnets.cli.compiled_step import CompiledStep, Speed
+from funcnets.cli.curve_warnings import warning_after_epoch
 from funcnets.cli.evaluation import Evaluation, StoppedError, finite
 from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.cli.interrupt import Agreement, Interrupt, Wish
@@ -286,6 +287,10 @@ class Training:
         if not is_saved:
             self.save()
         self.reporter.epoch(rows)
+        if isinstance(rows[0], EpochRow):
+            warning = warning_after_epoch(self.setup.config, self.rows)
+            if warning is not None:
+                self.reporter.warn(warning)
 
     def _fit(self, step: CompiledStep) -> Iterator[Any]:
         config, dataset = self.setup.config, self.setup.dataset

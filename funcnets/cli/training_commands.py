@@ -37,7 +37,8 @@ def train_command(
 
     Without arguments this is lenet_bn, on the images that are found.  A run that is resumed ends
     with the same bits as one that was never stopped, on the same machine and versions.  The speed
-    that is shown leaves out the first step of each shape, which compiles.
+    that is shown leaves out the first step of each shape, which compiles.  One warning says if the
+    training loss jumps up, or stays that of chance, and what often helps.
     """
     from funcnets.cli import config_file, distributed, preparation
     from funcnets.cli.messages import TrainingMessages

@@ -1,0 +1,54 @@
+"""Warnings about the curve of a training loss: a spike, or a plateau that is not left."""
+
+import math
+from collections.abc import Sequence
+
+from funcnets.runs import Config, EpochRow
+
+# A spike is a rise above the lowest mean loss of an earlier epoch, by this factor and this much.
+SPIKE_FACTOR, SPIKE_RISE = 1.25, 0.1
+# A mean loss above this part of that of chance, the logarithm of the number of classes, is on the
+# plateau where a training begins; fewer steps than these are too few to leave it.
+PLATEAU_PART, PLATEAU_STEPS = 0.98, 200
+
+
+def warning_after_epoch(config: Config, rows: Sequence[EpochRow]) -> str | None:
+    """Return a line about the last epoch's training loss, if it is the first to give one, and help.
+
+    So a run has one such line at most, also where it is resumed.
+
+    >>> from funcnets.cli.curve_warnings import warning_after_epoch
+    >>> from funcnets.runs import Config, EpochRow
+    >>> rows = [EpochRow(1, 469, 0.5, 0.8, 0.5, 0.8, None, 1.0)]
+    >>> rows += [EpochRow(2, 938, 0.9, 0.7, 0.9, 0.7, None, 1.0)]
+    >>> warning_after_epoch(Config.from_recipe("googlenet"), rows)
+    'training loss rose from 0.500 in epoch 1 to 0.900 in epoch 2; a warm-up (--warmup 1) or a \
+smaller rate (--lr 0.05) often helps'
+    """
+    is_first = not any(_trouble(config, rows[:end]) for end in range(1, len(rows)))
+    trouble = _trouble(config, rows) if is_first else None
+    if trouble is None:
+        return None
+    warm_up = f"a warm-up (--warmup {min(1, config.epochs / 2):g}) or "
+    rate = f"a smaller rate (--lr {config.learning_rate / 2:g}) often helps"
+    return f"{trouble}; {'' if config.warmup else warm_up}{rate}"
+
+
+def _trouble(config: Config, rows: Sequence[EpochRow]) -> str | None:
+    """Return what is wrong with the last epoch's training loss."""
+    if not rows:
+        return None
+    *earlier, last = rows
+    chance = math.log(max(len(config.class_names), 2))
+    if last.step >= PLATEAU_STEPS and last.train_loss > PLATEAU_PART * chance:
+        return (
+            f"training loss is {last.train_loss:.3f} after {last.step:,} steps, that of chance "
+            f"{chance:.3f}"
+        )
+    lowest = min(earlier, key=lambda row: row.train_loss, default=last)
+    if last.train_loss > max(SPIKE_FACTOR * lowest.train_loss, lowest.train_loss + SPIKE_RISE):
+        return (
+            f"training loss rose from {lowest.train_loss:.3f} in epoch {lowest.epoch} to "
+            f"{last.train_loss:.3f} in epoch {last.epoch}"
+        )
+    return None
