@@ -60,6 +60,9 @@ def test_every_example_has_its_command_in_its_docstring(name):
     assert f"    python examples/{name}.py" in load(name).__doc__
 
 
+NEED_NO_DATA = ("accumulation", "call_overhead", "ensemble_speed", "remat_memory", "scaling")
+
+
 def refusal(name, arguments, capsys):
     """The one line that ends the example."""
     with pytest.raises(SystemExit) as ended:
@@ -79,12 +82,12 @@ def refusal(name, arguments, capsys):
         *(
             (name, "--backend fast", "argument --backend: invalid choice: 'fast' (choose from")
             for name in COMMANDS
-            if name not in ("accumulation", "scaling")
+            if name not in ("accumulation", "call_overhead", "scaling")
         ),
         *(
             (name, "--data /nowhere", "data directory /nowhere: no train-images")
             for name in COMMANDS
-            if name not in ("accumulation", "ensemble_speed", "remat_memory", "scaling")
+            if name not in NEED_NO_DATA
         ),
         *(
             (name, "renset", "argument net: invalid choice")
@@ -371,6 +374,13 @@ def test_scaling_sends_what_the_bench_counts():
     assert step.gradients == 179524
     assert 2 * step.norms + 1 == 9
     assert step.gradients + 2 * 3 * step.channels * 2 * 4 == 190372
+
+
+def test_call_overhead_prints_both_ways(capsys):
+    load("call_overhead").main(["--nets", "lenet_bn", "--rounds", "20"])
+    row = capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]
+    assert row[:2] == [" lenet_bn ", " 28 "]
+    assert float(row[6]) > 1.2, row
 
 
 def test_steps_per_call_prints_a_row_for_each_count(capsys):
