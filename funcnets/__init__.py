@@ -26,8 +26,9 @@ The package, by layer:
     parallel                                       several processes that train one network
     grad, value_and_grad, vmap, jvp, vjp, hessian  torch.func with JAX's order of results
     jit, Lowering, Trace, TraceError, CompileError one compiled function (`compiler`)
-    data  checkpoint  runs                         images, files, run directories
+    data  augment  checkpoint  runs                images, files, run directories
     interop  testing                               modules: state dicts, twins, proofs of equality
+    plots  timing                                  pictures of a training; fair measurements of time
 
 Each part is imported when it is first used, so `import funcnets` is quick.
 """
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from funcnets import (
+        augment,
         checkpoint,
         core,
         data,
@@ -48,11 +50,13 @@ if TYPE_CHECKING:
         models,
         optim,
         parallel,
+        plots,
         precision,
         random,
         runs,
         summary,
         testing,
+        timing,
         train,
         transforms,
         tree,
@@ -69,6 +73,7 @@ __all__ = [
     "Lowering",
     "Trace",
     "TraceError",
+    "augment",
     "checkpoint",
     "concat",
     "core",
@@ -86,6 +91,7 @@ __all__ = [
     "models",
     "optim",
     "parallel",
+    "plots",
     "precision",
     "random",
     "residual",
@@ -93,6 +99,7 @@ __all__ = [
     "sequential",
     "summary",
     "testing",
+    "timing",
     "train",
     "transforms",
     "tree",

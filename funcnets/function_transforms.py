@@ -117,6 +117,7 @@ def vjp(function: Function, *primals: Any, has_aux: bool = False) -> Any:
 def hessian(function: Function, argnums: Argnums = 0) -> Function:
     """Return the function that gives second derivatives, forward over reverse, as `jax.hessian`.
 
+    `argnums` is the position of the argument, a tree of floating tensors, or a tuple of positions.
     For an argument that is a tree, the result is a tree of trees: `result[name][other]` has the
     axes of leaf `name`, then those of `other`.  For products with a vector see
     `transforms.curvature.hessian_product`, which doesn't compute the whole.

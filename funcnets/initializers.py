@@ -112,12 +112,18 @@ def xavier_normal(gain: float = 1.0) -> Initializer:
 
 
 def kaiming_uniform(mode: Fan = "fan_in", gain: float = math.sqrt(2.0)) -> Initializer:
-    """Return uniform values in ±gain · √(3 / fan) (He et al., 2015); the default suits ReLU."""
+    """Return uniform values in ±gain · √(3 / fan) (He et al., 2015); the default suits ReLU.
+
+    `mode` is the fan that is meant: `fan_in` or `fan_out`.
+    """
     return variance_scaling(gain**2, mode, "uniform")
 
 
 def kaiming_normal(mode: Fan = "fan_in", gain: float = math.sqrt(2.0)) -> Initializer:
-    """Return normal values of std gain / √fan (He et al., 2015); the default suits ReLU."""
+    """Return normal values of std gain / √fan (He et al., 2015); the default suits ReLU.
+
+    `mode` is the fan that is meant: `fan_in` or `fan_out`.
+    """
     return variance_scaling(gain**2, mode, "normal")
 
 

@@ -259,7 +259,7 @@ def matching(names: Sequence[str], pattern: str, what: str = "leaf") -> list[str
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
-    """Return the first names, separated by commas, and how many more there are."""
+    """Return the first `most` names, separated by commas, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -98,6 +98,8 @@ def cases(
 ) -> tuple[Case, ...]:
     """Return the networks, `all` for every one, at given sizes or those of the reference recipes.
 
+    `batch_size` is in images and `side` in pixels; None takes the recipe's.
+
     Raises ValueError for an unknown network, or a size below 1.
     """
     _check_numbers(**{"--batch-size": batch_size, "--side": side})
@@ -111,7 +113,7 @@ def cases(
 
 
 def columns(only: str | None = None, device: str = "cpu") -> tuple[str, ...]:
-    """Return the columns in a list like `jit,eager`; for None, all columns of the device.
+    """Return the columns in a list `only` like `jit,eager`; for None, all columns of the device.
 
     Raises ValueError for an unknown column, and for `flax` if Flax isn't installed.
     """

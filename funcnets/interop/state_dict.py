@@ -199,8 +199,8 @@ class FunctionModule(nn.Module):
 
     Unlike the network, the module changes itself: in training, a call writes the new state into
     the buffers, as `torch.nn.BatchNorm2d` does.  `from_module` gives the values back.  A module
-    can be copied (`copy.deepcopy`) but not pickled, as a network consists of functions: save its
-    `state_dict`.
+    can be copied (`copy.deepcopy`) but not pickled, as a network consists of functions: save
+    `module.state_dict()`.
     """
 
     def __init__(self, net: Layer, params: Params, state: State) -> None:
@@ -220,7 +220,7 @@ class FunctionModule(nn.Module):
         )
 
     def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
-        """Return the network's output for `x`, in the mode that `train()` or `eval()` has set.
+        """Return the network's output for `x`, in the mode that `Module.train` has set.
 
         A stochastic network in training that is given no `key` draws one from torch's global
         generator, as `torch.nn.Dropout` draws its mask: `torch.manual_seed` repeats it.

@@ -97,8 +97,8 @@ def conv_transpose2d(
     """Return a transposed convolution, (N, C, H, W) -> (N, channels, H', W').
 
     It computes what `torch.nn.ConvTranspose2d` does, the transpose of a convolution with these
-    arguments, with H' = (H - 1) · stride - 2 · padding + dilation · (kernel - 1) + output_padding
-    + 1.  The `weight` has the shape (C, channels / groups, kh, kw).
+    arguments, with H' = 1 + (H - 1) · stride - 2 · padding + dilation · (kernel - 1) +
+    output_padding.  The `weight` has the shape (C, channels / groups, kh, kw).
 
     Args:
         channels: number of output channels.

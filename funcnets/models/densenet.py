@@ -45,7 +45,10 @@ def dense_block(
 
 
 def transition_block(channels: int, *, bias: bool = True) -> Layer:
-    """Return batch norm, ReLU, a 1×1 convolution to `channels` and a pool that halves H and W."""
+    """Return batch norm, ReLU, a 1×1 convolution to `channels` and a pool that halves H and W.
+
+    `bias` is True if the convolution has one.
+    """
     conv = conv2d(channels, 1, bias=bias)
     return sequential(bn=batch_norm(), relu=relu(), conv=conv, pool=avg_pool(2))
 

@@ -124,3 +124,4 @@ def googlenet(
 
 
 googlenet_paper = partial(googlenet, variant="paper")
+googlenet_paper.__doc__ = "Return GoogLeNet with the paper's kernels; arguments as in `googlenet`."

@@ -44,3 +44,4 @@ def lenet_bn(
 
 
 lenet_bn_scratch = partial(lenet_bn, unbiased=False)
+lenet_bn_scratch.__doc__ = "Return LeNet with biased running variances; arguments as in `lenet_bn`."

@@ -7,7 +7,10 @@ from funcnets.layers import conv2d, dropout, flatten, global_avg_pool, max_pool,
 
 
 def nin_block(channels: int, kernel: int, stride: int = 1, padding: int = 0) -> Layer:
-    """Return a convolution and two 1×1 convolutions to `channels`, each followed by ReLU."""
+    """Return a convolution and two 1×1 convolutions to `channels`, each followed by ReLU.
+
+    `kernel`, `stride` and `padding` are those of the first convolution.
+    """
     return sequential(
         conv1=conv2d(channels, kernel, stride, padding),
         relu1=relu(),

@@ -121,3 +121,5 @@ def resnet(
 resnet18 = partial(resnet, (2, 2, 2, 2))
 resnet34 = partial(resnet, (3, 4, 6, 3))
 resnet50 = partial(resnet, (3, 4, 6, 3), block=bottleneck_block, project_first=True)
+for _name, _variant in (("18", resnet18), ("34", resnet34), ("50", resnet50)):
+    _variant.__doc__ = f"Return ResNet-{_name}, (N, C, H, W) -> (N, 10); arguments as in `resnet`."

@@ -78,3 +78,5 @@ vgg11 = partial(vgg, ARCHITECTURES["vgg11"])
 vgg13 = partial(vgg, ARCHITECTURES["vgg13"])
 vgg16 = partial(vgg, ARCHITECTURES["vgg16"])
 vgg19 = partial(vgg, ARCHITECTURES["vgg19"])
+for _name, _variant in (("11", vgg11), ("13", vgg13), ("16", vgg16), ("19", vgg19)):
+    _variant.__doc__ = f"Return VGG-{_name}, (N, C, H, W) -> (N, 10); other arguments as in `vgg`."

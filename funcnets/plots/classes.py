@@ -76,7 +76,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str]) -> "Figure":
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], columns: int = 6) -> "Figure":
-    """Return a figure of images that were classified wrongly, in the order given."""
+    """Return a figure of wrongly classified images, in the order given, in rows of `columns`."""
     if not mistakes:
         figure = new_figure(4, 1.5)
         figure.text(0.5, 0.5, "no mistakes", ha="center", va="center")

@@ -13,11 +13,11 @@ _WORD = 0xFFFFFFFF
 def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int) -> Tensor:
     """Return whole numbers from minval to maxval - 1, of the given shape: int64.
 
-    They are those of `jax.random.randint` in int32, exactly, for maxval below 2**31.  A number is
+    They are those of `jax.random.randint` in int32, exactly, for maxval below `2**31`.  A number is
     the remainder of 64 random bits, up to overflow in 32 bits as in JAX, so in a wide range some
     numbers are slightly more likely than others.
 
-    Raises ValueError unless -2**31 <= minval < maxval <= 2**31.
+    Raises ValueError unless `-2**31 <= minval < maxval <= 2**31`.
 
     >>> from funcnets import random
     >>> random.randint(random.key(0), (5,), 0, 10)

@@ -28,9 +28,9 @@ _CHUNK_ELSEWHERE = 2**24
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     """Return the key of a seed: int32, shape (2,), the upper and the lower 32 bits of the seed.
 
-    `seed` is an integer from -2**63 to 2**63 - 1.  The key is that of `jax.random.key` with
+    `seed` is an integer from `-2**63` to `2**63 - 1`.  The key is that of `jax.random.key` with
     `jax_enable_x64`; without it JAX drops the upper 32 bits, so the two agree for seeds from 0 to
-    2**32 - 1.
+    `2**32 - 1`.
 
     Raises TypeError if the seed is not an integer, ValueError if it is out of range.
 
@@ -67,8 +67,8 @@ def split(key: Tensor, count: int = 2) -> Tensor:
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """Return the key number `data` of those derived from `key`: int32, (2,).
 
-    It is that of `jax.random.fold_in`.  `data` is an integer from 0 to 2**32 - 1, or a 0-d integer
-    tensor, whose lower 32 bits are used.  Raises TypeError or ValueError for others.
+    It is that of `jax.random.fold_in`.  `data` is an integer from 0 to `2**32 - 1`, or a 0-d
+    integer tensor, whose lower 32 bits are used.  Raises TypeError or ValueError for others.
 
     >>> from funcnets import random
     >>> step_keys = [random.fold_in(random.key(0), step) for step in range(3)]
@@ -146,8 +146,8 @@ def truncated_normal(
 ) -> Tensor:
     """Return standard normal numbers under the condition that they lie in (lower, upper).
 
-    They are √2 · erfinv(u) with u uniform between erf(lower / √2) and erf(upper / √2), as in
-    `jax.random.truncated_normal`, up to roundings as in `normal`.
+    `shape` is that of the result.  They are √2 · erfinv(u) with u uniform between erf(lower / √2)
+    and erf(upper / √2), as in `jax.random.truncated_normal`, up to roundings as in `normal`.
 
     Raises TypeError for another dtype than those of `uniform`, ValueError unless lower < upper,
     both finite.

@@ -270,7 +270,7 @@ class Config:
 class SweepConfig(Config):
     """Everything that decides what a sweep computes: a training for each seed and learning rate.
 
-    `seed` and `learning_rate` are the first member's.
+    `Config.seed` and `Config.learning_rate` are the first member's.
 
     Attributes:
         seeds: the number of seeds, 0, 1, ..., each trained with every rate.
@@ -313,7 +313,10 @@ class SweepConfig(Config):
         rates: Sequence[float] = (),
         **values: Any,
     ) -> Self:
-        """Return the configuration as `Config.from_recipe`; no `rates` means the recipe's one."""
+        """Return the configuration; arguments and errors are those of `Config.from_recipe`.
+
+        `rates` are the learning rates of the members; without any, all have the recipe's.
+        """
         rates = tuple(rates) or (_usual_rate(network, recipe, values),)
         return super().from_recipe(network, recipe, learning_rate=rates[0], rates=rates, **values)
 

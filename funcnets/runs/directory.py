@@ -203,7 +203,9 @@ class RunDirectory:
         return _readable(path, json_records.read) if path.exists() else {}
 
     def read_rows(self, kind: type[Row] = EpochRow) -> list[Row]:  # type: ignore[assignment]
-        """Return the rows of metrics.jsonl, a sweep's with `MemberRow`; none without the file.
+        """Return the rows of metrics.jsonl; none without the file.
+
+        `kind` is `EpochRow`, or `MemberRow` for a sweep.
 
         Raises RunError if the file is damaged.
         """

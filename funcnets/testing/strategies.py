@@ -293,7 +293,7 @@ def networks(name: str | None = None) -> st.SearchStrategy[Network]:
 @st.composite
 def images(
     draw: st.DrawFn,
-    shape: "Sequence[int] | st.SearchStrategy[tuple[int, ...]] | None" = None,
+    shape: Sequence[int] | st.SearchStrategy[tuple[int, ...]] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Draw normally distributed images (N, C, H, W), of a shape or of shapes that are drawn."""
@@ -309,9 +309,12 @@ def keys() -> st.SearchStrategy[Tensor]:
 
 
 def trees(
-    leaves: "st.SearchStrategy[Any] | None" = None, max_leaves: int = 9
+    leaves: st.SearchStrategy[Any] | None = None, max_leaves: int = 9
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Return nested dicts with leaves of a strategy; of small float64 tensors without one."""
+    """Return nested dicts with at most `max_leaves` leaves.
+
+    `leaves` is the strategy that draws them; without one they are small float64 tensors.
+    """
     if leaves is None:
         leaves = images(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     names = st.text("abc_1", min_size=1, max_size=3)

@@ -402,7 +402,8 @@ def fit(
 ) -> Iterator[Progress]:
     """Train all members at once, as `train.fit`, in the order of the first member's key.
 
-    A member whose loss isn't a finite number goes on, and doesn't change the others.
+    `running` are the averages of each member's epoch so far, where a training is resumed.  A member
+    whose loss isn't a finite number goes on, and doesn't change the others.
 
     Raises NonFiniteLoss after a step that leaves no member with a finite loss.
     """

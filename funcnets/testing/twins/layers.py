@@ -23,7 +23,7 @@ class MaskedDropout(nn.Module):
         self.mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop values of `x`, of any shape."""
+        """Drop values of `x`, of any shape; raise ValueError for a mask of another one."""
         if not self.training:
             return x
         if self.mask is None:
@@ -55,7 +55,10 @@ class ScratchBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` by the batch's statistics in training, by the running ones otherwise."""
+        """Normalise `x` by the batch's statistics in training, by the running ones otherwise.
+
+        Raises ValueError as the class says.
+        """
         channels = len(self.weight)
         if x.ndim not in (2, 4) or x.shape[1] != channels:
             raise ValueError(
