@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 
 from funcnets import _torch, tree
 from funcnets._torch import functorch
@@ -67,7 +69,8 @@ def record_function(
     structures: list[Structure] = []
 
     def flat(*values: Tensor) -> list[Tensor]:
-        result = function(*values)
+        with _CheckedFunctions():
+            result = function(*values)
         _check_result(result)
         outputs, structure = take_apart(result)
         structures.append(structure)
@@ -80,6 +83,25 @@ def record_function(
         recorded_by = record if _torch.is_known_version() else record_by_make_fx
         module = recorded_by(flat, leaves, rewrites)
     return Compilation(module, structures[-1], bool(lowerings), Counter(recorder.fired))
+
+
+class _CheckedFunctions(TorchFunctionMode):
+    """Mode that records `one_hot` as a scatter, which raises for a class that is out of range.
+
+    PyTorch compares fake tensors with all classes instead, and such a class becomes zeros.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        is_one_hot = function in (F.one_hot, torch.ops.aten.one_hot, torch.ops.aten.one_hot.default)
+        return (_one_hot if is_one_hot else function)(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0 or tensor.dtype != torch.int64:  # PyTorch reads or refuses them
+        return F.one_hot(tensor, num_classes)
+    return tensor.new_zeros((*tensor.shape, num_classes)).scatter(-1, tensor.unsqueeze(-1), 1)
 
 
 def _check_result(result: Any) -> None:

@@ -28,21 +28,33 @@ _BY_DIMENSION = {
     "index_copy_": "slices",
     "index_fill": "slices",
     "index_fill_": "slices",
+    "index_reduce": "slices",
+    "index_reduce_": "slices",
 }
 # Operands: a table, its indices.
 _BY_INDICES = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put"}
 _INTEGER_DIVISIONS = {"div", "floor_divide", "remainder", "fmod", "div_", "remainder_", "fmod_"}
 _OTHERS = {
     "_assert_async",
+    "_assert_scalar",
     "_cdist_forward",
     "_ctc_loss",
     "_embedding_bag",
     "_embedding_bag_forward_only",
+    "_functional_assert_async",
+    "_functional_assert_scalar",
+    "_index_put_impl_",
     "binary_cross_entropy",
     "bincount",
     "cholesky",
     "cholesky_inverse",
     "embedding",
+    "embedding_renorm",
+    "embedding_renorm_",
+    "histc",
+    "lu_unpack",
+    "masked_scatter",
+    "masked_scatter_",
     "max_unpool2d",
     "max_unpool3d",
     "multi_margin_loss",
@@ -51,6 +63,9 @@ _OTHERS = {
     "nll_loss_forward",
     "put",
     "put_",
+    "repeat_interleave",
+    "searchsorted",
+    "segment_reduce",
     "take",
 }
 _LINEAR_ALGEBRA = ("linalg_", "_linalg_")

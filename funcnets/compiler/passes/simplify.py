@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from funcnets._torch import OpOverload
 from funcnets.compiler.graph.aliasing import memory
 from funcnets.compiler.graph.compilation import Compilation
 
@@ -16,9 +17,15 @@ def remove_dead_code(compilation: Compilation) -> bool:
     """Remove pure operations that nobody reads.
 
     Derivatives compute some on their way, such as gradients of what is frozen; fusions leave the
-    nodes that they replace.
+    nodes that they replace.  Operations that return nothing stay, as they check something, and
+    so do embeddings: their gradient skips an index out of range, which they refuse.
     """
-    return bool(compilation.graph.eliminate_dead_code())
+    return bool(compilation.graph.eliminate_dead_code(_has_effect))
+
+
+def _has_effect(node: fx.Node) -> bool:
+    returns_nothing = isinstance(node.target, OpOverload) and not node.target._schema.returns
+    return returns_nothing or node.target is aten.embedding.default or node.is_impure()
 
 
 def share_conversions(compilation: Compilation) -> bool:
