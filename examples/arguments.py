@@ -15,7 +15,7 @@ from funcnets.compiler.backends.select import BACKENDS
 from funcnets.core import Layer, LayerError
 
 NETWORKS = tuple(name for name, entry in models.INDEX.items() if entry.is_benchmarked)
-RECIPES = ("reference", "tuned")
+RECIPES = ("reference", "tuned", "best")
 
 
 def positive(text: str) -> int:

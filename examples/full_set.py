@@ -7,18 +7,18 @@ longer a finite number is reported as diverged.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import math
 import statistics
 import time
-from functools import partial
 from typing import Any
 
 import arguments
-import torch
 
 import funcnets
-from funcnets import data, optim, precision, random, train
+from funcnets import data, models, precision, runs, train
 
 
 def run(
@@ -29,35 +29,40 @@ def run(
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Train one network by one recipe from each seed; return a row for each seed."""
-    net, recipe = funcnets.models.get(name, recipe_name)
-    images, labels = dataset.train_images, dataset.train_labels
-    epochs = options.epochs or recipe.epochs
-    steps = epochs * math.ceil(len(labels) / recipe.batch_size)
-    falling = optim.linear(recipe.learning_rate, steps)
-    optimizer = optim.sgd(falling if recipe.schedule == "linear" else recipe.learning_rate)
-    how: dict[str, Any] = {
-        "prepare": partial(data.prepare, side=recipe.side),
-        "policy": precision.POLICIES[options.precision],
-    }
-    step = funcnets.jit(
-        train.make_train_step(net, optimizer, **how), donate_argnums=0, backend=options.backend
+    chosen: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
+    config = runs.Config.from_recipe(
+        name, recipe_name, device="cpu", precision=options.precision, **chosen
     )
+    if config.normalize:
+        mean, deviation = data.moments(dataset.train_images)
+        config = dataclasses.replace(config, mean=mean, deviation=deviation)
+    images, labels = dataset.train_images, dataset.train_labels
+    steps = config.epochs * math.ceil(len(labels) / config.batch_size)
+    net, optimizer = runs.build(config, steps)
+    step = funcnets.jit(
+        runs.make_step(config, net, optimizer), donate_argnums=0, backend=options.backend
+    )
+    policy = precision.POLICIES[config.precision]
+    how: dict[str, Any] = {"prepare": runs.preparation(config), "policy": policy}
     eval_step = funcnets.jit(train.make_eval_step(net, **how), backend=options.backend)
-    example = torch.empty(1, 1, recipe.side, recipe.side, device="meta")
     rows = []
     for seed in seeds:
         start = time.perf_counter()
-        train_state = train.create(net, optimizer, random.key(seed), example)
+        mine = dataclasses.replace(config, seed=seed)
+        train_state = runs.create_train_state(mine, net, optimizer)
         row: dict[str, Any] = {"net": name, "recipe": recipe_name, "seed": seed}
         try:
             for progress in train.fit(
-                step, train_state, (images, labels), batch_size=recipe.batch_size, epochs=epochs
+                step,
+                train_state,
+                (images, labels),
+                batch_size=config.batch_size,
+                epochs=config.epochs,
             ):
                 last = progress
             test = train.evaluate(
                 eval_step,
-                last.train_state.params,
-                last.train_state.state,
+                *runs.evaluated(last.train_state),
                 (dataset.test_images, dataset.test_labels),
             )
             row |= {
@@ -101,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
     nets, recipes = arguments.NETWORKS, arguments.RECIPES
     parser.add_argument("--nets", nargs="+", choices=nets, default=["lenet_bn", "lenet_bn_scratch"])
-    parser.add_argument("--recipes", nargs="+", choices=recipes, default=[*recipes])
+    parser.add_argument("--recipes", nargs="+", choices=recipes, default=["reference", "tuned"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=arguments.positive, help="instead of the recipe's")
     parser.add_data(default=None)
@@ -110,12 +115,14 @@ def main(argv: list[str] | None = None) -> None:
     precisions = precision.available("cpu")
     parser.add_argument("--precision", default="float32", choices=precisions)
     options = parser.parse(argv)
+    for name, recipe in itertools.product(options.nets, options.recipes):
+        if recipe not in (known := models.INDEX[name].recipes):
+            parser.error(f"argument --recipes: {name} has {', '.join(known)} alone")
     dataset = parser.load_data(options.data, options.limit_train)
     print(dataset.source)
     rows: list[dict[str, Any]] = []
-    for name in options.nets:
-        for recipe in options.recipes:
-            rows += run(name, recipe, options.seeds, dataset, options)
+    for name, recipe in itertools.product(options.nets, options.recipes):
+        rows += run(name, recipe, options.seeds, dataset, options)
     print(table(rows))
 
 

@@ -13,7 +13,7 @@ import torch
 from funcnets import models
 
 FULL_SET = [
-    *("--nets", "lenet_bn", "--recipes", "tuned", "--seeds", "0", "1", "--epochs", "1"),
+    *("--nets", "lenet_bn", "--recipes", "tuned", "best", "--seeds", "0", "1", "--epochs", "1"),
     *("--limit-train", "300", "--data", "bundled", "--backend", "graph"),
 ]
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -33,10 +33,11 @@ def test_full_set_prints_a_row_a_seed_and_a_table(capsys):
     load("full_set").main(FULL_SET)
     lines = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [row["seed"] for row in rows] == [0, 1]
+    assert [row["seed"] for row in rows] == [0, 1, 0, 1]
     assert all(0 < row["test"] < 1 and row["loss"] > 0 for row in rows)
-    assert rows[0]["loss"] != rows[1]["loss"]
-    assert lines[-1].startswith("| lenet_bn | tuned | 2 |")
+    assert len({row["loss"] for row in rows}) == 4
+    assert lines[-2].startswith("| lenet_bn | tuned | 2 |")
+    assert lines[-1].startswith("| lenet_bn | best | 2 |")
 
 
 def test_full_set_reports_a_seed_that_diverged():
@@ -100,7 +101,8 @@ def refusal(name, arguments, capsys):
         ("ensemble", "--rates 0.1 0", "argument --rates: '0'; expected a number above 0"),
         ("ensemble_speed", "--side 2", "argument --side: 2; conv1"),
         ("ensemble_speed", "--width 8", "argument --width: it is for resnet18, not for lenet_bn"),
-        ("full_set", "--recipes best", "argument --recipes: invalid choice: 'best'"),
+        ("full_set", "--recipes worst", "argument --recipes: invalid choice: 'worst'"),
+        ("full_set", "--nets nin --recipes best", "nin has tuned, reference alone"),
         ("grad_cam", "--layer stage9", "argument --layer: "),
         ("grad_cam", "--layer fc", "argument --layer: 'fc'; expected one part with feature maps"),
         ("laplace", "--limit-train 9999", "--held-out: there are 10000 images"),

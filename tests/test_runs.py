@@ -183,6 +183,19 @@ def test_a_recipe_gives_what_is_left_out():
         Config.from_recipe("tiny", epoch=3)
 
 
+def test_the_best_recipe_is_more_than_a_rate():
+    config = Config.from_recipe("lenet_bn", "best", device="cpu")
+    recipe = INDEX["lenet_bn"].recipes["best"]
+    assert asdict(config).items() >= asdict(recipe).items()
+    assert (config.nesterov, config.schedule, config.augment) == (True, "one-cycle", "flip")
+    with_adam = Config.from_recipe("lenet_bn", "best", optimizer="adam")
+    assert (with_adam.momentum, with_adam.nesterov, with_adam.learning_rate) == (0, False, 0.001)
+    assert not Config.from_recipe("lenet_bn", "best", momentum=0.0).nesterov
+    assert SweepConfig.from_recipe("lenet_bn", "best", seeds=2).ema is None
+    with pytest.raises(ValueError, match="no recipe is called 'best': known are tuned, reference"):
+        Config.from_recipe("nin", "best")
+
+
 def test_a_moved_run_is_loaded(tmp_path):
     run, _ = saved(tmp_path / "run", Config.from_recipe("tiny", device="cpu"))
     moved = shutil.move(run.path, tmp_path / "moved")

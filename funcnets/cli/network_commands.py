@@ -74,8 +74,17 @@ def list_command(json: options.Json = False) -> None:
         terminal.show(table)
         print(
             "for 10 classes and grey images; the recipe reference has the published values: a\n"
-            "constant rate where tuned has a linear schedule, and batches of 256 for LeNet"
+            "constant rate where tuned has a linear schedule, and batches of 256 for LeNet;\n"
+            f"the recipe best, for {_with_best()},\n"
+            "has more epochs, augmentation and an average of the parameters"
         )
+
+
+def _with_best() -> str:
+    """Return the names of the networks that have the recipe best, for a sentence."""
+    from funcnets import models
+
+    return ", ".join(name for name, entry in models.INDEX.items() if "best" in entry.recipes)
 
 
 @functools.cache

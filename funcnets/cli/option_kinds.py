@@ -10,7 +10,7 @@ DATA, RECIPE, RUN, MACHINE = "Data", "Recipe", "Run", "Machine"
 # Values that are shown and completed; a test compares them with what configurations take.
 CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
-    "recipe": ("tuned", "reference"),
+    "recipe": ("tuned", "reference", "best"),
     "schedule": ("constant", "linear", "cosine", "one-cycle"),
     "backend": ("native", "graph", "inductor"),
     "precision": ("float32", "bfloat16", "tf32", "auto"),

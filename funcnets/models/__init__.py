@@ -54,19 +54,29 @@ __all__ = [
     "vgg_block",
 ]
 
-Schedule = Literal["constant", "linear"]
+Schedule = Literal["constant", "linear", "one-cycle"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of a training by plain SGD on cross-entropy.
+    """Hyper-parameters of a training by SGD on cross-entropy.
+
+    The fields are some of those of `runs.Config`, which says more about them.
 
     Attributes:
-        learning_rate: learning rate of the first step.
+        learning_rate: the highest learning rate.
         batch_size: examples in a step; the last step of an epoch may have fewer.
         side: height and width to which images are resized, in pixels.
-        schedule: `constant` learning rate, or `linear` to zero at the last step.
+        schedule: `constant` learning rate, `linear` to zero at the last step, or `one-cycle`, up
+            and down again along half cosines.
         epochs: passes over the training images.
+        momentum: factor of the momentum buffer.
+        nesterov: True for Nesterov's momentum.
+        weight_decay: factor of the weight decay, not of biases and batch norms.
+        label_smoothing: the part of each label that is spread over all classes.
+        augment: names of augmentations in their order, such as `crop,flip`; empty for none.
+        ema: decay of the moving average of parameters and statistics that is evaluated, or None.
+        normalize: True to subtract the mean of the training images, and divide by the deviation.
     """
 
     learning_rate: float
@@ -74,6 +84,13 @@ class Recipe:
     side: int
     schedule: Schedule = "constant"
     epochs: int = 10
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    augment: str = ""
+    ema: float | None = None
+    normalize: bool = False
 
 
 class Entry(NamedTuple):
@@ -91,16 +108,30 @@ class Entry(NamedTuple):
     is_benchmarked: bool = True
 
 
-def _recipes(reference: Recipe, **tuned: Any) -> dict[str, Recipe]:
-    return {"tuned": replace(reference, schedule="linear", **tuned), "reference": reference}
+def _recipes(reference: Recipe, best: Recipe | None = None, **tuned: Any) -> dict[str, Recipe]:
+    known = {"tuned": replace(reference, schedule="linear", **tuned), "reference": reference}
+    return known if best is None else known | {"best": best}
 
 
 def _more(build: Callable[..., Layer], recipe: Recipe, family: str) -> Entry:
     return Entry(build, _recipes(recipe), family=family, is_benchmarked=False)
 
 
+_BEST: dict[str, Any] = {
+    "schedule": "one-cycle",
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "ema": 0.998,
+}
+_BEST_LENET = Recipe(
+    0.3, 128, 28, epochs=30, label_smoothing=0.05, augment="flip", normalize=True, **_BEST
+)
+_BEST_RESNET = Recipe(0.1, 128, 32, epochs=10, label_smoothing=0.1, augment="crop,flip", **_BEST)
+
 _VGG = Recipe(0.01, 128, 224)
 _GOOGLENET = Recipe(0.1, 128, 96)
+_LENET = Recipe(1.0, 256, 28)
 _RESNET = Recipe(0.05, 256, 28)
 
 # Reference rates, batch sizes and sides are those of the published results, and for networks of a
@@ -115,14 +146,14 @@ INDEX: dict[str, Entry] = {
     "nin": Entry(nin, _recipes(Recipe(0.1, 128, 224)), family="NiN"),
     "googlenet": Entry(googlenet, _recipes(_GOOGLENET), family="GoogLeNet"),
     "googlenet_paper": _more(googlenet_paper, _GOOGLENET, "GoogLeNet"),
-    "lenet_bn": Entry(lenet_bn, _recipes(Recipe(1.0, 256, 28), batch_size=128), family="LeNet"),
+    "lenet_bn": Entry(lenet_bn, _recipes(_LENET, _BEST_LENET, batch_size=128), family="LeNet"),
     "lenet_bn_scratch": Entry(
         lenet_bn_scratch,
-        _recipes(Recipe(1.0, 256, 28), batch_size=128),
+        _recipes(_LENET, _BEST_LENET, batch_size=128),
         shown=("bn1.weight", "bn1.bias"),
         family="LeNet",
     ),
-    "resnet18": Entry(resnet18, _recipes(_RESNET), family="ResNet"),
+    "resnet18": Entry(resnet18, _recipes(_RESNET, _BEST_RESNET), family="ResNet"),
     "resnet34": _more(resnet34, _RESNET, "ResNet"),
     "resnet50": _more(resnet50, _RESNET, "ResNet"),
     "densenet": Entry(densenet, _recipes(Recipe(0.1, 256, 96)), family="DenseNet"),
@@ -149,7 +180,8 @@ def get(name: str, recipe: str = "tuned", **options: Any) -> tuple[Layer, Recipe
 
     Args:
         name: key of `INDEX`, such as `resnet18`.
-        recipe: `tuned`, or `reference` for the published one.
+        recipe: `tuned`, `reference` for the published one, or, for small networks, `best`, by
+            which the full Fashion-MNIST set is learned best, over more epochs.
         options: arguments of the network's function, such as `num_classes=100`.
 
     Raises ValueError for an unknown network or recipe, with the nearest known name.

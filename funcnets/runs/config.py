@@ -14,6 +14,7 @@ from funcnets._validate import is_whole
 from funcnets.compiler.backends.select import BACKENDS, Backend, training_backend
 from funcnets.data.named import FASHION_MNIST
 from funcnets.data.places import FASHION
+from funcnets.models import Recipe
 from funcnets.precision import PRECISIONS, usual
 from funcnets.runs import networks
 
@@ -255,7 +256,7 @@ class Config:
         usual_device = "cuda" if torch.cuda.is_available() else "cpu"
         device = values.get("device", usual_device)
         values = {"learning_rate": _usual_rate(network, recipe, values)} | values
-        defaults = asdict(networks.recipe(network, recipe)) | {
+        defaults = _defaults(networks.recipe(network, recipe), values) | {
             "seed": 0,
             "data": "bundled",
             "limit_train": None,
@@ -315,10 +316,22 @@ class SweepConfig(Config):
     ) -> Self:
         """Return the configuration; arguments and errors are those of `Config.from_recipe`.
 
-        `rates` are the learning rates of the members; without any, all have the recipe's.
+        `rates` are the learning rates of the members; without any, all have the recipe's.  A moving
+        average of the recipe is left out, as a sweep can't have one.
         """
         rates = tuple(rates) or (_usual_rate(network, recipe, values),)
+        values = {"ema": None} | values
         return super().from_recipe(network, recipe, learning_rate=rates[0], rates=rates, **values)
+
+
+def _defaults(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe, without a momentum that doesn't go with `values`."""
+    defaults = asdict(recipe)
+    if values.get("optimizer", "sgd") != "sgd":
+        del defaults["momentum"]
+    if not values.get("momentum", defaults.get("momentum")):
+        del defaults["nesterov"]
+    return defaults
 
 
 def _usual_rate(network: str, recipe: str, values: Mapping[str, Any]) -> float:
