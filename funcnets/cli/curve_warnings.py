@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 from funcnets.runs import Config, EpochRow
 
+# Means over fewer steps jump by chance, and are too few to leave the plateau of the beginning.
+LEAST_STEPS = 200
 # A spike is a rise above the lowest mean loss of an earlier epoch, by this factor and this much.
 SPIKE_FACTOR, SPIKE_RISE = 1.25, 0.1
 # A mean loss above this part of that of chance, the logarithm of the number of classes, is on the
-# plateau where a training begins; fewer steps than these are too few to leave it.
-PLATEAU_PART, PLATEAU_STEPS = 0.98, 200
+# plateau.
+PLATEAU_PART = 0.98
 
 
 def warning_after_epoch(config: Config, rows: Sequence[EpochRow]) -> str | None:
@@ -36,11 +38,11 @@ smaller rate (--lr 0.05) often helps'
 
 def _trouble(config: Config, rows: Sequence[EpochRow]) -> str | None:
     """Return what is wrong with the last epoch's training loss."""
-    if not rows:
+    if not rows or rows[-1].step < LEAST_STEPS:
         return None
     *earlier, last = rows
     chance = math.log(max(len(config.class_names), 2))
-    if last.step >= PLATEAU_STEPS and last.train_loss > PLATEAU_PART * chance:
+    if last.train_loss > PLATEAU_PART * chance:
         return (
             f"training loss is {last.train_loss:.3f} after {last.step:,} steps, that of chance "
             f"{chance:.3f}"
