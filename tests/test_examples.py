@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from funcnets import models
+from funcnets import models, runs
 
 FULL_SET = [
     *("--nets", "lenet_bn", "--recipes", "tuned", "best", "--seeds", "0", "1", "--epochs", "1"),
@@ -61,7 +61,10 @@ def test_every_example_has_its_command_in_its_docstring(name):
     assert f"    python examples/{name}.py" in load(name).__doc__
 
 
-NEED_NO_DATA = ("accumulation", "call_overhead", "ensemble_speed", "remat_memory", "scaling")
+NEED_NO_DATA = (
+    *("accumulation", "call_overhead", "ensemble_speed", "reference_table", "remat_memory"),
+    "scaling",
+)
 
 
 def refusal(name, arguments, capsys):
@@ -83,7 +86,7 @@ def refusal(name, arguments, capsys):
         *(
             (name, "--backend fast", "argument --backend: invalid choice: 'fast' (choose from")
             for name in COMMANDS
-            if name not in ("accumulation", "call_overhead", "scaling")
+            if name not in ("accumulation", "call_overhead", "reference_table", "scaling")
         ),
         *(
             (name, "--data /nowhere", "data directory /nowhere: no train-images")
@@ -116,6 +119,8 @@ def refusal(name, arguments, capsys):
         ),
         ("private_training", "--picture /nowhere/x.png", "'/nowhere/x.png'; expected a file in a"),
         ("private_training", "--limit-train 256 --batch-size 512", "512; expected 256 or less"),
+        ("reference_table", "", "the following arguments are required: RUN"),
+        ("reference_table", "/nowhere", "/nowhere: no run is here"),
         ("remat_memory", "--side 1", "argument --side: 1; pool"),
         ("scaling", "alexnet --side 9", "argument --side: 9; pool1"),
         ("scaling", "renset18", "argument NET: invalid choice: 'renset18'"),
@@ -391,3 +396,53 @@ def test_steps_per_call_prints_a_row_for_each_count(capsys):
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["1", "3"]
     assert rows[0].split("|")[4].strip() == "1.00"
+
+
+def made_run(path, losses, kind=runs.Config, **values):
+    directory = runs.RunDirectory.create(kind.from_recipe(**values), path)
+    directory.release()
+    directory.write_rows(
+        [
+            runs.EpochRow(epoch, epoch, loss, 0.9, loss, 0.8 + loss / 10, None, 1.0)
+            for epoch, loss in enumerate(losses, 1)
+        ]
+    )
+    return str(path)
+
+
+def test_reference_table_has_a_row_for_seeds_and_the_published_results(tmp_path, capsys):
+    google = {"network": "googlenet", "recipe": "reference", "epochs": 2}
+    paths = [
+        made_run(tmp_path / "0", [0.9, 0.1], **google, seed=0),
+        made_run(tmp_path / "1", [0.9, 0.3], **google, seed=1),
+        made_run(tmp_path / "2", [0.9, 0.2], **google, seed=2),
+        made_run(tmp_path / "3", [0.9], **google, seed=3),
+        made_run(tmp_path / "4", [0.9], **google, seed=4, momentum=0.9),
+        made_run(tmp_path / "5", [0.9], network="lenet_bn_scratch", epochs=1),
+    ]
+    load("reference_table").main([*paths, paths[0]])
+    head, rule, *lines = capsys.readouterr().out.splitlines()
+    assert {line.count("|") for line in (head, rule, *lines)} == {14}
+    article = "0.301 | 0.885 | 0.875 | 0.854 to 0.902 |"
+    assert lines == [
+        "| googlenet | reference | float32 | 2 | 0 1 2 | 0.200 | 0.900 | 0.820 | 0.810 to 0.830 | "
+        f"{article}",
+        "| googlenet | reference | float32 | 1 of 2 | 3 | 0.900 | 0.900 | 0.890 | 0.890 to 0.890 | "
+        f"{article}",
+        "| googlenet | reference, momentum 0.9 | float32 | 1 of 2 | 4 | 0.900 | 0.900 | 0.890 | "
+        f"0.890 to 0.890 | {article}",
+        "| lenet_bn_scratch | tuned | float32 | 1 | 0 | 0.900 | 0.900 | 0.890 | 0.890 to 0.890 |  "
+        "|  |  |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (runs.Config, {}, "no epoch is tested yet"),
+        (runs.SweepConfig, {"seeds": 2}, "a sweep; expected runs of"),
+    ],
+)
+def test_reference_table_refuses_what_has_no_row(tmp_path, kind, values, message, capsys):
+    path = made_run(tmp_path / "run", [], kind, **values)
+    assert f"{path}: {message}" in refusal("reference_table", path, capsys)

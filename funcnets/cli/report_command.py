@@ -1,7 +1,7 @@
 """Command that writes a page about runs: `funcnets report`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,28 +16,6 @@ if TYPE_CHECKING:
     from funcnets.runs import Config, EpochRow, MemberRow, SweepConfig
 
 MISTAKES = 24
-
-
-class Published(NamedTuple):
-    """Published results of a network after ten epochs on the 60,000 images of Fashion-MNIST."""
-
-    train_loss: float
-    train_accuracy: float
-    test_accuracy: float
-    examples_per_second: float  # on a GPU
-
-
-# Zhang, Lipton, Li and Smola, "Dive into deep learning", chapter 8; trained with the recipes
-# `reference`.  For LeNet with batch norm it prints no numbers.
-PUBLISHED = {
-    "alexnet": Published(0.329, 0.881, 0.883, 5459),
-    "vgg11": Published(0.287, 0.894, 0.887, 1056),
-    "nin": Published(0.389, 0.854, 0.859, 4985),
-    "googlenet": Published(0.301, 0.885, 0.875, 5651),
-    "resnet18": Published(0.126, 0.951, 0.897, 20822),
-    "densenet": Published(0.140, 0.949, 0.904, 9091),
-}
-PUBLISHED_IMAGES = 60_000
 
 
 def report_command(
@@ -193,6 +171,7 @@ def _comparison(config: "Config", measured: "Sequence[EpochRow]") -> "Table":
     """Return the table that compares a training with the published results of its network."""
     from funcnets.plots.html_page import Table
     from funcnets.runs import best_row
+    from funcnets.runs.published import PUBLISHED, Published
 
     last = measured[-1]
     tested = best_row(measured) if config.validation else last
@@ -217,6 +196,7 @@ def _number(value: float | None, digits: str = ".4f") -> str:
 def _differences(setup: "Setup") -> list[str]:
     """Return lines that say in what a training differs from the published one."""
     from funcnets import models
+    from funcnets.runs.published import PUBLISHED, PUBLISHED_IMAGES
 
     config = setup.config
     if config.network not in PUBLISHED:
