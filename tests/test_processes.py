@@ -12,6 +12,8 @@ import pytest
 import torch
 from run_files import final_tensors, rows
 
+from funcnets.parallel import processes
+
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("own_directory")]
 SECONDS = 240
 
@@ -248,10 +250,31 @@ def test_an_environment_that_isnt_torchruns_is_refused(run, monkeypatch, environ
     assert message in err
 
 
-def test_a_missing_backend_is_refused(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "changes", "message"),
+    [
+        ("cpu", {"distributed.is_gloo_available": False}, "this PyTorch has no gloo"),
+        ("cuda", {"distributed.is_nccl_available": False}, "this PyTorch has no NCCL, which"),
+        ("cuda", {"cuda.device_count": 0}, "there is no GPU that PyTorch can use: give --device"),
+        ("cuda", {"cuda.device_count": 1}, "2 processes for 1 GPUs: start one for each GPU"),
+    ],
+)
+def test_a_missing_backend_is_refused(run, monkeypatch, device, changes, message):
     for name, value in _environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("torch.distributed.is_gloo_available", lambda: False)
-    code, _, err = run("train", *SMALL)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in ({"distributed.is_nccl_available": True} | changes).items():
+        monkeypatch.setattr(f"torch.{name}", lambda value=value: value)
+    code, _, err = run("train", *SMALL, "--device", device)
     assert code == 2
-    assert "this PyTorch has no gloo" in err
+    assert message in err
+
+
+def test_on_gpus_nccl_is_chosen_and_each_process_takes_its_own(monkeypatch):
+    taken = []
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert processes._backend("cuda", 1) == "cpu:gloo,cuda:nccl"
+    assert taken == [1]

@@ -217,6 +217,8 @@ def _backend(device: str, local_rank: int) -> str:
     if not dist.is_nccl_available():
         raise _refusal("this PyTorch has no NCCL, which several GPUs need: add --device cpu")
     processes, gpus = _number("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
+    if not gpus:
+        raise _refusal("there is no GPU that PyTorch can use: give --device cpu")
     if max(processes, local_rank + 1) > gpus:
         raise _refusal(f"{processes} processes for {gpus} GPUs: start one for each GPU")
     torch.cuda.set_device(local_rank)
