@@ -82,6 +82,12 @@ def replace(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def append(path: Path, text: str) -> None:
+    """Add lines to a file, by one write if they are few."""
+    with path.open("ab") as file:
+        file.write(text.encode("utf-8"))
+
+
 def sync(path: Path) -> None:
     """Write a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

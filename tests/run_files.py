@@ -13,8 +13,11 @@ def rows(directory):
 
 
 def untimed(directory):
-    timed = ("examples_per_second", "seconds")
-    return [{k: v for k, v in row.items() if k not in timed} for row in rows(directory)]
+    timed = ("examples_per_second", "gradient_norm")  # the norm is known where steps are logged
+    return [
+        {k: v for k, v in row.items() if k not in timed and not k.endswith("seconds")}
+        for row in rows(directory)
+    ]
 
 
 def final_tensors(directory):

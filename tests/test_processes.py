@@ -13,6 +13,7 @@ import torch
 from run_files import final_tensors, rows
 
 from funcnets.parallel import processes
+from funcnets.runs import RunDirectory
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("own_directory")]
 SECONDS = 240
@@ -96,6 +97,7 @@ def test_processes_train_as_one_does(run):
     options = ("--epochs", 2, *SMALL)
     assert run("train", "--backend", "graph", "--run-dir", "one", *options)[0] == 0
     arguments = train("--run-dir", "three", "--processes", 3, "--compare-every", 1, *options)
+    arguments += ("--log-every", 2)
     code, out, err = ended(start(*arguments))
     assert (code, err) == (0, [])
     assert out.count("epoch 2/2") == 1
@@ -103,6 +105,7 @@ def test_processes_train_as_one_does(run):
     for ours, theirs in zip(rows("three"), rows("one"), strict=True):
         for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
             assert ours[name] == pytest.approx(theirs[name], abs=2e-3)
+    assert [row.step for row in RunDirectory("three").read_step_rows()] == [2, 4, 6, 8]
     alone, together = final_tensors("one"), final_tensors("three")
     for name, values in alone.items():
         torch.testing.assert_close(

@@ -58,6 +58,21 @@ def test_the_step_changes_nothing_that_it_is_given():
     assert same(before, (train_state, IMAGES, LABELS))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_norm_of_all_gradients_is_measured_where_asked(compiled):
+    clipped = optim.chain(optim.clip_by_global_norm(1e-3), optim.sgd(0.5, momentum=0.5))
+    step = train.make_train_step(NET, clipped, gradient_norm=True)
+    step = funcnets.jit(step, backend="graph") if compiled else step
+    train_state = train.create(NET, optim.sgd(1.0), random.key(0), IMAGES)
+    after, measured = train.make_train_step(NET, optim.sgd(1.0))(train_state, (IMAGES, LABELS))
+    assert "gradient_norm" not in measured
+    moved = tree.map(torch.sub, train_state.params, after.params)  # the gradients, at rate 1
+    norm = torch.cat([leaf.flatten() for leaf in tree.leaves(moved)]).norm()
+    train_state = train.create(NET, clipped, random.key(0), IMAGES)
+    _, measured = step(train_state, (IMAGES, LABELS))
+    torch.testing.assert_close(measured["gradient_norm"], norm, rtol=1e-6, atol=0)
+
+
 def test_the_same_key_gives_the_same_numbers_and_each_step_its_own_mask():
     step, train_state = start()
     first, again = (step(train_state, (IMAGES, LABELS)) for _ in range(2))

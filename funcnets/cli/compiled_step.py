@@ -1,8 +1,10 @@
 """Training steps that are compiled where that pays, and their speed."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from funcnets.cli.interrupt import Interrupt
 from funcnets.cli.reporters import Reporter
@@ -34,6 +36,8 @@ class CompiledStep:
     Attributes:
         is_first: True if the last call was the first with its batch size.
         compile_seconds: how long the first call took that compiled.
+        began: the time at which the last call began, by `time.perf_counter`.
+        measured: the measurements of the last call.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class CompiledStep:
     ) -> None:
         self.name, self.size, self.reporter, self.interrupt = name, size, reporter, interrupt
         self.is_first, self.compile_seconds, self.axis = False, 0.0, axis
+        self.began, self.measured = 0.0, dict[str, Tensor]()
         keep_memory()
         self._sizes: set[int] = set()
         self._backend = backend
@@ -63,6 +68,12 @@ class CompiledStep:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function; its last argument is the batch of all processes."""
+        self.began = time.perf_counter()
+        result = self._call(arguments)
+        self.measured = result[1]
+        return result
+
+    def _call(self, arguments: tuple[Any, ...]) -> Any:
         *rest, batch = arguments
         size = len(batch[1])
         # Whether it is compiled depends on the whole batch: else processes would differ in the
@@ -90,21 +101,54 @@ class CompiledStep:
         return result
 
 
+class Taken(NamedTuple):
+    """Seconds that a call of steps took: until its batch was gathered, and from then on."""
+
+    steps: int
+    examples: int
+    data_seconds: float
+    step_seconds: float
+
+
 class Speed:
-    """Examples a second, without the steps that were the first of their shape."""
+    """Examples a second, and what their steps spent the time on.
+
+    Attributes:
+        data_seconds: until batches were gathered.
+        step_seconds: from then on.
+    """
 
     def __init__(self) -> None:
-        self.reset()
+        self.data_seconds = self.step_seconds = 0.0
+        self._examples = self._steps = 0
 
-    def reset(self) -> None:
-        """Start again from nothing."""
-        self._examples, self._seconds = 0, 0.0
-
-    def add(self, examples: int, seconds: float) -> None:
-        """Add a step."""
-        self._examples, self._seconds = self._examples + examples, self._seconds + seconds
+    def add(self, taken: Taken | None) -> None:
+        """Add a call of steps; None for one that doesn't count, as it compiled."""
+        if taken is not None:
+            self.data_seconds += taken.data_seconds
+            self.step_seconds += taken.step_seconds
+            self._examples += taken.examples
+            self._steps += taken.steps
 
     @property
     def rate(self) -> float | None:
         """Examples a second so far; None before the first step that counts."""
-        return self._examples / self._seconds if self._seconds else None
+        return self._examples / (self.data_seconds + self.step_seconds) if self._steps else None
+
+    def mean(self, seconds: float) -> float | None:
+        """Return `seconds` for each step; None before the first one that counts."""
+        return round(seconds / self._steps, 6) if self._steps else None
+
+
+def timed(steps: Iterator[Any], step: CompiledStep) -> Iterator[tuple[Any, Taken | None]]:
+    """Yield the same progress, and what it took: None for the first call of each batch size."""
+    before: Any = None
+    started = time.perf_counter()
+    for progress in steps:
+        ended = time.perf_counter()
+        is_same_epoch = before is not None and before.epoch == progress.epoch
+        batches, examples = (before.batch, before.examples) if is_same_epoch else (0, 0)
+        done = (progress.batch - batches, progress.examples - examples)
+        taken = Taken(*done, step.began - started, ended - step.began)
+        yield progress, None if step.is_first else taken
+        before, started = progress, time.perf_counter()

@@ -159,6 +159,20 @@ SaveEvery = Annotated[
         show_default="after each epoch",
     ),
 ]
+LogEvery = Annotated[
+    int | None,
+    value(
+        "N",
+        "Keep loss, learning rate, gradient norm, speed and times of every Nth step, in "
+        "RUN/steps.jsonl and steps.csv.",
+        RUN,
+        show_default="of epochs alone",
+    ),
+]
+TensorBoard = Annotated[
+    bool,
+    switch("--tensorboard", "Write all measurements for TensorBoard, in RUN/tensorboard.", RUN),
+]
 Check = Annotated[
     bool,
     switch(
@@ -270,7 +284,7 @@ _DATA_FIELDS = {
     "normalize": Normalize,
 }
 _COURSE = {"recipe": Recipe, "epochs": Epochs, "batch_size": BatchSize}
-_OF_RUNS = {"resume": Resume, "save_every": SaveEvery}
+_OF_RUNS = {"resume": Resume, "save_every": SaveEvery, "tensorboard": TensorBoard}
 TRAIN_FIELDS: dict[str, Any] = {
     "network": UsualNetwork,
     **_DATA_FIELDS,
@@ -308,6 +322,7 @@ TRAIN: dict[str, Any] = {
     "config": ConfigFile,
     "run": TrainingDirectory,
     **_OF_RUNS,
+    "log_every": LogEvery,
     "check": Check,
     "processes": Processes,
     "compare_every": CompareEvery,

@@ -242,6 +242,7 @@ def _write(setup: Setup) -> None:
     """Let the run directory be as the training goes on."""
     setup.directory.write_config(setup.config, setup.processes.axis.size)
     setup.directory.write_rows(setup.rows)
+    setup.directory.cut_step_rows(runs.steps_done(setup.train_state))
 
 
 def _has_any(setup: Setup) -> bool:

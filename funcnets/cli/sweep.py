@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from funcnets import data, losses, metrics
 from funcnets.cli.evaluation import Evaluation, finite
 from funcnets.cli.preparation import Setup
-from funcnets.cli.training import Training
+from funcnets.cli.training import EpochTimes, Training
 from funcnets.core import Layer, Params, State
 from funcnets.metrics import Running
 from funcnets.runs import MemberRow, SweepConfig, steps_done
@@ -63,12 +63,13 @@ class Sweep(Training):
         return ensemble.fit(step, self.train_state, running=self.running or (), **options)
 
     def epoch_rows(
-        self, progress: Any, tested: Any, rate: float | None, seconds: float
+        self, progress: Any, tested: Any, times: EpochTimes, measured: Mapping[str, Any]
     ) -> Sequence[MemberRow]:
         """Return rows of the members, of the ensemble of each rate, and of that of all members.
 
         `tested` are the members' logits.  Members that diverged are left out of ensembles.
         """
+        rate = times.examples_per_second
         return measured_rows(
             self.config,
             tested,
@@ -77,7 +78,7 @@ class Sweep(Training):
             epoch=progress.epoch + 1,
             step=steps_done(progress.train_state),
             examples_per_second=rate and round(rate * len(self.config.members), 1),
-            seconds=round(seconds, 3),
+            seconds=times.seconds,
         )
 
     def running_fields(self) -> Any:

@@ -2,19 +2,20 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from funcnets import checkpoint, parallel, precision, runs, timing, train, tree
 from funcnets.cli.cadence import Cadence
-from funcnets.cli.compiled_step import CompiledStep, Speed
+from funcnets.cli.compiled_step import CompiledStep, Speed, timed
 from funcnets.cli.curve_warnings import warning_after_epoch
 from funcnets.cli.evaluation import Evaluation, StoppedError, finite
+from funcnets.cli.failures import TrainingError, failing_to_write
 from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.cli.interrupt import Agreement, Interrupt, Wish
+from funcnets.cli.metrics_log import MetricsLog
 from funcnets.cli.preparation import Setup
 from funcnets.cli.recalibration import describe_lag, recalibrate
 from funcnets.cli.reporters import Reporter
@@ -24,18 +25,24 @@ from funcnets.metrics import Deferred, Running
 from funcnets.precision import POLICIES
 from funcnets.runs import (
     EpochRow,
-    RunError,
     best_row,
     best_step,
     is_stopped_early,
+    recipe,
     steps_done,
 )
 from funcnets.train import NonFiniteLoss, Progress, TrainState
 from funcnets.transforms import NonFiniteError, check_finite
 
 
-class TrainingError(RuntimeError):
-    """A training failed by itself or by the machine, not by what was asked for."""
+class EpochTimes(NamedTuple):
+    """Speed and times of an epoch; None for what isn't known."""
+
+    examples_per_second: float | None
+    seconds: float
+    data_seconds: float | None
+    step_seconds: float | None
+    evaluation_seconds: float
 
 
 class Outcome(NamedTuple):
@@ -63,6 +70,8 @@ class Training:
         cadence: when to save within an epoch.
         compare_every: number of steps after which the train states of all processes are compared;
             None for before each checkpoint alone.
+        log_every: number of steps after which the measurements of one are kept; None for never.
+        tensorboard: also write all measurements for TensorBoard.
     """
 
     def __init__(
@@ -73,6 +82,8 @@ class Training:
         check: bool = False,
         cadence: Cadence | None = None,
         compare_every: int | None = None,
+        log_every: int | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.setup, self.reporter, self.check = setup, reporter, check
         self.processes, self.compare_every = setup.processes, compare_every
@@ -85,6 +96,11 @@ class Training:
         # The averages over the epoch so far; None before its first step.
         self.averages: Deferred[Any] | None = Deferred(setup.running) if setup.running else None
         self.rows: list[Any] = list(setup.rows)
+        self.measures_gradients = log_every is not None
+        is_writer = self.processes.is_first
+        every = log_every if is_writer else None
+        self.log = MetricsLog(setup.directory, every, self.learning_rate_at)
+        self.has_events = tensorboard and is_writer
 
     # Methods that a subclass replaces.
 
@@ -105,20 +121,27 @@ class Training:
         return train.fit(step, self.train_state, running=self.running, **options)
 
     def epoch_rows(
-        self, progress: Any, tested: Any, rate: float | None, seconds: float
+        self, progress: Any, tested: Any, times: EpochTimes, measured: Mapping[str, Any]
     ) -> Sequence[Any]:
-        """Return the rows of an epoch, from its evaluation, examples a second and duration."""
+        """Return the rows of an epoch, from its evaluation, times and last step."""
+        step, norm = steps_done(progress.train_state), measured.get("gradient_norm")
         row = EpochRow(
             epoch=progress.epoch + 1,
-            step=steps_done(progress.train_state),
+            step=step,
             train_loss=progress.running.loss,
             train_accuracy=progress.running.accuracy,
             test_loss=None,
             test_accuracy=None,
-            examples_per_second=rate and round(rate, 1),
-            seconds=round(seconds, 3),
+            **times._asdict(),
+            learning_rate=self.learning_rate_at(step),
+            gradient_norm=None if norm is None else finite(float(norm.reshape(-1)[-1])),
         )
         return [_measured(row, "validation" if self.setup.config.validation else "test", tested)]
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, which is counted from 1."""
+        config = self.setup.config
+        return recipe.learning_rate_at(config, config.epochs * self.setup.batches, step)
 
     @property
     def running(self) -> Any:
@@ -156,10 +179,14 @@ class Training:
             self.reporter.warn(text)
         with self.interrupt:
             try:
+                if self.has_events:
+                    self.reporter.line(self.log.open_events(steps_done(self.train_state)))
                 compile_seconds = self._compile_and_train()
+                self.log.flush()
                 if not self.interrupt.signal:
                     self._conclude()
             except (NonFiniteLoss, NonFiniteError) as error:
+                self.log.flush()
                 raise TrainingError(f"{error}; {self._kept()}") from error
         seconds = time.perf_counter() - started
         return Outcome(
@@ -194,21 +221,22 @@ class Training:
             sizes = (self.setup.batches, self.setup.batches)
             averages = self.averages or Deferred(Running())
             progress = Progress(self.train_state, averages, 0, done - 1, *sizes)
-            self._end_epoch(progress, evaluate, None, started, is_saved=True)
+            self._end_epoch(progress, evaluate, speed, started, {}, is_saved=True)
             started = time.perf_counter()
         begun = self._agree(agreement, steps_done(self.train_state), is_due=True)
         if begun.signal or self._is_stopped_early():
             return
-        for progress in _timed(self._fit(step), step, speed):
+        for progress, taken in timed(self._fit(step), step):
+            speed.add(taken)
+            self.log.step(progress, step.measured, taken)
             self.train_state, self.averages = progress.train_state, progress.averages
             step_number = progress.epoch * progress.batches + progress.batch
             self.reporter.advance(progress, speed.rate)
             if is_epoch_done := progress.batch == progress.batches:
                 if self.setup.config.recalibrate and progress.epoch + 1 == self.setup.config.epochs:
                     self.train_state = recalibrate(self.setup, self.train_state)
-                self._end_epoch(progress, evaluate, speed.rate, started)
-                speed.reset()
-                started = time.perf_counter()
+                self._end_epoch(progress, evaluate, speed, started, step.measured)
+                speed, started = Speed(), time.perf_counter()
             self._stop_if_unheard()
             stopped, is_save_due = self._agree(agreement, step_number, is_due=is_epoch_done)
             if not is_epoch_done and (stopped or is_save_due):
@@ -250,7 +278,7 @@ class Training:
         self._write_rows()
 
     def _write_rows(self) -> None:
-        with _failing_to_write():
+        with failing_to_write():
             self._in_first(lambda: self.setup.directory.write_rows(self.rows))
 
     def _agree(self, agreement: Agreement, step: int, *, is_due: bool) -> Wish:
@@ -268,22 +296,33 @@ class Training:
         self,
         progress: Any,
         evaluate: Evaluation,
-        rate: float | None,
+        speed: Speed,
         started: float,
+        measured: Mapping[str, Any],
         *,
         is_saved: bool = False,
     ) -> None:
         """Measure an epoch and save: then it is printed.  A signal leaves out the measurement."""
+        trained = time.perf_counter()
         try:
             tested = evaluate(self.train_state)
         except StoppedError:
             if not is_saved:
                 self.save()  # with the averages of the epoch, for `--resume` to measure it
             return
-        rows = self.epoch_rows(progress, tested, rate, time.perf_counter() - started)
+        ended = time.perf_counter()
+        times = EpochTimes(
+            speed.rate and round(speed.rate, 1),
+            round(ended - started, 3),
+            speed.rate and round(speed.data_seconds, 3),
+            speed.rate and round(speed.step_seconds, 3),
+            round(ended - trained, 3),
+        )
+        rows = self.epoch_rows(progress, tested, times, measured)
         self.rows.extend(rows)
         self.averages = None
         self._write_rows()
+        self.log.epoch(rows)
         if not is_saved:
             self.save()
         self.reporter.epoch(rows)
@@ -313,6 +352,7 @@ class Training:
         Raises TrainingError if it can't be written, or processes have different train states.
         """
         fields, step = self.running_fields(), steps_done(self.train_state)
+        self.log.flush()
         self.check_train_state(step)
         self._check_replicas()
         epoch, batch = divmod(step, self.setup.batches)
@@ -323,7 +363,7 @@ class Training:
             "config": self.setup.config.fixed,
         }
         directory, best = self.setup.directory, best_step(self.rows)
-        with _failing_to_write():
+        with failing_to_write():
             self._in_first(lambda: directory.save(step, self.train_state, metadata, best_step=best))
         self.saved_step = step
         self.cadence.saved(step)
@@ -364,7 +404,7 @@ class Training:
         chosen, why = self.processes.gather(found)[0]
         self.reporter.line(why)
         self.setup = setups[chosen]
-        with _failing_to_write():
+        with failing_to_write():
             size = self.processes.axis.size
             self._in_first(lambda: self.setup.directory.write_config(self.setup.config, size))
         return steps[chosen]
@@ -372,15 +412,16 @@ class Training:
     def _compiled_step(self, setup: Setup) -> CompiledStep:
         config, policy = setup.config, POLICIES[setup.config.precision]
         net = check_finite(setup.net) if self.check else setup.net
-        function = runs.make_step(config, net, setup.optimizer, self.processes.axis)
-        size = config.batch_size * config.steps_per_call
+        axis, has_norm = self.processes.axis, self.measures_gradients
+        function = runs.make_step(config, net, setup.optimizer, axis, gradient_norm=has_norm)
+        name, size = setup.step_name, config.batch_size * config.steps_per_call
         return CompiledStep(
             f"the {config.precision} training step",
             function,
             partial(
                 self.jit,
                 donate_argnums=(0,),
-                saved_as=setup.step_name,
+                saved_as=f"{name}, gradient norm" if name and has_norm else name,
                 tf32=policy.tf32,
                 deterministic=config.deterministic,
             ),
@@ -388,7 +429,7 @@ class Training:
             None if self.check else config.backend,
             self.reporter,
             self.interrupt,
-            self.processes.axis,
+            axis,
         )
 
 
@@ -399,26 +440,3 @@ def _measured(row: EpochRow, part: str, tested: Running) -> EpochRow:
         f"{part}_accuracy": tested.accuracy,
     }
     return row._replace(**measured)
-
-
-@contextmanager
-def _failing_to_write() -> Iterator[None]:
-    """Around code that writes to the run directory: that it can't is a TrainingError."""
-    try:
-        yield
-    except (checkpoint.CheckpointError, RunError) as error:
-        raise TrainingError(str(error)) from error
-
-
-def _timed(steps: Iterator[Any], step: CompiledStep, speed: Speed) -> Iterator[Any]:
-    """Yield the same steps, with their time added to `speed`, but the first of each batch size."""
-    before: Any = None
-    started = time.perf_counter()
-    for progress in steps:
-        seconds = time.perf_counter() - started
-        if not step.is_first:
-            same_epoch = before is not None and before.epoch == progress.epoch
-            seen = before.examples if same_epoch else 0
-            speed.add(progress.examples - seen, seconds)
-        yield progress
-        before, started = progress, time.perf_counter()

@@ -26,6 +26,8 @@ def train_command(
     download: bool,
     resume: bool,
     save_every: str | None,
+    tensorboard: bool,
+    log_every: int | None,
     check: bool,
     processes: int | None,
     compare_every: int | None,
@@ -42,19 +44,28 @@ def train_command(
     """
     from funcnets.cli import config_file, distributed, preparation
     from funcnets.cli.messages import TrainingMessages
+    from funcnets.cli.tensorboard import check_installed
     from funcnets.cli.training import Training
     from funcnets.runs import Config
 
-    _check_at_least_one(compare_every=compare_every, timeout=timeout)
+    _check_at_least_one(compare_every=compare_every, log_every=log_every, timeout=timeout)
     distributed.start(processes)
     fields = options.fields(options.TRAIN_FIELDS, given)
     fields = config_file.merged(fields, config, Config)
     begin = preparation.resume if resume else preparation.begin
-    how = {"check": check, "cadence": _cadence(save_every), "compare_every": compare_every}
+    how = {
+        "check": check,
+        "cadence": _cadence(save_every),
+        "compare_every": compare_every,
+        "log_every": log_every,
+        "tensorboard": tensorboard,
+    }
     # By these flags processes come to the same collectives.
     flags = {"--resume": resume, "--run-dir": run, "--save-every": save_every, "--check": check}
     with distributed.joined(fields.get("device"), timeout) as joined:
-        distributed.check_agreement(joined, flags | {"--compare-every": compare_every})
+        more = {"--compare-every": compare_every, "--log-every": log_every}
+        distributed.check_agreement(joined, flags | more)
+        joined.together(check_installed if tensorboard else lambda: None)
         setup = begin(fields, run, download=download, processes=joined)
         _run(Training, TrainingMessages(setup), json, **how)
 
@@ -97,6 +108,7 @@ def sweep_command(
     run: Path | None,
     resume: bool,
     save_every: str | None,
+    tensorboard: bool,
     json: bool,
     **given: Any,
 ) -> None:
@@ -108,13 +120,16 @@ def sweep_command(
     from funcnets.cli import config_file, distributed, preparation
     from funcnets.cli.sweep import Sweep
     from funcnets.cli.sweep_messages import SweepMessages
+    from funcnets.cli.tensorboard import check_installed
     from funcnets.runs import SweepConfig
 
     fields = options.fields(options.SWEEP_FIELDS, given)
     if "rates" in fields:
         fields["rates"] = _rates(fields["rates"])
     fields = config_file.merged(fields, config, SweepConfig)
-    cadence = _cadence(save_every)
+    how = {"cadence": _cadence(save_every), "tensorboard": tensorboard}
+    if tensorboard:
+        check_installed()
     with distributed.joined(fields.get("device"), options.TIMEOUT) as joined:
         if joined.axis.size > 1:
             raise ValueError("a sweep trains its members in one process: start it without torchrun")
@@ -122,7 +137,7 @@ def sweep_command(
             setup = preparation.resume(fields, run, kind=SweepConfig)
         else:
             setup = preparation.begin({"seeds": 8, **fields}, run)
-        _run(Sweep, SweepMessages(setup), json, cadence=cadence)
+        _run(Sweep, SweepMessages(setup), json, **how)
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -8,7 +8,7 @@
     name = trained.classes[logits[0].argmax()]
 
 `RunDirectory(path)` reads and writes the files of a run: its `Config` (a sweep's `SweepConfig`),
-the rows of its metrics (`EpochRow`, `MemberRow`) and its checkpoints.  `build`,
+the rows of its metrics (`EpochRow`, `StepRow`, `MemberRow`) and its checkpoints.  `build`,
 `create_train_state` and `read_train_state` make what a configuration describes.
 """
 
@@ -25,7 +25,7 @@ from funcnets.runs.restore import (
     read_train_state,
     steps_done,
 )
-from funcnets.runs.rows import EpochRow, MemberRow, best_row, best_step, is_stopped_early
+from funcnets.runs.rows import EpochRow, MemberRow, StepRow, best_row, best_step, is_stopped_early
 
 __all__ = [
     "FACTS",
@@ -37,6 +37,7 @@ __all__ = [
     "MemberRow",
     "RunDirectory",
     "RunError",
+    "StepRow",
     "SweepConfig",
     "best_row",
     "best_step",

@@ -1,9 +1,10 @@
 """Run directories: what a training was told, where it ran, how it went, and its checkpoints.
 
 config.json  environment.json  metrics.jsonl  metrics.csv  checkpoints/step-00000400/ ...  .lock
+steps.jsonl  steps.csv  tensorboard/ ... where single steps, or TensorBoard, are asked for
 
 One process at a time writes to a run: the first write takes its lock.  Every file is replaced as a
-whole, so that readers need no lock.
+whole, so that readers need no lock; but for steps.jsonl and steps.csv, to which lines are added.
 """
 
 import csv
@@ -26,10 +27,11 @@ from funcnets.compiler.kernels import build
 from funcnets.runs import json_records, networks
 from funcnets.runs.config import Config, ConfigError, SweepConfig
 from funcnets.runs.lock import LOCK, Lock, LockedError
-from funcnets.runs.rows import EpochRow, Row, best_step
+from funcnets.runs.rows import EpochRow, Row, StepRow, best_step
 
 KEPT_CHECKPOINTS = 2
-FILES = ("config.json", "environment.json", "metrics.jsonl", "metrics.csv")
+STEP_FILES = ("steps.jsonl", "steps.csv")
+FILES = ("config.json", "environment.json", "metrics.jsonl", "metrics.csv", *STEP_FILES)
 
 Read = TypeVar("Read")
 
@@ -218,19 +220,51 @@ class RunDirectory:
 
     def write_rows(self, rows: Sequence[NamedTuple]) -> None:
         """Replace metrics.jsonl and metrics.csv, each as a whole, by rows of one kind."""
-        lines = [json.dumps(row._asdict()) + "\n" for row in rows]
-        self._write("metrics.jsonl", "".join(lines))
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerows([rows[0]._fields if rows else EpochRow._fields, *rows])
-        self._write("metrics.csv", table.getvalue())
+        self._write("metrics.jsonl", _json_lines(rows))
+        self._write(
+            "metrics.csv", _csv_lines([rows[0]._fields if rows else EpochRow._fields, *rows])
+        )
 
-    def _write(self, name: str, text: str) -> None:
+    def read_step_rows(self) -> list[StepRow]:
+        """Return the rows of steps.jsonl; none without the file.
+
+        A last line that was cut off, when the training was killed, is left out.
+
+        Raises RunError if the file is damaged.
+        """
+
+        def read(path: Path) -> list[StepRow]:
+            whole, _, _ = _files.read_bytes(path).decode("utf-8").rpartition("\n")
+            return [
+                StepRow(**json_records.check(StepRow, json_records.parse(line)))
+                for line in whole.splitlines()
+            ]
+
+        path = self.path / STEP_FILES[0]
+        return _readable(path, read) if path.exists() else []
+
+    def add_step_rows(self, rows: Sequence[StepRow]) -> None:
+        """Add rows to steps.jsonl and steps.csv."""
+        has_head = (self.path / STEP_FILES[1]).exists()
+        table = _csv_lines(rows if has_head else [StepRow._fields, *rows])
+        for name, text in zip(STEP_FILES, (_json_lines(rows), table), strict=True):
+            self._write(name, text, _files.append)
+
+    def cut_step_rows(self, step: int) -> None:
+        """Remove the rows of steps after `step`, from which on the training is done again."""
+        if any((self.path / name).exists() for name in STEP_FILES):
+            rows = [row for row in self.read_step_rows() if row.step <= step]
+            self._write(STEP_FILES[0], _json_lines(rows))
+            self._write(STEP_FILES[1], _csv_lines([StepRow._fields, *rows]))
+
+    def _write(
+        self, name: str, text: str, write: Callable[[Path, str], None] = _files.replace
+    ) -> None:
         """Replace a file of the run.  Raises RunError if that can't be done."""
         path = self.path / name
         self._check_writer()
         try:
-            _files.replace(path, text)
+            write(path, text)
         except OSError as error:
             raise RunError(
                 f"{path}: can't be written ({error.strerror}); check its permissions and the room "
@@ -321,6 +355,16 @@ class RunDirectory:
         best = () if best_step is None else (checkpoint.step_path(self.checkpoints, best_step),)
         checkpoint.prune(self.checkpoints, KEPT_CHECKPOINTS, also=best)
         return path
+
+
+def _json_lines(rows: Sequence[NamedTuple]) -> str:
+    return "".join(json.dumps(row._asdict()) + "\n" for row in rows)
+
+
+def _csv_lines(rows: Sequence[Sequence[Any]]) -> str:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    return table.getvalue()
 
 
 def _with_known_backend(values: dict[str, Any]) -> dict[str, Any]:

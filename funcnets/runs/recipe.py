@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from funcnets import augment, data, losses, optim, parallel, train, transforms, tree
@@ -38,13 +39,18 @@ def preparation(config: Config) -> Callable[[Tensor], Tensor]:
 
 
 def make_step(
-    config: Config, net: Layer, optimizer: Optimizer, axis: Axis = ONE_PROCESS
+    config: Config,
+    net: Layer,
+    optimizer: Optimizer,
+    axis: Axis = ONE_PROCESS,
+    *,
+    gradient_norm: bool = False,
 ) -> TrainStep:
     """Return the training step of a configuration: from uint8 images and labels.
 
     With `steps_per_call` it is that of so many batches, one after another.
     `net` and `optimizer` are those that `build` returns.  Each process of `axis` gives its shard of
-    the batch.
+    the batch.  With `gradient_norm` the step measures that too.
     """
     augmentation, micro = _augmentation(config), config.accumulate
     step = train.make_train_step(
@@ -59,6 +65,7 @@ def make_step(
             sync=config.sync_batch_norm,
             shard_gradient=None if micro is None else transforms.accumulate(micro),
         ),
+        gradient_norm=gradient_norm,
     )
     average = make_average(config)
     if average is not None:
@@ -122,6 +129,12 @@ def _decay_matrices(weight_decay: float) -> Optimizer:
             lambda g, p: g + weight_decay * p if p.ndim > 1 else g, grads, params
         )
     )
+
+
+def learning_rate_at(config: Config, steps: int, step: int) -> float:
+    """Return the learning rate of the step number `step`, from 1, in a training of `steps`."""
+    course = schedule(config, steps, config.learning_rate)
+    return float(course(torch.tensor(step - 1)) if callable(course) else course)
 
 
 def schedule(config: Config, steps: int, rate: Any) -> Any:

@@ -20,12 +20,34 @@ class EpochRow(NamedTuple):
     seconds: float  # since the epoch began, or was resumed, with compilation and evaluation
     validation_loss: float | None = None  # None without a validation part, or not finite
     validation_accuracy: float | None = None
+    learning_rate: float | None = None  # of its last step
+    gradient_norm: float | None = None  # of its last step; None unless steps are logged
+    data_seconds: float | None = None  # of `seconds`, to gather batches
+    step_seconds: float | None = None  # in steps, without the first of each shape
+    evaluation_seconds: float | None = None
 
     @property
     def watched_accuracy(self) -> float:
         """The accuracy by which the best epoch is chosen, of validation if there is a part."""
         known = (self.validation_accuracy, self.test_accuracy)
         return next((accuracy for accuracy in known if accuracy is not None), 0.0)
+
+
+class StepRow(NamedTuple):
+    """Measurements of one step, and its times: means over the steps since the row before.
+
+    Times are the host's, without steps that compile; on a GPU, which runs up to 8 steps behind,
+    they are right for rows that are at least so far apart.
+    """
+
+    step: int  # counted from 1, through the whole training
+    epoch: int  # counted from 1
+    loss: float | None  # of its batch, before the update; None where it isn't finite
+    learning_rate: float
+    gradient_norm: float | None  # of all gradients, before clipping; None where it isn't finite
+    examples_per_second: float | None  # None where every step was the first of its shape
+    data_seconds: float | None  # of a step, until its batch is gathered
+    step_seconds: float | None  # of a step, from then on
 
 
 class MemberRow(NamedTuple):

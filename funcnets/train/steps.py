@@ -163,6 +163,7 @@ def make_train_step(
     augment: Augmentation | None = None,
     policy: Policy | None = None,
     gradient: Gradient = batch_gradient,
+    gradient_norm: bool = False,
 ) -> TrainStep:
     """Return the pure function `step(train_state, batch) -> (train_state, measurements)`.
 
@@ -182,6 +183,9 @@ def make_train_step(
             `augment.chain(augment.crop(4), augment.flip())`.
         policy: the dtypes of the network; None keeps those of parameters and images.
         gradient: computes the gradients, such as `transforms.accumulate(64)`.
+        gradient_norm: True adds the measurement `gradient_norm` (0-d): the Euclidean norm of all
+            gradients as one vector, before the optimizer clips or scales them.  False costs
+            nothing.
 
     Raises TypeError for an argument of another type, such as `optim.sgd` for `optim.sgd(0.1)`;
     the step raises ValueError for a batch without images, or without a label for each.  A batch may
@@ -218,6 +222,8 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
         params = optim.apply_updates(train_state.params, updates)
+        if gradient_norm:
+            measured = {**measured, "gradient_norm": optim.global_norm(grads)}
         after = TrainState(train_state.step + 1, params, state, opt_state, train_state.key)
         return after, measured
 
