@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from funcnets import random, tree
+from funcnets._pickling import reduced
 
 Params = dict[str, Any]
 State = dict[str, Any]
@@ -110,6 +111,12 @@ class Layer:
         True
         """
         return next((tag for tag in self.tags if isinstance(tag, kind)), None)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self) or super().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: Any) -> "Layer":
+        return self  # nothing can change it
 
     def __repr__(self) -> str:
         return f"<{self.kind}: {', '.join(self.children)}>" if self.parts else f"<{self.kind}>"

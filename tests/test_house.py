@@ -16,7 +16,7 @@ MODULES = {
 }
 # Parts of the package, the lowest floor first: a file imports from lower floors, or from its part.
 FLOORS = (
-    {"_debug", "_extras", "_files", "_torch", "_validate"},
+    {"_debug", "_extras", "_files", "_pickling", "_torch", "_validate"},
     {"tree", "function_transforms"},
     {"random", "timing", "compiler"},
     {"initializers", "losses", "core", "checkpoint", "data", "augment"},

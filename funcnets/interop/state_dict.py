@@ -199,8 +199,8 @@ class FunctionModule(nn.Module):
 
     Unlike the network, the module changes itself: in training, a call writes the new state into
     the buffers, as `torch.nn.BatchNorm2d` does.  `from_module` gives the values back.  A module
-    can be copied (`copy.deepcopy`) but not pickled, as a network consists of functions: save
-    `module.state_dict()`.
+    can be copied (`copy.deepcopy`), and pickled if its network can be (see `models.picklable`); to
+    keep its values, save `module.state_dict()`.
     """
 
     def __init__(self, net: Layer, params: Params, state: State) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from funcnets.core import Layer
+from funcnets._pickling import with_origin
+from funcnets.core import Layer, check_layer
 from funcnets.models import torchvision
 from funcnets.models.alexnet import alexnet
 from funcnets.models.densenet import dense_block, densenet, transition_block
@@ -39,6 +40,7 @@ __all__ = [
     "lenet_bn_scratch",
     "nin",
     "nin_block",
+    "picklable",
     "residual_block",
     "resnet",
     "resnet18",
@@ -193,4 +195,24 @@ def get(name: str, recipe: str = "tuned", **options: Any) -> tuple[Layer, Recipe
     """
     entry: Entry = _choose("network", name, INDEX)
     chosen: Recipe = _choose("recipe", recipe, entry.recipes)
-    return entry.build(**options), chosen
+    return picklable(entry.build, **options), chosen
+
+
+def picklable(build: Callable[..., Layer], /, **options: Any) -> Layer:
+    """Return `build(**options)`, a network that pickle sends to other processes as this call.
+
+    Networks consist of functions, which pickle can't write.  `build` is a function of a module;
+    arguments and what it gives must be the same in the other process.  Networks of `get` are made
+    so.  A network that was changed, as by `core.rewrite`, can't be pickled any more.
+
+    Raises TypeError if the function gives no Layer.
+
+    >>> import pickle
+    >>> from funcnets import models
+    >>> pickle.loads(pickle.dumps(models.picklable(models.vgg11, num_classes=3))).kind
+    'sequential'
+    """
+    net = build(**options)
+    check_layer(net, "the network")
+    made: Layer = with_origin(net, build, options)
+    return made
