@@ -15,6 +15,7 @@ from funcnets.compiler.backends.select import compile_graph
 from funcnets.compiler.lowerings import deterministic
 from funcnets.compiler.passes.donate import donate
 from funcnets.compiler.trace import record_function
+from funcnets.parallel import Axis
 
 pytestmark = pytest.mark.usefixtures("verified")
 
@@ -199,6 +200,20 @@ def test_arguments_that_are_always_new_are_never_captured():
     for step in range(4):
         torch.testing.assert_close(replayed(batch_of(step))[0], batch_of(step) + 1)
     assert capturer.captured == 0
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_collectives_are_not_captured_as_pytorch_would_not_watch_them(size, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cuda, "is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(cuda, "with_products", lambda run, **how: lambda *leaves: leaves)
+    made = []
+    monkeypatch.setattr(cuda, "Replayed", lambda run, *_: made.append(run) or run)
+    axis = Axis(size)
+    for _ in range(2):  # the second one is read from the disk cache
+        jitted = funcnets.jit(lambda x: axis.psum(x) + 1, backend="graph", saved_as="a sum")
+        jitted(torch.ones(2))
+    assert len(made) == (2 if size == 1 else 0)
 
 
 def test_what_cannot_be_captured_goes_on_with_a_warning():

@@ -72,6 +72,9 @@ Lowerings = Sequence[Lowering] | Literal["default"] | None
 MOST_RECENT = 4  # kinds of call that are known at sight, such as a full and a short batch
 
 
+COLLECTIVES = "_c10d_functional"  # namespace of the operations that communicate
+
+
 class _Executable:
     """A compiled graph: it takes the tensors of the arguments, and gives the tree of results."""
 
@@ -82,9 +85,11 @@ class _Executable:
         aliases: Aliases,
         donated: tuple[int, ...],
         captured: Captured,
+        communicates: bool,  # it has collectives
         trace: Trace | None = None,
     ) -> None:
         self.run, self.donated, self.captured, self.trace = run, donated, captured, trace
+        self.communicates = communicates
         self._fill, self._retires = filler(structure), is_debugged("donation")
         # Each result, as a position among the arguments and then what the graph gives.
         given = count()
@@ -230,6 +235,7 @@ class Jitted(Generic[P, R]):
             donated,
             tf32=self.options.tf32,
             deterministic=self.options.deterministic,
+            can_replay=not executable.communicates,
         )
         return executable
 
@@ -255,6 +261,7 @@ class Jitted(Generic[P, R]):
             compilation.aliases,
             donated,
             Captured(compilation.constants()),
+            any(COLLECTIVES in str(node.target) for node in compilation.graph.nodes),
             _as_trace(compilation),
         )
 
@@ -302,7 +309,8 @@ def _read(key: str, donated: tuple[int, ...]) -> _Executable | None:
     run = program and program_cache.load(program)
     if not program or not run:
         return None
-    return _Executable(run, program.structure, program.aliases, donated, Captured(()))
+    communicates = COLLECTIVES in program.code
+    return _Executable(run, program.structure, program.aliases, donated, Captured(()), communicates)
 
 
 def _usual_backend(tensors: Sequence[Tensor]) -> Backend:
@@ -395,7 +403,7 @@ def jit(
     memory that they free, which is faster; without it nothing is changed for the process.
 
     On a GPU a function that is donated its state is replayed as a CUDA graph, from the second call
-    on that finds the state at the same addresses.
+    on that finds the state at the same addresses, unless it sums over several processes.
 
     Raises:
         ValueError: for a back end or an argument that there isn't; from a call, where a donated

@@ -26,13 +26,20 @@ def prepared(
     *,
     tf32: bool,
     deterministic: bool = False,
+    can_replay: bool = True,
 ) -> Executable:
-    """Return `run` as it is called for `leaves`: precise, and replayed, if they are on a GPU."""
+    """Return `run` as it is called for `leaves`: precise, and replayed, if they are on a GPU.
+
+    `can_replay`: False for a graph with collectives.  PyTorch does not watch those of a CUDA graph:
+    where another process hangs, they would wait for ever.
+    """
     on_gpu = list(map(is_on_gpu, leaves))
     if not any(on_gpu):
         return run
     run = with_products(run, tf32=tf32, deterministic=deterministic)
     devices = {leaf.device for leaf in leaves}
+    if not can_replay:
+        return run
     # What is elsewhere would be read when the graph is captured, and never again.
     return Replayed(run, donated, Capturer(devices.pop())) if len(devices) == 1 else run
 
