@@ -1,6 +1,8 @@
 """Summary of a network: output shape, parameters and multiply-adds of each part."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from funcnets import random, tree
-from funcnets.core import Apply, Layer, Params, State, rewrite, wrap
+from funcnets.core import Apply, Layer, LayerError, Params, State, rewrite, to_meta, wrap
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +37,7 @@ def summarize(net: Layer, input_shape: Sequence[int], depth: int | None = None) 
         input_shape: shape of the input batch, (N, C, H, W).
         depth: number of levels of nested parts; None for all.
 
-    Raises LayerError if the network can't take such an input.
+    Raises LayerError if the network can't take such an input, or if a layer needs its values.
 
     >>> from funcnets import models, summary
     >>> for row in summary.summarize(models.lenet_bn(), (1, 1, 28, 28))[-2:]:
@@ -45,11 +47,30 @@ def summarize(net: Layer, input_shape: Sequence[int], depth: int | None = None) 
     """
     rows: dict[str, Row | None] = {}
     x = torch.empty(tuple(input_shape), device="meta")
-    params, state = net.init(random.key(0, device="meta"), x)
-    rewrite(net, partial(_with_row, rows)).apply(params, state, x)
+    observed = rewrite(net, partial(_with_row, rows))
+    # A layer of a user's own may make its values on another device.
+    params, state = to_meta(observed.init(random.key(0, device="meta"), x))
+    rows.clear()  # of the passes in `init`, where parts come before the whole
+    observed.apply(params, state, x)
     total = rows.pop("")
     found = [row for row in (*rows.values(), total) if row is not None]
     return [row for row in found if depth is None or _level(row) <= depth]
+
+
+@contextmanager
+def _explained(kind: str) -> Iterator[None]:
+    """Raise LayerError where a layer fails because the tensors of a summary have no values."""
+    try:
+        yield
+    except LayerError:
+        raise
+    except Exception as error:
+        raise LayerError(
+            f"{kind}: failed on a tensor on the meta device, which has a shape and no values "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'}); "
+            "expected tensor operations alone: make tensors on x.device, draw with funcnets.random "
+            "and replace branches on values by torch.where"
+        ) from error
 
 
 def _level(row: Row) -> int:
@@ -63,6 +84,10 @@ def _with_row(rows: dict[str, Row | None], name: str | None, layer: Layer) -> La
     if name is None:
         return layer
 
+    def init(key: Tensor, x: Tensor) -> tuple[Params, State]:
+        with _explained(layer.kind):
+            return layer.init(key, x)
+
     def around(inner: Apply) -> Apply:
         def apply(
             params: Params,
@@ -73,7 +98,7 @@ def _with_row(rows: dict[str, Row | None], name: str | None, layer: Layer) -> La
             key: Tensor | None = None,
         ) -> tuple[Tensor, State]:
             rows[name] = None  # keeps the place before those of its parts
-            with FlopCounterMode(display=False) as counter:
+            with _explained(layer.kind), FlopCounterMode(display=False) as counter:
                 y, state = inner(params, state, x, train=train, key=key)
             multiply_adds = counter.get_total_flops() // 2
             rows[name] = Row(name, layer.kind, tuple(y.shape), tree.count(params), multiply_adds)
@@ -81,7 +106,7 @@ def _with_row(rows: dict[str, Row | None], name: str | None, layer: Layer) -> La
 
         return apply
 
-    return wrap(layer, around)
+    return wrap(replace(layer, init=init), around)
 
 
 def render(rows: Sequence[Row]) -> "Table":

@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from funcnets import LayerError, models, summary
+from funcnets import Layer, LayerError, models, sequential, summary
+from funcnets.layers import linear
 from funcnets.testing import twins
 
 # Side of the input, what parts give for one image, and the parameters of the whole.
@@ -217,3 +218,35 @@ def test_the_table_shows_every_row():
     assert f"{rows[-1].multiply_adds:,}" in shown
     for row in rows:
         assert (row.name.split(".")[-1] or "total") in shown
+
+
+def own(init, apply):
+    """A network with a layer of a user's own, which may be careless about devices."""
+    return sequential(fc=linear(4), own=Layer("own()", init, apply))
+
+
+def scaled(params, state, x, *, train=False, key=None):
+    return x * params["scale"], state
+
+
+def branching(params, state, x, *, train=False, key=None):
+    return (x if x.sum() > 0 else -x), state
+
+
+def test_a_layer_may_make_its_values_on_another_device():
+    net = own(lambda key, x: ({"scale": torch.ones(x.shape[1])}, {}), scaled)
+    assert [row.parameters for row in summary.summarize(net, (2, 3))] == [16, 4, 20]
+
+
+@pytest.mark.parametrize(
+    ("init", "apply"),
+    [
+        (lambda key, x: ({}, {}), branching),
+        (lambda key, x: ({"scale": torch.ones(int(key.sum()))}, {}), scaled),
+    ],
+)
+def test_a_layer_that_needs_values_is_named(init, apply):
+    with pytest.raises(
+        LayerError, match=r"^own: own\(\): failed on a tensor .*no values.*torch\.where"
+    ):
+        summary.summarize(own(init, apply), (2, 3))
