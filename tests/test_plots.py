@@ -31,6 +31,20 @@ def test_curves_have_a_line_for_each_training(count):
     assert losses.lines[0].get_linestyle() != losses.lines[1].get_linestyle()
 
 
+def test_learning_rates_of_several_sizes_are_all_seen():
+    def drawn(*highest, spread=None):
+        curves = [replace(CURVE, rates=[(0, rate), (2, 0.0)], spread=spread) for rate in highest]
+        return plots.draw_curves(curves)
+
+    assert drawn(0.1, 0.5).axes[2].get_yscale() == "linear"
+    assert drawn(0.1, 30.0).axes[2].get_yscale() == "log"
+    low, high = drawn(0.1, 30.0).axes[2].get_ylim()
+    assert 0 < low < 0.1
+    assert high > 30
+    assert "lowest to highest seed" not in texts(drawn(0.1).legends[0])
+    assert "lowest to highest seed" in texts(drawn(0.1, spread=([0.4], [0.5])).legends[0])
+
+
 def test_a_sweep_shows_each_seed_the_median_and_what_diverged():
     figure = plots.draw_sweep({0.1: [0.5, 0.7, 0.6], 1.0: [None, 0.3], 9.0: [None]}, {0.1: 0.8})
     shown = texts(figure)

@@ -186,7 +186,10 @@ def _comparison(config: "Config", measured: "Sequence[EpochRow]") -> "Table":
         name = "images a second" if is_rate else field.replace("_", " ")
         shown = (_number(own, digits), _number(usual, digits), _number(change, "+.4f"))
         rows.append((name, *shown))
-    return Table(("last epoch", "this run", "published", "difference"), rows)
+    columns = ("last epoch", "this run", "published", "difference")
+    if published is None:
+        return Table(columns[:2], [row[:2] for row in rows])
+    return Table(columns, rows)
 
 
 def _number(value: float | None, digits: str = ".4f") -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Values = Sequence[float | None]
 LABEL_LENGTH = 36
 COLUMNS = 3  # of a legend
+RATES_ALIKE = 10  # highest rates that differ by this factor are drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def draw_curves(curves: Sequence[Curve]) -> "Figure":
 
     A colour is a training; its line is dashed for the images that it is trained on.
     """
-    extra = 0.24 * math.ceil((len(curves) + 2) / COLUMNS)
+    extra = 0.24 * math.ceil((len(curves) + 3) / COLUMNS)
     figure = new_figure(11, 3.5 + extra)
     losses, accuracies, rates = figure.subplots(1, 3)
     for index, curve in enumerate(curves):
@@ -77,9 +78,18 @@ def draw_curves(curves: Sequence[Curve]) -> "Figure":
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         tidy(axes, grid="y")
-    rates.set_ylim(bottom=0)
+    _scale_rates(rates, [max(rate for _, rate in curve.rates) for curve in curves if curve.rates])
     _add_legend(figure, curves)
     return figure
+
+
+def _scale_rates(axes: "Axes", highest: Sequence[float]) -> None:
+    """Let each learning rate be seen: on a logarithmic scale where they are of several sizes."""
+    if highest and 0 < RATES_ALIKE * min(highest) <= max(highest):
+        axes.set_yscale("log")
+        axes.set_ylim(min(highest) / RATES_ALIKE, max(highest) * 1.5)
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _draw_line(
@@ -102,15 +112,19 @@ def _draw_line(
 
 def _add_legend(figure: "Figure", curves: Sequence[Curve]) -> None:
     """Add the names of the trainings below, and the meaning of the kinds of lines."""
+    from matplotlib.artist import Artist
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     shade = COLORS[0] if len(curves) == 1 else GREY
     watched = " or ".join(dict.fromkeys(curve.watched for curve in curves))
-    lines = [
+    lines: list[Artist] = [
         Line2D([], [], color=shade, linewidth=2, label=f"{watched} images"),
         Line2D([], [], color=shade, linewidth=1.3, linestyle=(0, (4, 2)), label="training images"),
     ]
-    names = [
+    if any(curve.spread is not None for curve in curves):
+        lines.append(Patch(color=shade, alpha=0.18, linewidth=0, label="lowest to highest seed"))
+    names: list[Artist] = [
         Line2D(
             [],
             [],
@@ -169,9 +183,10 @@ def _draw_rate(axes: "Axes", place: int, values: Values, ensemble: float | None)
         )
         axes.annotate(
             f"{middle:.3f}",
-            (place + 0.27, middle),
-            xytext=(16, 0),
+            (place - 0.25, middle),
+            xytext=(-4, 0),
             textcoords="offset points",
+            ha="right",
             va="center",
             fontsize=9,
             zorder=5,
