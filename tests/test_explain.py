@@ -46,7 +46,7 @@ def test_a_changed_argument_of_an_operation_counts_as_a_change():
     last = passes[-1]
     assert last.is_changed == (last.code != passes[-2].code)
     assert last.is_changed
-    assert last.row == ("reuse_memory", "4", "4", "edited")
+    assert last.row == ("reuse_memory", "4", "4", *last.row[3:5], "edited")
 
 
 def test_nothing_is_computed_and_donated_arguments_stay():
@@ -60,3 +60,63 @@ def test_nothing_is_computed_and_donated_arguments_stay():
 def test_an_impure_function_is_refused():
     with pytest.raises(TraceError, match="needs a tensor's value"):
         funcnets.jit(lambda x: x if x.sum() > 0 else -x).explain(X)
+
+
+def test_bytes_are_those_of_operands_and_results():
+    def f(x, y):
+        return (x.t() + 1, torch.stack([x, x]), y.expand(4, 3) * x)
+
+    recorded, *_ = funcnets.jit(f, backend="graph").explain(X, torch.ones(1, 3)).passes
+    x, y, twice = 4 * 3 * 4, 3 * 4, 2 * 4 * 3 * 4
+    # Views cost nothing, and what is given twice, or expanded, is read once.
+    assert recorded.written == x + twice + x
+    assert recorded.read == x + x + (y + x)
+
+
+def test_a_donated_value_that_is_copied_is_read_once_and_written_once():
+    def f(x):
+        return x.flip(0)
+
+    passes = funcnets.jit(f, donate_argnums=0, backend="graph").explain(X.clone()).passes
+    by_name = {each.name: each for each in passes}
+    before, after = by_name["remove_dead_code"], by_name["donate"]
+    size = X.numel() * X.element_size()
+    assert (after.read - before.read, after.written - before.written) == (size, size)
+
+
+def halves(x, y):
+    """True if the second operand is a half."""
+    return y == 0.5
+
+
+def test_it_says_which_lowering_was_used_where_and_why_others_were_not():
+    mul = torch.ops.aten.mul.Tensor
+    lowerings = (
+        funcnets.Lowering("halved", mul, halves, lambda x, y: x / 2),
+        funcnets.Lowering("doubled", mul, lambda x, y: y == 2, lambda x, y: torch.mul(x, y)),
+    )
+
+    def f(x):
+        return x * 2 * 0.5 * 3 + x * 2
+
+    explanation = funcnets.jit(f, backend="graph", lowerings=lowerings).explain(X)
+    found = [(call.taken, call.refused) for call in explanation.calls]
+    both = ("halved", "doubled")
+    assert found == [
+        ("doubled", ("halved",)),
+        ("halved", ()),
+        (None, both),
+        ("doubled", ("halved",)),
+    ]
+    assert explanation.calls[0][:2] == ("aten.mul", ((4, 3),))
+    assert explanation.conditions["halved"] == "the second operand is a half"
+    text = str(explanation)
+    assert "aten.mul   4x3         2  doubled" in text
+    assert "1. the second operand is a half (halved)" in text
+
+
+def test_it_says_where_fusions_took_part():
+    explanation = funcnets.jit(lambda x, y: x * 1 + y * 3, backend="graph").explain(X, X)
+    (fused,) = (each for each in explanation.passes if each.name == "fuse_operations")
+    assert fused.fired == {name: len(at) for name, at in fused.places.items()} != {}
+    assert all(node in explanation.passes[0].code for at in fused.places.values() for node in at)

@@ -1,5 +1,6 @@
 """Common parts of the lowerings of convolutions."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,22 +26,29 @@ def both_directions(
     `applies` and `prepare` take the input, the weight, and the rest of a convolution's arguments
     after its bias. Neither is called for operands that don't fit together: ATen raises the error.
     """
+
+    @functools.wraps(applies)
+    def applies_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> bool:
+        return is_valid(x, weight, bias, *how) and applies(x, weight, *how)
+
+    @functools.wraps(applies)
+    def applies_backward(
+        grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *how: Any
+    ) -> bool:
+        return is_valid(x, weight, None, *how[:-1]) and applies(x, weight, *how[:-1])
+
     return (
         Lowering(
             f"{name}.forward",
             aten.convolution.default,
-            lambda x, weight, bias, *how: (
-                is_valid(x, weight, bias, *how) and applies(x, weight, *how)
-            ),
+            applies_forward,
             forward,
             lambda x, weight, bias, *how: prepare(x, weight, *how),
         ),
         Lowering(
             f"{name}.backward",
             aten.convolution_backward.default,
-            lambda grad, x, weight, bias_sizes, *how: (
-                is_valid(x, weight, None, *how[:-1]) and applies(x, weight, *how[:-1])
-            ),
+            applies_backward,
             backward,
             lambda grad, x, weight, bias_sizes, *how: prepare(x, weight, *how[:-1]),
         ),

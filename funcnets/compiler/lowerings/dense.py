@@ -72,7 +72,7 @@ def _empty_matrix(weight: Tensor, shape: Geometry) -> Tensor:
 def is_faster(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], *rest: Any
 ) -> bool:
-    """True if a convolution of these operands is faster as one matrix product."""
+    """True if a kernel of several taps has maps of so few pixels that one product is faster."""
     if not is_plain_convolution(x, weight, stride, padding, *rest):
         return False
     shape = geometry(x, weight, stride, padding)

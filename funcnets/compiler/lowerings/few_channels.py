@@ -33,7 +33,7 @@ aten = torch.ops.aten
 def is_faster(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], *rest: Any
 ) -> bool:
-    """True if a convolution of these operands is faster by the kernel, and can be."""
+    """True if a small NCHW map has few channels, and a kernel of stride 1 many taps."""
     is_plain = is_plain_convolution(x, weight, stride, padding, *rest) and set(stride) == {1}
     if not is_plain or any(padding) or x.dtype not in build.MEMORY_TYPES or not x.is_contiguous():
         return False

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
-    """True if a convolution of these operands is faster as one convolution a group.
+    """True if there are a few groups, with maps of so few pixels that products are faster.
 
     Depthwise convolutions, with one input channel a group, stay: oneDNN has kernels for them.
     """

@@ -30,7 +30,7 @@ aten = torch.ops.aten
 def is_faster(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], *rest: Any
 ) -> bool:
-    """True if a convolution of these operands is faster by the kernel, and can be."""
+    """True if the input has one channel, and the CPU no AVX-512."""
     is_plain = is_plain_convolution(x, weight, stride, padding, *rest)
     if not is_plain or x.dtype not in build.FLOAT_TYPES or x.shape[1] > 1 or has_avx512():
         return False

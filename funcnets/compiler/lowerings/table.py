@@ -33,6 +33,12 @@ class Lowering:
     rewrite: Callable[..., Any]
     prepare: Callable[..., object] = _begin_nothing
 
+    @property
+    def condition(self) -> str:
+        """Condition in words, from the first line of the docstring of `applies`; empty without."""
+        first, *_ = (self.applies.__doc__ or "").strip().splitlines() or [""]
+        return first.removeprefix("True if ").removesuffix(".")
+
 
 # Callback that is told of each lowering that is used, with the arguments of the operation.
 Watch = Callable[[Lowering, tuple[Any, ...], dict[str, Any]], None]

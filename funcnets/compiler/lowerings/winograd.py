@@ -51,7 +51,7 @@ def saved(sizes: kernel.Sizes, side: int, cost: float = 1) -> float:
 
 
 def is_faster(x: Tensor, weight: Tensor, *how: Any) -> bool:
-    """True if such a convolution, or a gradient of it, is faster by tiles, and can be.
+    """True if a square kernel of stride 1 saves enough multiplications by tiles, on this CPU.
 
     By multiplications saved, on two cores with AVX-512, against the better of oneDNN's two memory
     formats: for the output, the gradients of input and of weight, in float32 and in bfloat16:
