@@ -22,11 +22,17 @@ SECONDS = 240
 FAULTY = """
 import os, signal, sys, time
 from funcnets.__main__ import main
+from funcnets import data
 from funcnets.cli import reporters, training
 from funcnets.runs import steps_done
 
 what, rank = sys.argv.pop(1), os.environ["RANK"]
-step = training.Training.fit
+step, load = training.Training.fit, data.load
+
+def load_changed(*args, **options):
+    found = load(*args, **options)
+    found.test_images[0, 0, 0, 0] += 1
+    return found
 
 def fit(self, *args, **options):
     for progress in step(self, *args, **options):
@@ -51,6 +57,8 @@ if (what, rank) == ("arguments", "1"):
     sys.argv += ["--seed", "7"]
 if (what, rank) == ("flags", "1"):
     sys.argv += ["--compare-every", "7"]
+if (what, rank) == ("data", "1"):
+    data.load = load_changed
 training.Training.fit = fit
 main()
 """
@@ -153,6 +161,7 @@ def test_a_killed_worker_is_started_again_and_resumes(faulty):
     [
         ("arguments", 2, "--seed is 0 in rank 0 and 7 in rank 1: start all processes by"),
         ("flags", 2, "--compare-every is 1 in rank 0 and 7 in rank 1: start all processes by"),
+        ("data", 2, "fingerprint is "),
         ("fail", 1, "rank 1: no room for this"),
         ("hang", 1, "rank 1 hangs: it has not answered for 15 s (--timeout)"),
         ("change", 1, "hold different values of params.conv1.bias: rank 1 and rank 0 differ"),
@@ -182,7 +191,8 @@ def _free_port():
 def _environment(rank, size, port):
     return {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "GROUP_RANK": str(rank),  # each on a machine of its own
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -108,6 +108,7 @@ def begin(
         return resume(given, begun, download=download, processes=processes, is_restart=True)
     found = run_data.load(config, processes, is_new=True)
     config = processes.together(lambda: run_data.described(config, found, given))
+    distributed.check_config(processes, config)  # now with the facts about each machine's data
     dataset, watched = run_data.divided(config, found)
 
     def create() -> tuple[Layer, Optimizer, TrainState, tuple[str, ...]]:
