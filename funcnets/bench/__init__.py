@@ -15,6 +15,7 @@ from funcnets.bench import (
     epoch,
     flax_models,
     isolated,
+    layer_profile,
     on_device,
     rule_timings,
     scaling,
@@ -192,6 +193,12 @@ def lowering_rows(plan: Plan, report: Report) -> Iterator[list[rule_timings.Rewr
             report(f"{case.network}, {precision}: no lowering applies")
 
 
+def profile_rows(plan: Plan, report: Report) -> Iterator[list[layer_profile.LayerTime]]:
+    """Yield the times of a step by layer, a list for each network and precision."""
+    for case, precision in _each(plan):
+        yield layer_profile.profile_step(case, precision, _first_backend(plan), plan.rounds)
+
+
 def epoch_rows(plan: Plan, report: Report) -> Iterator[list[epoch.Epoch]]:
     """Yield times of a whole epoch, and of the usual training loop."""
     backend = _first_backend(plan)
@@ -272,5 +279,6 @@ BENCHMARKS: dict[str, Callable[[Plan, Report], Iterator[Sequence[NamedTuple]]]] 
     "memory": memory_rows,
     "lowerings": lowering_rows,
     "epoch": epoch_rows,
+    "profile": profile_rows,
     "processes": process_rows,
 }

@@ -4,7 +4,8 @@ import itertools
 import json as json_format
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -67,6 +68,22 @@ def bench_command(
         bool,
         typer.Option("--epoch", metavar="", help="Time a whole epoch against the usual loop."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            metavar="",
+            help="Show where a step's time goes, by layer, forward and backward: the compiled "
+            "graph of the first column, operation by operation.",
+        ),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the profile as bars too, as PNG or SVG; needs the extra plots.",
+        ),
+    ] = None,
     data: options.Data = None,
     limit_train: options.LimitTrain = None,
     workers: Annotated[
@@ -108,7 +125,10 @@ def bench_command(
         workers,
         option_kinds.whole_numbers("--processes", processes),
     )
+    if picture is not None:
+        _check_picture(picture, profile, len(plan.cases) * len(plan.precisions))
     chosen = {"first_step": first_step, "memory": memory, "lowerings": lowerings, "epoch": epoch}
+    chosen["profile"] = profile
     chosen["processes"] = processes is not None
     kinds = [kind for kind, wanted in chosen.items() if wanted] or ["steps"]
     found = (rows for kind in kinds for rows in bench.BENCHMARKS[kind](plan, _note))
@@ -119,6 +139,39 @@ def bench_command(
                 print(json_format.dumps({"kind": type(row).__name__, **row._asdict()}), flush=True)
         else:
             terminal.show(bench.render(rows))
+        if picture is not None and rows is not head:
+            _draw_profile(rows, picture)
+
+
+def _check_picture(picture: Path, is_profile: bool, count: int) -> None:
+    """Raise ValueError unless one profile is to be drawn, to a file of a known kind."""
+    from funcnets import _extras
+
+    if not is_profile:
+        raise ValueError("--picture is for --profile")
+    if count > 1:
+        raise ValueError("--picture is for one profile: give one network, and one --precision")
+    if picture.suffix not in (".png", ".svg"):
+        raise ValueError(
+            f"--picture is {str(picture)!r}; expected a name that ends in .png or .svg"
+        )
+    _extras.require("matplotlib", "plots", "drawing")
+
+
+def _draw_profile(rows: Sequence[Any], picture: Path) -> None:
+    from funcnets import plots
+    from funcnets.bench import layer_profile
+
+    *layers, all_of_them, whole = rows
+    title = (
+        f"{whole.network}, {whole.precision}, batches of {whole.batch_size}: a step takes "
+        f"{whole.total:.3g} ms; timed: {whole.timed}"
+    )
+    assert all_of_them.layer == layer_profile.ALL
+    bars = [plots.LayerBar(row.layer, row.forward, row.backward, row.total) for row in layers]
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(plots.draw_profile(bars, title), picture)
+    print(picture, file=sys.stderr)
 
 
 def _note(text: str) -> None:

@@ -83,6 +83,12 @@ def is_recording() -> bool:
     return any(isinstance(mode, Recording) for mode in _torch.dispatch_modes())
 
 
+def recorded_operations() -> int:
+    """Return how many nodes the innermost recording has by now; 0 where nothing is recorded."""
+    recordings = [mode for mode in _torch.dispatch_modes() if isinstance(mode, Recording)]
+    return len(recordings[-1].graph.nodes) if recordings else 0
+
+
 def shaped(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the result of an operation on fake tensors."""
     tensors = [leaf for leaf in tree.leaves((args, kwargs)) if isinstance(leaf, Tensor)]

@@ -9,7 +9,9 @@ stays as it is.
 """
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
@@ -92,6 +94,8 @@ def _replace(graph: fx.Graph, group: Sequence[Region], name: str) -> None:
         targets = [[None] * len(region.results) for region in group]
         call = graph.call_module(name, (operands, targets))
         call.meta["val"] = [node.meta["val"] for node in results]
+        if origins := _origins(group):
+            call.meta["origins"] = origins
         inside = {node for region in group for node in region.nodes}
         for i, node in enumerate(results):
             part = graph.call_function(operator.getitem, (call, i))
@@ -100,6 +104,16 @@ def _replace(graph: fx.Graph, group: Sequence[Region], name: str) -> None:
     for region in group:
         for node in reversed(region.nodes):
             graph.erase_node(node)
+
+
+def _origins(group: Sequence[Region]) -> Counter[Any]:
+    """Return how many elements each origin has in a group, if whoever recorded it noted them."""
+    origins: Counter[Any] = Counter()
+    for region in group:
+        for node in region.nodes:
+            if "origin" in node.meta:
+                origins[node.meta["origin"]] += region.size
+    return origins
 
 
 def _position(graph: fx.Graph, group: Sequence[Region]) -> fx.Node:
