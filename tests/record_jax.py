@@ -115,6 +115,7 @@ def record_masks() -> list[dict]:
     return records
 
 
+DRAWS = 3000
 RANGES_OF_INTEGERS = ((0, 10), (-7, 6), (0, 2**31 - 1), (-(2**31), 2**31 - 1), (3, 4))
 
 
@@ -129,12 +130,23 @@ def record_distributions() -> dict:
             {
                 "range": span,
                 "values": np.asarray(jax.random.randint(key, (40,), *span, "int32")).tolist(),
+                "digest": digest(jax.random.randint(key, (DRAWS,), *span, "int32")),
             }
             for span in RANGES_OF_INTEGERS
         ],
         "gumbel": {d: numbers(jax.random.gumbel(key, (60,), d)) for d in TYPES},
         "exponential": {d: numbers(jax.random.exponential(key, (60,), d)) for d in TYPES},
+        "exact": {
+            "gumbel": {"bfloat16": digest(jax.random.gumbel(key, (DRAWS,), "bfloat16"))},
+            "exponential": {
+                d: digest(jax.random.exponential(key, (DRAWS,), d)) for d in ("float16", "bfloat16")
+            },
+        },
         "logits": numbers(logits),
+        "many_classes": digest(
+            jax.random.categorical(key, logits, shape=(DRAWS, 3)).astype("int32")
+        ),
+        "many_choices": digest(choice(key, 5, (DRAWS,), p=p).astype("int32")),
         "categorical": np.asarray(jax.random.categorical(key, logits, shape=(20, 3))).tolist(),
         "categorical_0": np.asarray(jax.random.categorical(key, logits, axis=0)).tolist(),
         "p": p.tolist(),

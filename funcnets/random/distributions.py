@@ -13,9 +13,9 @@ _WORD = 0xFFFFFFFF
 def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int) -> Tensor:
     """Return whole numbers from minval to maxval - 1, of the given shape: int64.
 
-    They are those of `jax.random.randint` in int32, exactly, for maxval below `2**31`.  A number is
-    the remainder of 64 random bits, up to overflow in 32 bits as in JAX, so in a wide range some
-    numbers are slightly more likely than others.
+    They are those of `jax.random.randint` in int32, bit for bit, for maxval below `2**31`.  A
+    number is the remainder of 64 random bits, up to overflow in 32 bits as in JAX, so in a wide
+    range some numbers are slightly more likely than others.
 
     Raises ValueError unless `-2**31 <= minval < maxval <= 2**31`.
 
@@ -42,9 +42,10 @@ def exponential(
 ) -> Tensor:
     """Return exponentially distributed numbers with mean 1, of the given shape and floating dtype.
 
-    They are -log(1 - u) with u uniform in [0, 1), as in `jax.random.exponential`, from which the
-    60 numbers that were compared differ in float32 by at most one unit in the last place, in
-    float64 by a relative 9e-15, and in 16 bits not at all.
+    They are -log(1 - u) with u uniform in [0, 1), as in `jax.random.exponential`.  Of 400,000
+    numbers from JAX's on a CPU, those in float16 and bfloat16 are the same bit for bit, those in
+    float32 differ by at most 1 unit in the last place, and those in float64 by 128 (absolute
+    2e-14).
 
     Raises as `uniform`.
 
@@ -59,9 +60,9 @@ def exponential(
 def gumbel(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Return standard Gumbel numbers, of the given shape and floating dtype.
 
-    They are -log(-log(u)) with u uniform in (0, 1), as in `jax.random.gumbel`, from which the 60
-    numbers that were compared differ in float32 by at most 5e-7, in float16 by 2 units in the last
-    place, and in float64 and bfloat16 not at all.
+    They are -log(-log(u)) with u uniform in (0, 1), as in `jax.random.gumbel`.  Of 400,000 numbers
+    from JAX's on a CPU, those in bfloat16 are the same bit for bit, those in float16 differ by at
+    most 8 units in the last place, and those in float32 and float64 by an absolute 5e-7 and 2e-15.
 
     Raises as `uniform`.
 
@@ -79,7 +80,7 @@ def categorical(
     """Return class numbers with the probabilities softmax(logits) along `axis`: int64.
 
     A class is the largest of logits + Gumbel numbers, as in `jax.random.categorical`: the same
-    class, unless two sums are within their rounding.
+    class, unless two sums are within their rounding (for 7 classes in none of 400,000 draws).
 
     Args:
         key: key of the draw.
@@ -117,9 +118,10 @@ def choice(
 ) -> Tensor:
     """Return random elements of `values`, or of the numbers 0 to values - 1 if it is a number.
 
-    They are those of `jax.random.choice`: exactly without `p`; with it, unless a draw is within the
-    rounding of a border.  Without replacement and without `p` they are the first of
-    `permutation(key, n)`, and differ from JAX's.
+    They are those of `jax.random.choice`: bit for bit without `p`; with it, unless a draw is within
+    the rounding of the cumulative probabilities (of 400,000 draws, 305 from 10,000 elements, and
+    none from 100).  Without replacement and without `p` they are the first of `permutation(key,
+    n)`, and differ from JAX's.
 
     Args:
         key: key of the draw.
