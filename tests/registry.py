@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from funcnets import layers, models
 from funcnets.core import Layer, concat, dense, residual, sequential
-from funcnets.models.googlenet import STAGES
 from funcnets.testing import Network
 
 
@@ -28,7 +27,8 @@ NETWORKS = {
         Network("alexnet", {"channels": (4, 6, 8, 8, 6), "hidden": 16}, (3, 1, 65, 65)),
         Network("vgg11", {"arch": ((1, 4), (1, 4), (2, 6)), "hidden": 16}, (4, 1, 12, 12)),
         Network("nin", {"channels": (4, 6, 8)}, (3, 1, 67, 67)),
-        Network("googlenet", {"divisor": 8}, (4, 1, 24, 24)),
+        # Nine Inceptions say no more than three.
+        Network("googlenet", {"divisor": 8, "depths": (1, 1, 1)}, (4, 1, 24, 24)),
         Network("lenet_bn", {}, (4, 1, 20, 20)),
         Network("lenet_bn_scratch", {}, (4, 1, 20, 20)),
         Network("resnet18", {"depths": (2, 2), "channels": (4, 6)}, (4, 1, 20, 20)),
@@ -141,17 +141,12 @@ BLOCKS = {
     "transition_block": Entry(models.transition_block(3), IMAGES),
 }
 
-# Nine Inceptions say no more than three.
-_SHORT_STAGES = {stage: dict([*blocks.items()][:1]) for stage, blocks in STAGES.items()}
-
-_GOOGLENET = Network("googlenet", {"divisor": 8, "stages": _SHORT_STAGES}, (4, 1, 16, 16))
-
 ENTRIES = {
     **LAYERS,
     **COMBINATORS,
     **BLOCKS,
     **{
         name: Entry(network.layer(), network.shape, _SHIFTED_AWAY.get(name, r"(?!)"))
-        for name, network in {**NETWORKS, "googlenet": _GOOGLENET}.items()
+        for name, network in NETWORKS.items()
     },
 }

@@ -203,15 +203,39 @@ def assert_equivalent(
         "modes": modes, "batch_sizes": batch_sizes, "memory_formats": memory_formats,
     }  # fmt: skip
     if not isinstance(shape, Sequence):
-        _draw_shapes(partial(assert_equivalent, layer, module, **options), shape, examples)
+        _draw_shapes(
+            partial(_check_shape, layer, module, **options, shrinks=False), shape, examples
+        )
         return
+    _check_shape(layer, module, shape, seed=seed, **options)
+
+
+def _check_shape(
+    layer: Layer,
+    module: nn.Module,
+    shape: Sequence[int],
+    *,
+    rename: Rename | None,
+    dtype: torch.dtype,
+    tolerance: float | None,
+    values: Literal["random", "module"],
+    modes: Sequence[bool],
+    batch_sizes: Sequence[int] | None,
+    memory_formats: Sequence[MemoryFormat],
+    seed: int,
+    shrinks: bool = True,
+) -> None:
+    """Raise as `assert_equivalent` does, for inputs of one shape.
+
+    Without `shrinks` a failure is not repeated on smaller inputs, as hypothesis does that.
+    """
     x = input_of(shape, seed, dtype)
     pair = pair_of(layer, module, x, rename=rename, values=values, seed=seed)
     tolerance = usual_tolerance(dtype) if tolerance is None else tolerance
     for size in dict.fromkeys((shape[0], 1) if batch_sizes is None else batch_sizes):
         for memory_format in memory_formats[: None if len(shape) == 4 else 1]:
             for mode in modes:
-                case = _Case(pair, seed, dtype, memory_format, mode, tolerance)
+                case = _Case(pair, seed, dtype, memory_format, mode, tolerance, shrinks)
                 case.check((size, *shape[1:]), may_be_refused=mode and size != shape[0])
 
 
@@ -237,6 +261,7 @@ class _Case:
     memory_format: MemoryFormat
     mode: bool
     tolerance: float
+    shrinks: bool
 
     def check(self, shape: Sequence[int], may_be_refused: bool) -> None:
         try:
@@ -276,7 +301,7 @@ class _Case:
     def _smallest(self, difference: Difference, shape: tuple[int, ...]) -> Difference:
         """Return the difference at the smallest input that has one, with that input."""
         first = shape
-        tries = 0 if difference.apart is None else SHRINKING_TRIES
+        tries = SHRINKING_TRIES if self.shrinks and difference.apart is not None else 0
         while smaller := self._smaller(shape, tries, difference.quantity):
             difference, shape, tries = smaller
         smallest = f", the smallest of those below {first}" if shape != first else ""

@@ -42,7 +42,9 @@ class Network(NamedTuple):
         return special.get(self.name, build)(**self.options) if self.options else build()
 
 
-def _googlenet(divisor: int = 1, stages: Any = STAGES, **options: Any) -> Layer:
-    """Return GoogLeNet with every width divided, as its twin does it."""
-    stem, stages = tree.map(lambda width: width // divisor, ((64, 64, 192), stages))
+def _googlenet(divisor: int = 1, depths: tuple[int, int, int] = (2, 5, 2), **options: Any) -> Layer:
+    """Return GoogLeNet with every width divided and shorter stages, as its twin does it."""
+    pairs = zip(STAGES.items(), depths, strict=True)
+    kept = {name: dict([*blocks.items()][:depth]) for (name, blocks), depth in pairs}
+    stem, stages = tree.map(lambda width: width // divisor, ((64, 64, 192), kept))
     return models.googlenet(stem=stem, stages=stages, **options)

@@ -91,7 +91,11 @@ _NETWORKS: dict[str, st.SearchStrategy[Network]] = {
         Network,
         st.just("googlenet"),
         st.fixed_dictionaries(
-            {"divisor": st.just(8), "variant": st.sampled_from(["reference", "paper"])}
+            {
+                "divisor": st.just(8),
+                "variant": st.sampled_from(["reference", "paper"]),
+                "depths": st.sampled_from([(1, 1, 1), (2, 1, 2), (1, 3, 1), (2, 5, 2)]),
+            }
         ),
         shapes(8, 32),
     ),
@@ -161,7 +165,7 @@ def _conv_transpose2d(draw: st.DrawFn, x: Tensor) -> Part:
 
 def _resize(draw: st.DrawFn, x: Tensor) -> Part:
     """An enlargement of small images, or a squeeze-and-excitation."""
-    if max(x.shape[2:]) <= 4 and draw(st.booleans()):
+    if max(x.shape[2:]) <= 4 and draw(st.integers(0, 3)):
         mode = draw(st.sampled_from(["nearest", "bilinear"]))
         return _one_of(draw, ("upsample", {"scale": 2, "mode": mode}), _conv_transpose2d(draw, x))
     return "squeeze_excite", {"channels": x.shape[1], "squeeze": draw(st.integers(1, 3))}

@@ -69,10 +69,32 @@ class GoogLeNetStem(nn.Sequential):
         self.pool3 = nn.MaxPool2d(3, 2, padding=1)
 
 
+# Table 1 of the paper: widths of 1×1, reduction and 3×3, reduction and 5×5, and pool.
+_BLOCKS = {
+    "stage3": {
+        "inception3a": (64, 96, 128, 16, 32, 32),
+        "inception3b": (128, 128, 192, 32, 96, 64),
+    },
+    "stage4": {
+        "inception4a": (192, 96, 208, 16, 48, 64),
+        "inception4b": (160, 112, 224, 24, 64, 64),
+        "inception4c": (128, 128, 256, 24, 64, 64),
+        "inception4d": (112, 144, 288, 32, 64, 64),
+        "inception4e": (256, 160, 320, 32, 128, 128),
+    },
+    "stage5": {
+        "inception5a": (256, 160, 320, 32, 128, 128),
+        "inception5b": (384, 192, 384, 48, 128, 128),
+    },
+}
+
+
 class GoogLeNet(nn.Sequential):
     """GoogLeNet (Szegedy et al., 2014): (N, in_channels, H, W) -> (N, num_classes).
 
-    All numbers of channels are divided by `divisor`; raises ValueError unless it is 1, 2, 4 or 8.
+    All numbers of channels are divided by `divisor`; `depths` are the numbers of Inception blocks
+    in the three stages, of which a shorter network has the first.  Raises ValueError unless
+    `divisor` is 1, 2, 4 or 8.
     """
 
     def __init__(
@@ -81,33 +103,23 @@ class GoogLeNet(nn.Sequential):
         num_classes: int = 10,
         variant: str = "reference",
         divisor: int = 1,
+        depths: tuple[int, int, int] = (2, 5, 2),
     ) -> None:
         super().__init__()
         if divisor not in (1, 2, 4, 8):
             raise ValueError(f"divisor {divisor}: only 1, 2, 4 and 8 divide every width")
-
-        def block(*widths: int) -> Inception:
-            c, c1, r2, c2, r3, c3, c4 = (width // divisor for width in widths)
-            return Inception(c, c1, (r2, c2), (r3, c3), c4, variant)
-
-        self.stem = GoogLeNetStem(in_channels, 64 // divisor, 192 // divisor)
-        self.stage3 = sequence(
-            inception3a=block(192, 64, 96, 128, 16, 32, 32),
-            inception3b=block(256, 128, 128, 192, 32, 96, 64),
-            pool=nn.MaxPool2d(3, 2, padding=1),
+        channels = 192 // divisor
+        self.stem = GoogLeNetStem(in_channels, 64 // divisor, channels)
+        pools: tuple[dict[str, nn.Module], ...] = (
+            {"pool": nn.MaxPool2d(3, 2, padding=1)},
+            {"pool": nn.MaxPool2d(2, 2, padding=1)},
+            {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()},
         )
-        self.stage4 = sequence(
-            inception4a=block(480, 192, 96, 208, 16, 48, 64),
-            inception4b=block(512, 160, 112, 224, 24, 64, 64),
-            inception4c=block(512, 128, 128, 256, 24, 64, 64),
-            inception4d=block(512, 112, 144, 288, 32, 64, 64),
-            inception4e=block(528, 256, 160, 320, 32, 128, 128),
-            pool=nn.MaxPool2d(2, 2, padding=1),
-        )
-        self.stage5 = sequence(
-            inception5a=block(832, 256, 160, 320, 32, 128, 128),
-            inception5b=block(832, 384, 192, 384, 48, 128, 128),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-        )
-        self.fc = nn.Linear(1024 // divisor, num_classes)
+        for (stage, blocks), depth, last in zip(_BLOCKS.items(), depths, pools, strict=True):
+            parts: dict[str, nn.Module] = {}
+            for name in [*blocks][:depth]:
+                c1, r2, c2, r3, c3, c4 = (width // divisor for width in blocks[name])
+                parts[name] = Inception(channels, c1, (r2, c2), (r3, c3), c4, variant)
+                channels = c1 + c2 + c3 + c4
+            self.add_module(stage, sequence(**parts, **last))
+        self.fc = nn.Linear(channels, num_classes)
