@@ -1,5 +1,6 @@
 """Nothing is lost: one writer a run, output that can't be written, dead ends, changed files."""
 
+import ast
 import json
 import os
 import shutil
@@ -200,16 +201,32 @@ def test_the_bar_outlives_its_terminal():
     assert errors[0].errno == 5
 
 
+TEXT_CALLS = {"read_text", "write_text", "open", "fdopen", "Popen", "run", "check_output"}
+
+
+def is_by_locale(call):
+    """True if a call reads or writes text by the encoding of the locale."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    given = {keyword.arg for keyword in call.keywords}
+    strings = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+    if name not in TEXT_CALLS or "encoding" in given:
+        return False
+    if name in ("Popen", "run", "check_output"):
+        return not given.isdisjoint({"text", "universal_newlines"})
+    # What os, gzip and zip files open is bytes.
+    owner = ast.unparse(call.func).rpartition(".")[0]
+    is_bytes = any(isinstance(text, str) and "b" in text for text in strings)
+    return not (name == "open" and (is_bytes or owner in ("os", "gzip", "archive")))
+
+
 def test_every_text_file_has_its_encoding():
     """A file that is read by the locale's encoding fails or changes in another country."""
     package = Path(models.__file__).parents[1]
-    calls = ("read_text()", "write_text(text)", '.open("w")', '.open("r")', ".open()")
     found = [
-        f"{path.name}: {call}"
-        for part in ("cli", "runs", ".")
-        for path in sorted((package / part).glob("*.py"))
-        for call in calls
-        if call in path.read_text(encoding="utf-8")
+        f"{path.relative_to(package)}:{node.lineno}: {ast.unparse(node)}"
+        for path in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and is_by_locale(node)
     ]
     assert found == []
 

@@ -72,7 +72,14 @@ def measure_process(
     command = [sys.executable, "-c", PROGRAM, json.dumps(case), column, precision]
     caches = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"), cache) if cache else {}
     environment = {**os.environ, **caches}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        check=False,
+    )
     if done.returncode:
         last = (done.stderr.strip() or "the process was killed").splitlines()[-1]
         raise RuntimeError(f"{case.network}, {column}, {precision}: the step failed: {last}")
@@ -121,7 +128,8 @@ def measure_memory(case: Case, columns: list[str], precision: str) -> list[Memor
 def _peak(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
-    if found := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text() if _STATUS.exists() else ""):
+    status = _STATUS.read_text(encoding="utf-8") if _STATUS.exists() else ""
+    if found := re.search(r"VmHWM:\s*(\d+) kB", status):
         return 1024 * int(found[1])
     import resource  # which Windows doesn't have
 
@@ -134,7 +142,7 @@ def _reset_peak(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR_REFS.exists():
-        _CLEAR_REFS.write_text("5")
+        _CLEAR_REFS.write_text("5", encoding="utf-8")
 
 
 def main(case: str, column: str, precision: str) -> None:

@@ -30,8 +30,8 @@ MAX_COMPILERS = 3  # processes at a time: a network's long kernels don't wait fo
 FLOAT_TYPES = {torch.float32: "float", torch.float64: "double"}
 MEMORY_TYPES = FLOAT_TYPES | {torch.bfloat16: "bfloat16"}  # C++ type of numbers in memory
 REGISTER_TYPES = FLOAT_TYPES | {torch.bfloat16: "float"}  # C++ type of numbers in registers
-NUMBERS = Path(__file__).with_name("numbers.hpp").read_text()
-VECTORS = Path(__file__).with_name("vectors.hpp").read_text()
+NUMBERS = Path(__file__).with_name("numbers.hpp").read_text(encoding="utf-8")
+VECTORS = Path(__file__).with_name("vectors.hpp").read_text(encoding="utf-8")
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math"),  # both would prevent vectorization
@@ -150,7 +150,7 @@ class Kernel:
             f"#define STORED_{MEMORY_TYPES[dtype]}",
             f"using Stored = {MEMORY_TYPES[dtype]}; using Real = {REGISTER_TYPES[dtype]};",
             self.declarations(dtype, *settings),
-            self.path.read_text(),
+            self.path.read_text(encoding="utf-8"),
         ]
         return "\n".join(lines)
 

@@ -12,7 +12,7 @@ MAX_DEPTH = 4  # nested loops of the template
 CHUNK_SIZE = 1 << 12  # numbers that a thread takes at a time
 MAX_SERIAL_SIZE = 1 << 15  # numbers up to which one thread does all
 
-HEADER = Path(__file__).with_name("loops.hpp").read_text()
+HEADER = Path(__file__).with_name("loops.hpp").read_text(encoding="utf-8")
 TEMPLATE = """
 extern "C" void NAME(void** at, const long* size, const long* stride) {{
     const long rows = size[3] < {chunk} ? {chunk} / size[3] : 1;
