@@ -52,6 +52,17 @@ def test_a_sweep_shows_each_seed_the_median_and_what_diverged():
     assert "9" in shown
 
 
+def test_rates_show_the_lowest_loss_and_those_above_the_first():
+    figure = plots.draw_rates({0.1: 2.0, 1.0: 0.5, 10.0: 99.0, 100.0: None}, first_loss=2.3)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert axes.lines[1].get_ydata().tolist() == [2.0, 0.5]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["first step", "higher, or diverged", "lowest, at 1"]
+    assert axes.collections[0].get_offsets()[:, 0].tolist() == [10, 100]
+    plots.draw_rates({0.1: None}, first_loss=2.3)
+
+
 def test_the_confusion_matrix_has_counts_names_and_shares():
     counts = torch.tensor([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
     figure = plots.draw_confusion(counts, ("cat", "dog$", "an animal with a long name"))

@@ -1,6 +1,7 @@
 """A trained run as a network: images are named, and learning rates are found."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,10 @@ def test_rates_are_tried_side_by_side(run):
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["learning_rate"] for row in rows] == [1e-6, 0.001, 1.0]
     assert [row["is_best"] for row in rows] == [False, False, True]
-    code, out, _ = run("find-lr", "lenet_bn", *options)
+    code, out, _ = run("find-lr", "lenet_bn", *options, "--plot", "rates.png")
     assert code == 0
+    assert re.search(r"^loss by rate: [x_.~=+*#-]{3}  1e-06 to 1$", out, re.MULTILINE)
+    assert Path("rates.png").read_bytes().startswith(b"\x89PNG")
     assert "to train with it: funcnets train lenet_bn --lr 1\n" in out
     assert "the highest rate is the best" in out
     assert not Path("runs").exists()
@@ -111,6 +114,10 @@ def found(*losses):
     return Found(config, 8, 2.3, rows)
 
 
+def test_the_course_of_losses_marks_those_above_the_first():
+    assert find_lr.course(found(2.2, 1.0, 5.0, None)) == "loss by rate: *_xx  0.1 to 0.4"
+
+
 def test_no_rate_is_suggested_where_none_is_good():
     for losses in ((None, None), (2.4, None)):
         assert find_lr.suggestion(found(*losses))[0].startswith("no rate made the loss smaller")
@@ -125,6 +132,8 @@ def test_no_rate_is_suggested_where_none_is_good():
         (("--count", "1"), "--count is 1; expected 2 rates or more"),
         (("--steps", "3"), "--steps is 3; expected 4 or more"),
         (("--momentum", "2"), "--momentum is 2.0"),
+        (("--plot", "rates.pdf"), "--plot is 'rates.pdf'; expected a file that ends in .png or"),
+        (("--plot", "no/rates.png"), "--plot is 'no/rates.png'; expected a file in a directory"),
     ],
 )
 def test_bad_rates_are_one_line(run, arguments, message):

@@ -3,17 +3,21 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.table import Table
 
-from funcnets import runs, train
+from funcnets import plots, runs, train
 from funcnets.cli import configuration, run_data
 from funcnets.cli.configuration import UsageError
 from funcnets.cli.fit_check import create_train_state
 from funcnets.cli.preparation import ALONE
+from funcnets.cli.terminal import sparkline
 from funcnets.runs import SweepConfig
 from funcnets.transforms import ensemble
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RateRow(NamedTuple):
@@ -107,6 +111,21 @@ def table(found: Found) -> Table:
         loss = "diverged" if row.loss is None else f"{row.loss:.3f}"
         shown.add_row(f"{row.learning_rate:g}", loss, "lowest" if row.is_best else "")
     return shown
+
+
+def course(found: Found) -> str:
+    """Return a line whose characters are as high as the losses; x is higher than the first one."""
+    losses = [row.loss for row in found.rows]
+    heights = [found.first_loss if loss is None else min(loss, found.first_loss) for loss in losses]
+    pairs = zip(sparkline(heights), losses, strict=True)
+    marked = (mark if loss in heights else "x" for mark, loss in pairs)
+    lowest, highest = found.rows[0].learning_rate, found.rows[-1].learning_rate
+    return f"loss by rate: {''.join(marked)}  {lowest:g} to {highest:g}"
+
+
+def draw(found: Found) -> "Figure":
+    """Return the picture of the losses by rate.  Raises MissingExtraError without matplotlib."""
+    return plots.draw_rates({row.learning_rate: row.loss for row in found.rows}, found.first_loss)
 
 
 def suggestion(found: Found) -> list[str]:

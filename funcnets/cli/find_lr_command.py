@@ -1,12 +1,17 @@
 """The command `funcnets find-lr`."""
 
 import json as json_format
-from typing import Annotated, Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from funcnets.cli import options, terminal
 from funcnets.cli.recipe_options import RECIPE_FIELDS, BatchSize, Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIELDS: dict[str, Any] = {
     "network": options.Network,
@@ -29,12 +34,21 @@ Lowest = Annotated[float, typer.Option(metavar="RATE", help="The first rate that
 Highest = Annotated[float, typer.Option(metavar="RATE", help="The last rate that is tried.")]
 Count = Annotated[int, typer.Option(metavar="N", help="Rates that are tried, evenly in log scale.")]
 Steps = Annotated[int, typer.Option(metavar="N", help="Steps that each rate is tried for.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Draw the losses to a PNG or SVG file; needs matplotlib.",
+        show_default="no picture",
+    ),
+]
 TABLE: dict[str, Any] = {
     **FIELDS,
     "lowest": Lowest,
     "highest": Highest,
     "count": Count,
     "steps": Steps,
+    "plot": Plot,
     "json": options.Json,
 }
 DEFAULTS = {"lowest": 1e-4, "highest": 10.0, "count": 11, "steps": 40}
@@ -42,23 +56,56 @@ DEFAULTS = {"lowest": 1e-4, "highest": 10.0, "count": 11, "steps": 40}
 
 @options.take(TABLE, DEFAULTS)
 def find_lr_command(
-    *, lowest: float, highest: float, count: int, steps: int, json: bool, **given: Any
+    *,
+    lowest: float,
+    highest: float,
+    count: int,
+    steps: int,
+    plot: Path | None,
+    json: bool,
+    **given: Any,
 ) -> None:
     """Try many learning rates for some steps, all in one, and suggest one.
 
     The rates are members of an ensemble, with the same initial values and batches.  Shown is the
     mean loss of the last quarter of the steps; the rate of the lowest one is suggested.  Nothing is
-    written.
+    written but the picture that --plot asks for.
     """
     from funcnets.cli import find_lr
 
+    if plot is not None:
+        _check_picture(plot)
     found = find_lr.try_rates(
         options.fields(FIELDS, given), find_lr.spread(lowest, highest, count), steps
     )
+    if plot is not None:
+        _save(find_lr.draw(found), plot)
     if json:
         for row in found.rows:
             print(json_format.dumps(row._asdict()))
         return
     terminal.show(find_lr.table(found))
-    for line in find_lr.suggestion(found):
+    for line in (find_lr.course(found), *find_lr.suggestion(found)):
         print(line)
+    if plot is not None:
+        print(f"picture: {plot}")
+
+
+def _check_picture(path: Path) -> None:
+    """Raise an error, before rates are tried, unless a picture can be drawn to this file."""
+    from funcnets import _extras
+
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"--plot is {str(path)!r}; expected a file that ends in .png or .svg")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--plot is {str(path)!r}; expected a file in a directory to write to")
+    _extras.require("matplotlib", "plots", "drawing")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    from funcnets import plots
+
+    try:
+        plots.save(figure, path)
+    except OSError as error:
+        raise ValueError(f"--plot {path}: can't be written ({error.strerror})") from None

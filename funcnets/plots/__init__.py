@@ -11,7 +11,7 @@ imported at the first drawing; the extra `plots` installs it.
 """
 
 from funcnets.plots.classes import Mistake, draw_confusion, draw_mistakes
-from funcnets.plots.curves import Curve, draw_curves, draw_sweep
+from funcnets.plots.curves import Curve, draw_curves, draw_rates, draw_sweep
 from funcnets.plots.networks import draw_batch_norms, draw_feature_maps, draw_filters
 from funcnets.plots.profile import LayerBar, draw_profile
 from funcnets.plots.style import save
@@ -27,6 +27,7 @@ __all__ = [
     "draw_filters",
     "draw_mistakes",
     "draw_profile",
+    "draw_rates",
     "draw_sweep",
     "save",
 ]

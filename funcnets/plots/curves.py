@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from funcnets.plots.style import (
     COLORS,
@@ -166,6 +166,36 @@ def draw_sweep(
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique, loc="outside lower left", ncols=4, frameon=False)
+    return figure
+
+
+def draw_rates(losses: Mapping[float, float | None], first_loss: float) -> "Figure":
+    """Return a figure of the loss after some steps by learning rate, on a logarithmic axis.
+
+    Losses above that of the first step are cut there, as rates that are too high have huge ones.
+
+    Args:
+        losses: the loss by learning rate; None where it isn't finite.
+        first_loss: the loss of the first step, the same for all rates.
+    """
+    figure = new_figure(7.5, 4.2)
+    axes = figure.subplots()
+    tidy(axes, grid="y")
+    shown = {rate: loss for rate, loss in losses.items() if loss is not None and loss <= first_loss}
+    higher = [rate for rate in losses if rate not in shown]
+    axes.axhline(first_loss, color=GREY, linewidth=1.3, linestyle=(0, (4, 2)), label="first step")
+    axes.plot(list(shown), list(shown.values()), color=COLORS[0], linewidth=2, marker="o")
+    if higher:
+        how: dict[str, Any] = {"marker": "x", "s": 42, "color": COLORS[1], "zorder": 3}
+        axes.scatter(higher, [first_loss] * len(higher), label="higher, or diverged", **how)
+    if shown:
+        best = min(shown, key=lambda rate: shown[rate])
+        how = {"marker": "D", "s": 60, "color": COLORS[2], "zorder": 4}
+        axes.scatter(best, shown[best], label=f"lowest, at {best:g}", **how)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_title("loss by learning rate", loc="left", fontweight="bold")
+    figure.legend(loc="outside lower left", ncols=3, frameon=False)
     return figure
 
 
