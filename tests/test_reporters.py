@@ -1,6 +1,7 @@
 """Reporters and messages: lines and bars fit a terminal of 80 columns, and are ASCII."""
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,14 +65,45 @@ def test_the_bar_fits(kind, monkeypatch):
     running = Running(loss_sum=123.4, correct=57, count=100)
     is_sweep = kind is SweepMessages
     progress = SimpleNamespace(
-        epoch=9, batch=200, batches=235, running=[running] * 3 if is_sweep else running
+        epoch=9, batch=200, batches=235, running=[running] * 24 if is_sweep else running
     )
     reporter = ProgressBar(made(kind))
     for speed in (None, 123456.7):
         reporter.advance(progress, speed)
     file = io.StringIO()
     Console(file=file, width=80, legacy_windows=False).print(reporter.bar.get_renderable())
-    (line,) = file.getvalue().splitlines()
+    line, *below = file.getvalue().splitlines()
+    assert len(below) == (3 if is_sweep else 0)
     assert "epoch 10/10" in line
     assert "loss 1.234, accuracy 0.570  123,457/s" in line
     assert "-:--:--" in line or "0:0" in line
+
+
+def test_a_sweep_shows_each_member_or_of_many_each_rate():
+    good, lost = Running(123.4, 57, 100), Running(math.nan, 10, 100)
+    few = made(SweepMessages, seeds=1)
+    lines = few.members(SimpleNamespace(running=[good, lost, good]))
+    assert lines == [
+        "  rate 0.05  seed 0  loss  1.234  accuracy 0.570  ###########.........",
+        "  rate 0.1   seed 0  diverged",
+        "  rate 0.5   seed 0  loss  1.234  accuracy 0.570  ###########.........",
+    ]
+    many = made(SweepMessages)
+    better = Running(1.0, 90, 100)
+    running = [*[good] * 7, better, *[lost] * 8, *[good] * 7, lost]
+    lines = many.members(SimpleNamespace(running=running))
+    assert lines == [
+        "  rate 0.05  8 seeds  accuracy 0.570 to 0.900, median 0.570",
+        "  rate 0.1   8 of 8 diverged",
+        "  rate 0.5   8 seeds  accuracy 0.570 to 0.570, median 0.570  1 of 8 diverged",
+    ]
+    assert all(len(line) <= 80 and line.isascii() for line in lines)
+
+
+def test_the_lines_of_members_are_below_the_bar_and_never_wider_than_the_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    reporter = ProgressBar(made(SweepMessages, seeds=1))
+    reporter.bar.lines = ["x" * 100, "short"]
+    file = io.StringIO()
+    Console(file=file, width=40, legacy_windows=False).print(reporter.bar.get_renderable())
+    assert file.getvalue().splitlines()[-2:] == ["x" * 40, "short"]

@@ -71,6 +71,10 @@ class TrainingMessages:
         running = progress.running
         return f"loss {running.loss:.3f}, accuracy {running.accuracy:.3f}"
 
+    def members(self, progress: Any) -> Sequence[str]:
+        """Return no lines: there is one training."""
+        return ()
+
     def epoch(self, rows: Sequence[Any]) -> str:
         """Return the measurements of an epoch."""
         row: EpochRow = rows[0]

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from funcnets.cli import terminal
 
@@ -31,6 +32,9 @@ class Messages(Protocol):
 
     def averages(self, progress: Any) -> str:
         """Return the averages of the epoch so far."""
+
+    def members(self, progress: Any) -> Sequence[str]:
+        """Return a line about each member that is trained, for a sweep; none for one training."""
 
     def epoch(self, rows: Sequence[Any]) -> str:
         """Return the measurements of an epoch."""
@@ -126,15 +130,29 @@ class Silence(PlainLines):
         """Do nothing."""
 
 
+class _BarAndLines(Bar):
+    """A bar with lines below it."""
+
+    lines: Sequence[str] = ()
+
+    def get_renderable(self) -> RenderableType:
+        """Return the bar and the lines."""
+        below = (Text(line, no_wrap=True, overflow="crop") for line in self.lines)
+        return Group(super().get_renderable(), *below)
+
+
 class ProgressBar(PlainLines):
-    """Shows a bar that the steps of all epochs fill, below a line for each epoch."""
+    """Shows a bar that the steps of all epochs fill, below a line for each epoch.
+
+    Below it are lines about the members of a sweep.
+    """
 
     _refreshed = -math.inf
     _averages = ""
 
     def __init__(self, messages: Messages) -> None:
         super().__init__(messages)
-        self.bar = Bar(
+        self.bar = _BarAndLines(
             SpinnerColumn("line"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=14),
@@ -174,6 +192,7 @@ class ProgressBar(PlainLines):
         is_last, now = progress.batch == progress.batches, time.monotonic()
         if is_last or now - self._refreshed >= REFRESH_SECONDS:
             self._refreshed, self._averages = now, self.messages.averages(progress)
+            self.bar.lines = self.messages.members(progress)
         done = progress.epoch * progress.batches + progress.batch
         if self.bar.tasks[0].total is None:
             # The remaining time is estimated from here on, without the compilation.

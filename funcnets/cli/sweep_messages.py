@@ -1,5 +1,6 @@
 """Messages about a sweep: medians over its members, and at the end a table of them."""
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +8,11 @@ from typing import Any
 from funcnets.cli.messages import TrainingMessages, course, recipe, speed
 from funcnets.cli.sweep import best_rate, last_epoch
 from funcnets.cli.training import Outcome
+from funcnets.metrics import Running
 from funcnets.runs import MemberRow, SweepConfig, steps_done
+
+MOST_MEMBER_LINES = 16  # below a progress bar
+BAR_WIDTH = 20
 
 
 class SweepMessages(TrainingMessages):
@@ -34,6 +39,23 @@ class SweepMessages(TrainingMessages):
         loss = statistics.median(running.loss for running in progress.running)
         accuracy = statistics.median(running.accuracy for running in progress.running)
         return f"medians: loss {loss:.3f}, accuracy {accuracy:.3f}"
+
+    def members(self, progress: Any) -> Sequence[str]:
+        """Return a line about each member's epoch so far, or of many members about each rate."""
+        config = self.setup.config
+        assert isinstance(config, SweepConfig)
+        width = max(len(f"{rate:g}") for rate in config.rates)
+        named = list(zip(config.members, progress.running, strict=True))
+        if len(named) <= MOST_MEMBER_LINES:
+            return [
+                f"  rate {rate:<{width}g}  seed {seed:<3}{_course(running)}"
+                for (rate, seed), running in named
+            ]
+        return [
+            f"  rate {rate:<{width}g}  "
+            + _courses([running for (other, _), running in named if other == rate])
+            for rate in config.rates[:MOST_MEMBER_LINES]
+        ]
 
     def epoch(self, rows: Sequence[Any]) -> str:
         """Return the measurements of an epoch."""
@@ -71,6 +93,28 @@ class SweepMessages(TrainingMessages):
         rate, median = best_rate(rows)
         best = {"best_rate": rate, "best_median_test_accuracy": median}
         return known | best | {"ensemble_test_accuracy": rows[-1].test_accuracy}
+
+
+def _course(running: Running) -> str:
+    """Return loss and accuracy of a member, and a bar as long as its accuracy."""
+    if not math.isfinite(running.loss):
+        return "diverged"
+    filled = round(running.accuracy * BAR_WIDTH)
+    bar = "#" * filled + "." * (BAR_WIDTH - filled)
+    return f"loss {running.loss:6.3f}  accuracy {running.accuracy:.3f}  {bar}"
+
+
+def _courses(members: Sequence[Running]) -> str:
+    """Return accuracies of several members."""
+    good = [running.accuracy for running in members if math.isfinite(running.loss)]
+    diverged = f"{len(members) - len(good)} of {len(members)} diverged"
+    if not good:
+        return diverged
+    return (
+        f"{len(members)} seeds  accuracy {min(good):.3f} to {max(good):.3f}, "
+        f"median {statistics.median(good):.3f}"
+        + (f"  {diverged}" if len(good) < len(members) else "")
+    )
 
 
 def table(rows: Sequence[MemberRow]) -> Iterator[str]:
