@@ -43,7 +43,7 @@ above_zero = _number(lambda value: value > 0, "a number above 0")
 fraction = _number(lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
-def picture(text: str) -> str:
+def new_file(text: str) -> str:
     """Parse the path of a file to write, in a directory that can be written to."""
     directory = Path(text).parent
     if not os.access(directory, os.W_OK) or Path(text).is_dir():
@@ -80,9 +80,20 @@ class Parser(argparse.ArgumentParser):
         """Add `--backend`, of `funcnets.jit`."""
         self.add_argument("--backend", choices=(*BACKENDS, *others), default=default)
 
+    def add_training(self, epochs: int, limit: int | None = None) -> None:
+        """Add `--epochs`, `--limit-train`, `--data` and `--backend`."""
+        self.add_argument("--epochs", type=positive, default=epochs, help=f"default {epochs}")
+        self.add_inputs(limit)
+
+    def add_inputs(self, limit: int | None = None) -> None:
+        """Add `--limit-train`, `--data` and `--backend`."""
+        self.add_limit(limit)
+        self.add_data()
+        self.add_backend()
+
     def add_picture(self, default: str | None) -> None:
         """Add `--picture`, the file to draw to."""
-        self.add_argument("--picture", type=picture, default=default, help="a PNG or SVG file")
+        self.add_argument("--picture", type=new_file, default=default, help="a PNG or SVG file")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse the arguments; end the example if it is to draw, and matplotlib isn't installed."""

@@ -35,8 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         backend=options.backend,
     )
     eval_step = funcnets.jit(train.make_eval_step(net), backend=options.backend)
-    example = torch.empty(1, 1, 28, 28, device="meta")
-    created = train.create(net, optimizer, random.key(0), example)
+    created = train.create(net, optimizer, random.key(0), torch.empty(1, 1, 28, 28, device="meta"))
     print("| epoch | train loss | test accuracy | of the average |\n|---|---|---|---|")
     for progress in train.fit(
         step,

@@ -104,3 +104,11 @@ def test_commands_that_a_page_names_exist(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_all_examples_and_guides_are_listed() -> None:
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert {name for name in scripts if f"`{name}`" not in text} == {"arguments.py", "drawing.py"}
+    guides = sorted(path.name for path in (ROOT / "examples" / "guide").glob("*.md"))
+    assert [name for name in guides if f"](guide/{name})" not in text] == []

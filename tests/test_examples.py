@@ -1,68 +1,50 @@
 """Every example runs, at a size that takes seconds, and prints what it promises."""
 
 import importlib.util
-import json
 import re
-import sys
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
+from example_scripts import EXAMPLES, load
 
-from funcnets import models, runs
-
-FULL_SET = [
-    *("--nets", "lenet_bn", "--recipes", "tuned", "best", "--seeds", "0", "1", "--epochs", "1"),
-    *("--limit-train", "300", "--data", "bundled", "--backend", "graph"),
-]
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.append(str(EXAMPLES))  # as Python does for a script there
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_full_set_prints_a_row_a_seed_and_a_table(capsys):
-    load("full_set").main(FULL_SET)
-    lines = capsys.readouterr().out.splitlines()
-    rows = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [row["seed"] for row in rows] == [0, 1, 0, 1]
-    assert all(0 < row["test"] < 1 and row["loss"] > 0 for row in rows)
-    assert len({row["loss"] for row in rows}) == 4
-    assert lines[-2].startswith("| lenet_bn | tuned | 2 |")
-    assert lines[-1].startswith("| lenet_bn | best | 2 |")
-
-
-def test_full_set_reports_a_seed_that_diverged():
-    rows = [
-        {"net": "nin", "recipe": "reference", "seed": 0, "loss": 0.3, "train": 0.9, "test": 0.8},
-        {"net": "nin", "recipe": "reference", "seed": 1, "diverged": "the loss is nan"},
-    ]
-    assert "| 2, 1 diverged |" in load("full_set").table(rows)
+import funcnets
+from funcnets import runs
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_tested(path):
-    assert f'load("{path.stem}")' in Path(__file__).read_text()
+    files = Path(__file__).parent.glob("test_*.py")
+    assert any(f'load("{path.stem}")' in file.read_text() for file in files)
 
 
-COMMANDS = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "arguments"]
+SHARED = ("arguments", "drawing")  # modules that examples import
+COMMANDS = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in SHARED]
+WITH_DATA = ["export", "fine_tune", "grad_cam", "own_loop", "own_network", "per_example_gradients"]
+# The first section of examples/README.md; the scripts of the second may be longer.
+SHORT = ["train_and_evaluate", "ensemble", "sharpness", "accumulation", "averaging", *WITH_DATA]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_examples_have_less_than_sixty_lines(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_example_has_its_command_in_its_docstring(name):
-    assert f"    python examples/{name}.py" in load(name).__doc__
+    assert f"python examples/{name}.py" in load(name).__doc__
 
 
+FIXED = ("accumulation", "train_and_evaluate")  # without `--backend`
 NEED_NO_DATA = (
-    *("accumulation", "call_overhead", "ensemble_speed", "reference_table", "remat_memory"),
+    *(
+        "train_and_evaluate",
+        "accumulation",
+        "call_overhead",
+        "ensemble_speed",
+        "reference_table",
+        "remat_memory",
+    ),
     "scaling",
 )
 
@@ -81,12 +63,19 @@ def refusal(name, arguments, capsys):
     [
         *(
             (name, "--limit-train 0", "argument --limit-train: '0'; expected a whole number")
-            for name in ("against_twin", "averaging", "ensemble", "full_set", "grad_cam", "laplace")
+            for name in ("against_twin", "averaging", "ensemble", "full_set", "laplace", *WITH_DATA)
         ),
         *(
             (name, "--backend fast", "argument --backend: invalid choice: 'fast' (choose from")
             for name in COMMANDS
-            if name not in ("accumulation", "call_overhead", "reference_table", "scaling")
+            if name
+            not in (
+                "train_and_evaluate",
+                "accumulation",
+                "call_overhead",
+                "reference_table",
+                "scaling",
+            )
         ),
         *(
             (name, "--data /nowhere", "data directory /nowhere: no train-images")
@@ -106,11 +95,10 @@ def refusal(name, arguments, capsys):
         ("ensemble_speed", "--width 8", "argument --width: it is for resnet18, not for lenet_bn"),
         ("full_set", "--recipes worst", "argument --recipes: invalid choice: 'worst'"),
         ("full_set", "--nets nin --recipes best", "nin has tuned, reference alone"),
-        ("grad_cam", "--layer stage9", "argument --layer: "),
-        ("grad_cam", "--layer fc", "argument --layer: 'fc'; expected one part with feature maps"),
+        ("grad_cam", "--layer stage9", "argument --layer: invalid choice"),
+        ("export", "--file /nowhere/a.pt2", "argument --file: '/nowhere/a.pt2'; expected a file"),
+        ("per_example_gradients", "--count 10001", "argument --count: there are 10000 images"),
         ("laplace", "--limit-train 9999", "--held-out: there are 10000 images"),
-        ("fine_tune", "--classes 11", "argument --classes: invalid choice: 11"),
-        ("fine_tune", "--classes 0 0", "argument --classes: [0, 0]; expected each once"),
         ("fine_tune_torchvision", "--weights /nowhere", "argument --weights: '/nowhere'; there is"),
         (
             "fine_tune_torchvision",
@@ -124,14 +112,13 @@ def refusal(name, arguments, capsys):
         ("remat_memory", "--side 1", "argument --side: 1; pool"),
         ("scaling", "alexnet --side 9", "argument --side: 9; pool1"),
         ("scaling", "renset18", "argument NET: invalid choice: 'renset18'"),
-        ("sharpness", "--samples 1", "argument --samples: 1; expected 2 or more"),
     ],
 )
 def test_wrong_arguments_end_an_example_with_one_line(name, arguments, message, capsys):
     assert message in refusal(name, arguments, capsys)
 
 
-@pytest.mark.parametrize("name", ["ensemble", "grad_cam", "laplace", "sharpness"])
+@pytest.mark.parametrize("name", ["grad_cam", "laplace", "sharpness"])
 def test_an_example_that_draws_says_at_once_that_matplotlib_is_missing(name, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -144,142 +131,8 @@ def test_arguments_are_taken_as_they_are(tmp_path):
     arguments = load("arguments")
     assert arguments.positive("12") == 12
     assert arguments.fraction("0.5") == 0.5
-    assert arguments.picture("picture.png") == "picture.png"
-    assert arguments.picture(str(tmp_path / "a.png")) == str(tmp_path / "a.png")
-
-
-def test_against_twin_trains_both_alike(capsys):
-    arguments = "lenet_bn --steps 4 --every 2 --limit-train 512 --batch-size 128"
-    load("against_twin").main([*arguments.split(), "--data", "bundled", "--backend", "graph"])
-    *_, line, _, _, row = capsys.readouterr().out.splitlines()
-    assert "step 4:" in line
-    assert row.startswith("| lenet_bn | 28 | 128 | 0 | 1–2 | 2.")
-    assert "| 3–4 |" in row
-    numbers = re.findall(r"(?:loss|accuracy|twin) ([\d.]+)", line)
-    ours, theirs, accuracy, twin = map(float, numbers)
-    assert ours == pytest.approx(theirs, abs=1e-3)
-    assert accuracy == pytest.approx(twin, abs=0.02)
-
-
-def test_private_training_loses_by_its_noise(capsys):
-    arguments = "--noise 0 20 --epochs 2 --limit-train 500 --batch-size 50 --backend graph"
-    load("private_training").main(arguments.split())
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines[-2:]]
-    assert [noise for noise, _ in rows] == ["0", "20"]
-    exact, noisy = (float(accuracy) for _, accuracy in rows)
-    assert exact > noisy + 0.1
-
-
-def test_private_training_draws_its_curves(tmp_path):
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "private.png"
-    load("private_training").draw({0.0: [0.5, 0.7], 1.0: [0.4, 0.5]}, str(path))
-    assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def printed(example: ModuleType, arguments: str, path: Path, capsys: pytest.CaptureFixture) -> str:
-    """What the example prints; it must leave a picture at `path`."""
-    pytest.importorskip("matplotlib")
-    options = [*arguments.split(), "--data", "bundled", "--backend", "graph"]
-    example.main([*options, "--picture", str(path)])
-    assert path.read_bytes()[:4] == b"\x89PNG"
-    return capsys.readouterr().out
-
-
-def test_grad_cam_draws_what_the_network_looks_at(tmp_path, capsys):
-    out = printed(load("grad_cam"), "--epochs 1 --limit-train 128", tmp_path / "a.png", capsys)
-    assert "accuracy on 500 test images: 0." in out
-
-
-def test_sharpness_prints_the_curvature_along_training(tmp_path, capsys):
-    arguments = "--rates 0.5 --steps 1 --every 1 --iterations 2 --samples 2 --limit-train 32"
-    out = printed(load("sharpness"), arguments, tmp_path / "a.png", capsys)
-    assert len(re.findall(r"largest eigenvalue -?[\d.]+, trace -?[\d.]+ ± [\d.]+", out)) == 2
-
-
-def test_laplace_prints_the_calibration_of_each_prediction(tmp_path, capsys):
-    arguments = "--epochs 1 --limit-train 50 --held-out 20 --limit-test 50"
-    out = printed(load("laplace"), arguments, tmp_path / "a.png", capsys)
-    assert len(re.findall(r"\| [\d.]+ \| [\d.]+ \| [\d.]+ \|", out)) == 5
-
-
-def test_fine_tune_leaves_the_frozen_part_as_it_was(capsys):
-    arguments = "--few 10 --limit-train 64 --epochs 1 --steps 2 --seeds 2 --backend graph"
-    load("fine_tune").main(arguments.split())
-    out = capsys.readouterr().out
-    assert "new: fc3.bias, fc3.weight" in out
-    assert "frozen leaves unchanged: True" in out
-
-
-def test_fine_tune_torchvision_trains_a_head_on_its_weights(capsys, tmp_path):
-    torchvision = pytest.importorskip("torchvision")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = torchvision.models.resnet18(weights=None)
-    for name, buffer in module.named_buffers():
-        if name.endswith("running_mean"):  # 0 where nothing was trained
-            buffer.fill_(0.1)
-    torch.save(module.state_dict(), tmp_path / "weights.pth")
-    arguments = f"--weights {tmp_path / 'weights.pth'} --few 2 --side 32 --steps 5 --limit-test 100"
-    arguments += " --backend graph"
-    load("fine_tune_torchvision").main(arguments.split())
-    out = capsys.readouterr().out
-    (difference,) = re.findall(r"from torchvision's by at most ([\d.e+-]+)", out)
-    assert float(difference) < 1e-4
-    assert "taken from torchvision: 100 leaves; new: fc.bias, fc.weight" in out
-    assert "frozen leaves unchanged: True" in out
-    accuracies = [float(row.split("|")[2]) for row in out.splitlines()[-2:]]
-    assert accuracies[0] < accuracies[1]
-
-
-def test_fine_tune_torchvision_says_where_it_has_no_weights(capsys):
-    pytest.importorskip("torchvision")
-    load("fine_tune_torchvision").convert(None, torch.zeros(1, 3, 32, 32))
-    assert "trained on nothing" in capsys.readouterr().out
-
-
-def test_remat_memory_shows_a_saving(capsys):
-    arguments = "--blocks 4 --channels 8 --batch-size 8 --rounds 1"
-    load("remat_memory").main(arguments.split())
-    out = capsys.readouterr().out
-    (ratio,) = re.findall(r"MiB: ([\d.]+) times as much", out)
-    assert float(ratio) < 0.9
-
-
-def test_ensemble_speed_compares_vmap_and_the_loop(capsys):
-    example = load("ensemble_speed")
-    assert "stage4" in example.build("resnet18", 2).children
-    arguments = "lenet_bn --members 2 --batch-size 4 --rounds 1 --backend graph"
-    example.main(arguments.split())
-    lines = capsys.readouterr().out.splitlines()
-    rows = [[cell.strip() for cell in line.split("|")] for line in lines[3:]]
-    assert [(row[3], row[7]) for row in rows] == [("vmap", "chosen"), ("loop", "")]
-    assert rows[1][6] == "1.00"
-
-
-def test_ensemble_draws_accuracy_and_calibration(capsys, tmp_path):
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "ensemble.png"
-    load("ensemble").main(
-        [
-            *("--seeds", "2", "--rates", "0.1", "1", "--epochs", "1", "--limit-train", "256"),
-            *("--backend", "graph", "--picture", str(picture)),
-        ]
-    )
-    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
-    assert [row[1].strip() for row in rows[1:]] == ["0.1", "1"]
-    for row in rows[1:]:
-        assert float(row[5]) > 0
-        assert 0 <= float(row[3]) <= 1
-    assert picture.stat().st_size > 10_000
-
-
-def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
-    logits = torch.tensor([[0.9, 0.1]] * 10).log()
-    error = load("ensemble").calibration_error
-    assert error(logits, torch.tensor([0] * 9 + [1])) == pytest.approx(0, abs=1e-6)
-    assert error(logits, torch.tensor([0] * 5 + [1] * 5)) == pytest.approx(0.4, abs=1e-6)
+    assert arguments.new_file("picture.png") == "picture.png"
+    assert arguments.new_file(str(tmp_path / "a.png")) == str(tmp_path / "a.png")
 
 
 def test_averaging_evaluates_both(capsys):
@@ -304,83 +157,77 @@ def test_accumulation_is_exact_in_the_exact_form_alone(capsys):
     assert min(gradients[2], statistics[2]) > 1e-3
 
 
-def rows_of(out):
-    return [json.loads(line) for line in out.splitlines()]
+def lines_of(example, arguments, capsys):
+    """Train by the example on few images, and return the lines that it prints."""
+    small = () if "--limit-train" in arguments else ("--limit-train", "200")
+    example.main([*arguments.split(), *small, "--backend", "graph"])
+    return capsys.readouterr().out.splitlines()
 
 
-def test_a_gpu_run_prints_a_row_for_each_thing_that_it_tries(capsys):
-    options = ["--device", "cpu", "--quick", "--nets", "lenet_bn"]
-    load("on_a_gpu").main([*options, "--phases", "ceilings", "steps"])
-    environment, *ceilings, step = rows_of(capsys.readouterr().out)
-    assert environment["device"] == "cpu"
-    assert [row["what"] for row in ceilings] == ["product float32", "product bfloat16", "copy"]
-    assert (step["network"], step["column"]) == ("lenet_bn", "graph")
-    assert step["median"] > 0
+def test_train_and_evaluate_prints_the_accuracy(capsys, monkeypatch):
+    monkeypatch.setattr("funcnets.jit", partial(funcnets.jit, backend="graph"))
+    load("train_and_evaluate").main(128)
+    assert re.fullmatch(r"test accuracy after 2 epochs: 0\.\d{3}\n", capsys.readouterr().out)
 
 
-def test_a_gpu_run_goes_on_after_a_row_that_fails_and_stops_in_time(capsys, monkeypatch):
-    script = load("on_a_gpu")
+def test_own_network_is_proven_and_trained(capsys):
+    proof, *epochs = lines_of(load("own_network"), "--epochs 2", capsys)
+    assert proof == "outputs, gradients and statistics are the module's"
+    accuracies = [float(line.rpartition(" ")[2]) for line in epochs]
+    assert 0 < accuracies[0] < accuracies[1] < 1
 
-    def fail(options, clock):
-        raise OSError("the device\nis gone")
 
-    monkeypatch.setattr(script, "keys_are_those_of_a_cpu", lambda device: fail(None, None))
-    clock = script.Clock(100.0)
-    script.attempt("proofs", "keys", clock, lambda: script.keys_are_those_of_a_cpu("cpu"))
-    script.attempt("proofs", "late", script.Clock(0.0), dict)
-    failed, late = rows_of(capsys.readouterr().out)
-    assert failed["failed"] == "OSError: the device"
-    assert late["left out"] == "the time is up"
+def test_own_loop_prints_a_line_an_epoch(capsys):
+    rows = lines_of(load("own_loop"), "--epochs 2", capsys)
+    losses = [float(re.findall(r"loss ([\d.]+)", row)[0]) for row in rows]
+    assert losses[1] < losses[0] < 3
+
+
+def test_ensemble_prints_a_row_for_each_rate(capsys):
+    *_, first, second = lines_of(load("ensemble"), "--seeds 2 --rates 0.1 1 --epochs 1", capsys)
+    rows = [row.strip("| ").split(" | ") for row in (first, second)]
+    assert [row[0] for row in rows] == ["0.1", "1"]
+    assert all(0 < float(cell) < 1 for row in rows for cell in row[1:])
+
+
+def test_per_example_gradients_have_the_gradient_of_the_batch_as_their_mean(capsys):
+    example = load("per_example_gradients")
+    distance, *_, median = lines_of(example, "--count 32 --epochs 1", capsys)
+    assert float(distance.rpartition(" ")[2]) < 1e-4
+    assert float(median.rpartition(" ")[2]) > 0
+
+
+def test_sharpness_prints_the_largest_eigenvalue_and_draws(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "a.png"
+    out = lines_of(
+        load("sharpness"), f"--rates 0.5 --steps 1 --limit-train 20 --picture {path}", capsys
+    )
+    assert re.fullmatch(r"rate 0.5, step   0: loss [\d.]+, largest eigenvalue [\d.]+", out[0])
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_fine_tune_changes_the_head_alone(capsys):
+    taken, changed, *rows = lines_of(load("fine_tune"), "--steps 2 --epochs 1", capsys)
+    assert taken == "taken: 24 leaves; new: fc3.bias, fc3.weight"
+    assert changed == "leaves that changed: 2"
+    assert [row.partition(":")[0] for row in rows] == ["new head", "trained", "from scratch"]
 
 
 @pytest.mark.slow
-def test_a_gpu_run_has_all_its_phases_on_a_cpu(capsys):
-    load("on_a_gpu").main(["--device", "cpu", "--quick"])
-    rows = rows_of(capsys.readouterr().out)
-    assert {row["phase"] for row in rows} == {
-        *("environment", "ceilings", "proofs", "steps", "trainings")
-    }
-    assert not [row for row in rows if "failed" in row or "left out" in row]
-    assert all(row["ok"] for row in rows if row["phase"] == "proofs")
-    assert {row["network"] for row in rows if row["phase"] == "steps"} == {
-        name for name, entry in models.INDEX.items() if entry.is_benchmarked
-    }
+def test_grad_cam_draws_what_the_network_looks_at(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "a.png"
+    out = lines_of(load("grad_cam"), f"--epochs 1 --picture {path}", capsys)
+    assert out[0].startswith("accuracy on 200 test images: 0.")
+    assert load("drawing").__doc__
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_learning_curves_compare_functions_and_modules(capsys):
-    sizes = ["--epochs", "1", "--limit-train", "512", "--precision", "float32"]
-    options = ["--seeds", "0", "1", "--data", "bundled", "--backend", "graph"]
-    load("learning_curves").main(["--nets", "lenet_bn", *sizes, *options])
-    *rows, heading, _, function, module = capsys.readouterr().out.splitlines()
-    rows = [json.loads(row) for row in rows]
-    assert [(row["way"], row["seed"]) for row in rows] == [
-        *(("function", 0), ("module", 0), ("function", 1), ("module", 1))
-    ]
-    assert all(0 < row["test"] < 1 and 0 < row["train"] < 1 < row["loss"] < 3 for row in rows)
-    assert "plateau" in heading
-    assert function.startswith("| lenet_bn | function | 2 |")
-    assert module.startswith("| lenet_bn | module | 2 |")
-
-
-def test_scaling_prints_what_each_link_leaves(capsys):
-    load("scaling").main(["resnet18", "--milliseconds", "50", "--images", "256"])
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[2:4] for row in rows] == [["8", "NVLink"], ["64", "InfiniBand"], ["64", "Ethernet"]]
-    assert {row[1] for row in rows} == {"50.00"}
-    efficiencies = [int(row[6].rstrip("%")) for row in rows]
-    assert 100 > efficiencies[0] > efficiencies[1] > efficiencies[2] > 50
-    # A ring of 64 sends twice the 44.7 MB of gradients, by 12.5 GB/s, with a latency of 45 us.
-    seconds = 2 * 63 / 64 * 44.71e6 / 12.5e9 + 45e-6
-    assert float(rows[2][4]) == pytest.approx(1e3 * seconds, abs=0.01)
-
-
-def test_scaling_sends_what_the_bench_counts():
-    scaling = load("scaling")
-    step = scaling.step_of("lenet_bn", (4, 1, 28, 28), 1e12)
-    # As `funcnets bench lenet_bn --processes 2` counts: 9 collectives, 0.179524 of 0.190372 MB.
-    assert step.gradients == 179524
-    assert 2 * step.norms + 1 == 9
-    assert step.gradients + 2 * 3 * step.channels * 2 * 4 == 190372
+@pytest.mark.slow
+def test_export_reads_back_what_it_wrote(capsys, tmp_path):
+    (line,) = lines_of(load("export"), f"--epochs 1 --file {tmp_path / 'a.pt2'}", capsys)
+    assert float(line.rpartition(" ")[2]) < 1e-5
 
 
 def test_call_overhead_prints_both_ways(capsys):
@@ -388,14 +235,6 @@ def test_call_overhead_prints_both_ways(capsys):
     row = capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]
     assert row[:2] == [" lenet_bn ", " 28 "]
     assert float(row[6]) > 1.2, row
-
-
-def test_steps_per_call_prints_a_row_for_each_count(capsys):
-    sizes = ["--limit-train", "100", "--batch-size", "16", "--counts", "1", "3", "--rounds", "1"]
-    load("steps_per_call").main([*sizes, "--data", "bundled", "--backend", "graph"])
-    rows = capsys.readouterr().out.splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["1", "3"]
-    assert rows[0].split("|")[4].strip() == "1.00"
 
 
 def made_run(path, losses, kind=runs.Config, **values):
