@@ -72,6 +72,7 @@ def test_the_scratch_net_shows_what_bn1_learned(run):
         (["train", "--backend", "fast"], "--backend is 'fast'"),
         (["train", "--bogus"], "no option is called '--bogus'; see --help"),
         (["train", "--epoch", "3"], "no option is called '--epoch': did you mean '--epochs'?"),
+        (["sweep", "--ema", "0.9"], "no option is called '--ema' in sweep: funcnets train has it"),
         (["eval", "--devise", "3"], "no option is called '--devise': did you mean '--device'?"),
         (["train", "--data", "nowhere"], "nowhere"),
         (["train", "alexnet", "--side", "30"], r"the smallest --side that works is 65"),

@@ -133,7 +133,7 @@ def test_fashion_mnist_is_trained_on_as_before(run, monkeypatch):
     ("arguments", "message"),
     [
         (["--dataset", "mnsit"], "no data set is called 'mnsit': did you mean 'mnist'?"),
-        (["--dataset", "mnist"], "MNIST is in none of data/MNIST/raw"),
+        (["--dataset", "mnist"], "give its directory, or download it: --data DIR or --download\n"),
         (["--dataset", "mnist", "--data", "mine"], "not the file of MNIST: its content has MD5"),
         (["--dataset", "fashion-mnist", "--data", "mine"], "not the file of Fashion-MNIST"),
         (["--dataset", "cifar10", "--data", "mine"], "no data_batch_1"),

@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -25,13 +26,26 @@ def error_line(error: Exception) -> str:
 
 
 def _nearest_option(error: Exception, option: str) -> str:
-    """Return a hint at the option of the command that is most like a mistyped one."""
+    """Return a hint at the option of the command that was meant, or at a command that has it."""
     context = getattr(error, "ctx", None)
-    names = [name for each in context.command.params for name in each.opts] if context else []
-    known, given = {name.lstrip("-"): name for name in names}, option.lstrip("-")
-    begun = [name for name in known if given and name.startswith(given)]
-    close = begun or difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    if context is None:
+        return "; see --help"
+    known, given = (
+        {name.lstrip("-"): name for name in _options(context.command)},
+        option.lstrip("-"),
+    )
+    if begun := [name for name in known if given and name.startswith(given)]:
+        return f": did you mean {known[begun[0]]!r}?"
+    commands = getattr(context.find_root().command, "commands", {})
+    if having := [name for name, command in commands.items() if option in _options(command)]:
+        shown = "train" if "train" in having else having[0]
+        return f" in {context.info_name}: funcnets {shown} has it"
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     return f": did you mean {known[close[0]]!r}?" if close else "; see --help"
+
+
+def _options(command: Any) -> list[str]:
+    return [name for each in command.params for name in each.opts]
 
 
 def exit_code(error: Exception) -> int:

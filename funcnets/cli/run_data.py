@@ -7,7 +7,7 @@ from typing import Any
 
 from funcnets import data, random
 from funcnets.cli.configuration import UsageError
-from funcnets.data import DataError, Dataset
+from funcnets.data import DataError, Dataset, MissingDataError
 from funcnets.data.places import FASHION, FOLDER, IDX
 from funcnets.parallel import Processes, share_in_memory
 from funcnets.runs import Config, networks
@@ -15,15 +15,22 @@ from funcnets.runs import Config, networks
 NATIVE_SIDE = 28  # pixels; a recipe with this side takes images as large as they are
 
 
-def find(given: Mapping[str, Any], *, download: bool = False) -> dict[str, Any]:
+def find(given: Mapping[str, Any], *, download: bool | None = None) -> dict[str, Any]:
     """Return the fields `dataset` and `data` of a configuration for what was given.
 
     Without a name a directory may have any IDX files; without both Fashion-MNIST is searched.
+    `download` is None for a command that has no such option.
+
+    Raises UsageError, which names the options, for files that are missing.
     """
     directory, name = given.get("data"), given.get("dataset")
     if name is None:
         name = IDX if directory or os.environ.get("FUNCNETS_DATA") else FASHION
-    place = data.find(directory, dataset=name, download=download)
+    try:
+        place = data.find(directory, dataset=name, download=bool(download))
+    except MissingDataError as error:
+        flags = "--data DIR" if download is None else "--data DIR or --download"
+        raise UsageError(f"{error}: {flags}") from None
     if name.startswith(FOLDER):
         name = f"{FOLDER}{place.absolute()}"
     return {

@@ -18,6 +18,7 @@ from funcnets.data.batches import batches, prepare, shuffle
 from funcnets.data.dataset import (
     DataError,
     Dataset,
+    MissingDataError,
     fingerprint,
     from_tensors,
     hold_out,
@@ -35,6 +36,7 @@ __all__ = [
     "NAMED",
     "DataError",
     "Dataset",
+    "MissingDataError",
     "batches",
     "find",
     "fingerprint",

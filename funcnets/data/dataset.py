@@ -17,6 +17,10 @@ class DataError(ValueError):
     """Data that are missing, damaged or out of range; the message is one line."""
 
 
+class MissingDataError(DataError):
+    """The files of a data set aren't in a directory, or in none that was searched."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images and their class labels, all on one device; `from_tensors` makes one and checks it.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from funcnets.data import folder, idx, memory
-from funcnets.data.dataset import DataError, Dataset, from_tensors
+from funcnets.data.dataset import DataError, Dataset, MissingDataError, from_tensors
 from funcnets.data.named import FASHION_MNIST, NAMED, NamedSet, as_parts
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
@@ -39,9 +39,10 @@ def _download(kind: NamedSet, directory: Path) -> Path:
     try:
         kind.fetch(directory)
     except (OSError, RuntimeError) as error:
+        other = ", or use the bundled part" if kind.title == FASHION_MNIST.title else ""
         raise DataError(
             f"{kind.title} can't be downloaded into {directory} ({error}); give a directory that "
-            "has it, or use the bundled part"
+            f"has it{other}"
         ) from error
     return directory
 
@@ -59,7 +60,7 @@ def _find_given(kind: NamedSet, directory: str, download: bool, origin: str) -> 
             return _download(kind, candidate) if download else candidate
     if download:
         return _download(kind, root / kind.layout)
-    raise DataError(
+    raise MissingDataError(
         f"{origin}: no {', '.join(kind.missing(root))} in it, nor all files of {kind.title} in its "
         f"subdirectory {kind.layout}; give a directory that has them, download them, or use "
         "`bundled`, the part of Fashion-MNIST that is in the package"
@@ -95,7 +96,7 @@ def find(
         return _download(kind, SEARCHED_ROOTS[0] / kind.layout)
     if kind.title == FASHION_MNIST.title:
         return BUNDLED
-    raise DataError(
+    raise MissingDataError(
         f"{kind.title} is in none of {', '.join(map(str, candidates))}; give its directory, or "
         "download it"
     )
