@@ -1,8 +1,8 @@
-"""Tensors for tests: normally distributed numbers, and the memory formats that they can have."""
+"""Tensors for tests: normal numbers, the memory formats that they can have, and equality."""
 
 import torch
 
-from funcnets import random
+from funcnets import random, tree
 
 
 def numbers(*shape, seed=0, dtype=torch.float64):
@@ -21,3 +21,9 @@ def channels_last(x):
 
 
 FORMATS = {"contiguous": torch.Tensor.contiguous, "channels_last": channels_last, "gaps": with_gaps}
+
+
+def same(first, second):
+    """Return True if two trees have the same names and the same numbers."""
+    first, second = tree.flatten_named(first), tree.flatten_named(second)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

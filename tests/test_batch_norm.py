@@ -1,17 +1,25 @@
 """Both conventions of batch norm, against torch's modules and a module from scratch."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
-from funcnets import random, tree
-from funcnets.core import Layer, LayerError, sequential
+from funcnets import random
+from funcnets.core import LayerError, sequential
 from funcnets.layers import batch_norm
-from funcnets.testing import assert_close, assert_equivalent, random_like, strategies, twins
+from funcnets.testing import (
+    assert_close,
+    assert_equivalent,
+    assert_transforms_agree,
+    random_values,
+    strategies,
+    twins,
+)
 
 FORMS = {
     "rows": st.tuples(st.integers(3, 6), st.integers(1, 4)),
@@ -92,45 +100,11 @@ def test_statistics_of_bfloat16_are_computed_in_float32() -> None:
     assert_close(state, expected, 1e-5)
 
 
-def training(layer: Layer, state: Any) -> Any:
-    return lambda params, x: layer.apply(params, state, x, train=True)
-
-
 @given(data=st.data(), seed=strategies.seeds)
 @settings(max_examples=15)
-def test_vmap_over_members(form: Any, data: st.DataObject, seed: int) -> None:
-    x = torch.zeros(data.draw(form), dtype=torch.float64)
-    layer = batch_norm(0.3)
-    members = [
-        random_like((*layer.init(random.key(0), x), x), seed + member) for member in range(3)
-    ]
-
-    def member(params: Any, state: Any, x: Tensor) -> Any:
-        return layer.apply(params, state, x, train=True)
-
-    together = torch.func.vmap(member)(*tree.transpose(members))
-    alone = tree.transpose(member(*leaves) for leaves in members)
-    assert_close(tree.flatten_named(together), tree.flatten_named(alone), 1e-12)
-
-
-@given(data=st.data(), seed=strategies.seeds)
-@settings(max_examples=15)
-def test_forward_mode_is_the_transpose_of_reverse_mode(
-    form: Any, data: st.DataObject, seed: int
-) -> None:
-    x = torch.zeros(data.draw(form), dtype=torch.float64)
-    layer = batch_norm(0.3)
-    params, state = layer.init(random.key(0), x)
-    inputs = random_like((params, x), seed)
-    tangents = random_like((params, x), seed + 1)
-    outputs, forward = torch.func.jvp(training(layer, state), inputs, tangents)
-    cotangents = random_like(outputs, seed + 2)
-    _, pull_back = torch.func.vjp(training(layer, state), *inputs)
-    actual, expected = inner(cotangents, forward), inner(pull_back(cotangents), tangents)
-    assert abs(actual) > 0
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def inner(left: Any, right: Any) -> Tensor:
-    """The inner product of two trees of the same structure."""
-    return sum((a * b).sum() for a, b in zip(tree.leaves(left), tree.leaves(right), strict=True))
+def test_transforms_agree(form: Any, data: st.DataObject, seed: int) -> None:
+    x = random.normal(random.key(seed), data.draw(form), torch.float64)
+    params, state = random_values(batch_norm(), x, seed)
+    call = partial(batch_norm(0.3).apply, train=True)
+    checks = ["vmap", "vjp"]
+    assert_transforms_agree(call, params, state, x, checks=checks, seed=seed)

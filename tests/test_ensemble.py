@@ -35,23 +35,13 @@ def start(net=NET, optimizer=RATED, rates=RATES, x=IMAGES):
     return train.make_train_step(net, optimizer), ensemble.create(net, optimizer, KEYS, x, rates)
 
 
-def assert_same(actual, expected):
-    floats, others = {}, {}
-    for name, leaf in tree.flatten_named(actual).items():
-        (floats if leaf.is_floating_point() else others)[name] = leaf
-    named = tree.flatten_named(expected)
-    assert_close(floats, {name: named[name] for name in floats})
-    assert floats.keys() | others.keys() == named.keys()
-    assert all(torch.equal(leaf, named[name]) for name, leaf in others.items())
-
-
 def assert_steps_alike(step, mapped, members, batch, batches, steps=3):
     """After each step members and measurements are those of a loop over members and `batches`."""
     each = ensemble.unstack(tree.map(torch.clone, members))
     for _ in range(steps):
         members, measured = mapped(members, batch)
         alone = [step(member, own) for member, own in zip(each, batches, strict=True)]
-        assert_same((members, measured), ensemble.stack(alone))
+        assert_close((members, measured), ensemble.stack(alone))
         each = [member for member, _ in alone]
 
 
@@ -88,8 +78,8 @@ def test_a_loop_writes_into_the_stacked_state_if_it_is_donated(donated):
     after, measured = jitted(members, BATCH)
     assert ([leaf.data_ptr() for leaf in tree.leaves(after)] == places) is donated
     if not donated:
-        assert_same(members, before)
-    assert_same((after, measured), ensemble.make_ensemble_step(step)(before, BATCH))
+        assert_close(members, before)
+    assert_close((after, measured), ensemble.make_ensemble_step(step)(before, BATCH))
 
 
 def choice(net, members, images, shared=True, backend="graph"):
@@ -144,7 +134,7 @@ def test_the_strategy_is_chosen_for_each_shape(monkeypatch):
     for count in (7, 5, 7):
         batch = (IMAGES[:count], LABELS[:count])
         expected = ensemble.make_ensemble_step(step)(members, batch)
-        assert_same(jitted(members, batch), expected)
+        assert_close(jitted(members, batch), expected)
     assert (asked, seen) == ([7, 5], [False, True])
 
 
@@ -177,7 +167,7 @@ def test_members_differ_by_key_and_by_rate():
 def test_create_gives_what_each_member_would_have_alone():
     created = ensemble.unstack(ensemble.create(NET, RATED, KEYS, IMAGES))
     for member, key in zip(created, KEYS, strict=True):
-        assert_same(member, train.create(NET, RATED, key, IMAGES))
+        assert_close(member, train.create(NET, RATED, key, IMAGES))
 
 
 def test_the_rates_are_data_of_one_graph():
@@ -186,7 +176,7 @@ def test_the_rates_are_data_of_one_graph():
     jitted(members, BATCH)
     other = ensemble.create(NET, RATED, KEYS, IMAGES, 10 * RATES)
     expected = ensemble.make_ensemble_step(step)(other, BATCH)
-    assert_same(jitted(other, BATCH), expected)
+    assert_close(jitted(other, BATCH), expected)
     assert len(jitted._executables) == 1
 
 
@@ -228,7 +218,7 @@ def test_fit_measures_each_member_as_alone_on_the_same_batches():
         [*train.fit(step, member, (IMAGES, LABELS), batch_size=5, epochs=2)][-1]
         for member in ensemble.unstack(members)
     ]
-    assert_same(last.train_state, ensemble.stack([one.train_state for one in alone]))
+    assert_close(last.train_state, ensemble.stack([one.train_state for one in alone]))
     for running, one in zip(last.running, alone, strict=True):
         assert running.loss == pytest.approx(one.running.loss, rel=1e-9)
         assert running[1:] == one.running[1:]
@@ -246,7 +236,7 @@ def test_a_member_that_diverges_leaves_the_others_alone():
         assert finite == [True, False, True]
         for index in (0, 2):
             pair = (ensemble.unstack(run.train_state)[index] for run in (bad, good))
-            assert_same(*pair)
+            assert_close(*pair)
 
 
 def test_fit_stops_where_no_member_is_finite():
@@ -264,7 +254,7 @@ def test_unstack_is_the_inverse_of_stack(count, seed):
         for key in random.split(random.key(seed), count)
     ]
     for member, again in zip(members, ensemble.unstack(ensemble.stack(members)), strict=True):
-        assert_same(again, member)
+        assert_close(again, member)
 
 
 def test_misuse_gets_the_cure():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from classifiers import problem
 from registry import NETWORKS
+from tensors import same
 from torch import nn
 
 import funcnets
@@ -19,11 +20,6 @@ def trained():
     """The registry's small lenet_bn, random leaves and a batch."""
     network = NETWORKS["lenet_bn"]
     return problem(network.layer(), network.shape)
-
-
-def same(first, second):
-    first, second = tree.flatten_named(first), tree.flatten_named(second)
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

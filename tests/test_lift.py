@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from modules import IMAGES, MODULES, Classifier
+from tensors import same
 from torch import nn
 
 import funcnets
@@ -34,11 +35,6 @@ def by_name(*trees):
 
 def copied(values):
     return tree.map(torch.clone, values)
-
-
-def same(first, second):
-    first, second = by_name(first), by_name(second)
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def assert_equals_module(module, x, tolerance=1e-9):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_lift import KEY, images, same
+from tensors import same
+from test_lift import KEY, images
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 import torchvision
-from test_lift import KEY, assert_equals_module, by_name, copied, same, seeded
-from test_lift_transforms import assert_close_by_dtype
+from tensors import same
+from test_lift import KEY, assert_equals_module, by_name, copied, seeded
 from torch import nn
 
 import funcnets
@@ -80,7 +80,7 @@ def gradients(net, params, state, gradient=train.batch_gradient):
 def test_accumulation_is_exact(given):
     net, params, state, tolerance = given
     actual = gradients(net, params, state, transforms.accumulate(2))
-    assert_close_by_dtype(actual, gradients(net, params, state), tolerance)
+    assert_close(actual, gradients(net, params, state), tolerance)
 
 
 def test_gradients_of_examples(given):
@@ -130,7 +130,7 @@ def test_donated_steps_under_jit_and_a_checkpoint(given, tmp_path):
     jitted = funcnets.jit(step, donate_argnums=0, backend="graph")
     expected = steps(step, start(params, state))
     actual = steps(jitted, copied(start(params, state)))
-    assert_close_by_dtype(by_name(*actual), by_name(*expected), 10 * tolerance)
+    assert_close(by_name(*actual), by_name(*expected), 10 * tolerance)
     checkpoint.save(tmp_path, actual[0])
     assert same(checkpoint.load(tmp_path, start(params, state))[0], actual[0])
 
@@ -142,7 +142,7 @@ def test_members_train_as_they_do_alone(given):
     each = [start(params, state), start(other, state, random.key(2))]
     members = steps(ensemble.make_ensemble_step(step), ensemble.stack(each), 1)
     alone = [steps(step, member, 1) for member in each]
-    assert_close_by_dtype(by_name(*members), by_name(*ensemble.stack(alone)), 10 * tolerance)
+    assert_close(by_name(*members), by_name(*ensemble.stack(alone)), 10 * tolerance)
 
 
 @pytest.mark.slow

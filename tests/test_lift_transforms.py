@@ -3,7 +3,8 @@
 import pytest
 import torch
 from modules import Classifier, Tied
-from test_lift import KEY, by_name, copied, images, same
+from tensors import same
+from test_lift import KEY, by_name, copied, images
 from torch import nn
 
 import funcnets
@@ -30,16 +31,7 @@ def loss(params):
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_accumulation_is_exact(size):
-    assert_close_by_dtype(gradients(transforms.accumulate(size)), gradients())
-
-
-def assert_close_by_dtype(actual, expected, tolerance=1e-9):
-    assert actual.keys() == expected.keys()
-    assert {name: leaf.dtype for name, leaf in actual.items()} == {
-        name: leaf.dtype for name, leaf in expected.items()
-    }
-    doubles = (tree.map(torch.Tensor.double, values) for values in (actual, expected))
-    assert_close(*doubles, tolerance)
+    assert_close(gradients(transforms.accumulate(size)), gradients())
 
 
 def one_by_one(net):
@@ -60,7 +52,7 @@ def test_gradients_of_examples_are_those_in_the_batch(statistics):
     )
     assert_close(by_name(each.gradients), by_name(one_by_one(net)))
     after = STATE if statistics == "frozen" else NET.apply(PARAMS, STATE, X, train=True, key=KEY)[1]
-    assert_close_by_dtype(by_name(each.state), by_name(after))
+    assert_close(by_name(each.state), by_name(after))
 
 
 def test_constant_statistics_are_those_of_the_batch():
@@ -69,7 +61,7 @@ def test_constant_statistics_are_those_of_the_batch():
     )
     logits, after = NET.apply(PARAMS, STATE, X, train=True, key=KEY)
     assert_close({"": each.logits}, {"": logits})
-    assert_close_by_dtype(by_name(each.state), by_name(after))
+    assert_close(by_name(each.state), by_name(after))
 
 
 def test_frozen_statistics_keep_the_state():
@@ -99,7 +91,7 @@ def test_recomputed_parts_give_the_same(parts):
     def replaced(name, layer):
         return transforms.remat(layer) if name in parts else layer
 
-    assert_close_by_dtype(gradients(net=core.rewrite(NET, replaced)), gradients())
+    assert_close(gradients(net=core.rewrite(NET, replaced)), gradients())
 
 
 def test_a_value_that_is_not_finite_is_found():
@@ -145,7 +137,7 @@ def test_donated_steps_under_jit_are_the_eager_ones():
     start = train.create(NET, OPTIMIZER, KEY, X)
     jitted = funcnets.jit(STEP, donate_argnums=0, backend="graph")
     expected = trained(STEP, start)
-    assert_close_by_dtype(by_name(*trained(jitted, copied(start))), by_name(*expected))
+    assert_close(by_name(*trained(jitted, copied(start))), by_name(*expected))
 
 
 def test_members_train_as_they_do_alone():
@@ -153,7 +145,7 @@ def test_members_train_as_they_do_alone():
     members = ensemble.create(NET, OPTIMIZER, keys, X)
     actual = trained(ensemble.make_ensemble_step(STEP), members)
     each = [trained(STEP, train.create(NET, OPTIMIZER, key, X)) for key in keys]
-    assert_close_by_dtype(by_name(*actual), by_name(*ensemble.stack(each)))
+    assert_close(by_name(*actual), by_name(*ensemble.stack(each)))
 
 
 def test_members_of_one_module_would_be_equal():

@@ -49,6 +49,18 @@ def test_the_leaf_that_differs_is_named():
         testing.assert_close({"x": torch.tensor([1.0, torch.nan])}, {"x": torch.ones(2)})
 
 
+def test_integers_are_equal_and_give_floats_no_tolerance():
+    values = {"key": torch.tensor([2**31 - 1, 7], dtype=torch.int32), "x": torch.ones(2)}
+    with differs("`x` differs"):
+        testing.assert_close({**values, "x": torch.tensor([1.0, 1.5])}, values)
+    for other in ([-1, 7], [2**31 - 1, 8]):
+        with differs("`key` differs"):
+            testing.assert_close({**values, "key": torch.tensor(other, dtype=torch.int32)}, values)
+    large = torch.tensor([2**60])
+    with differs("differs"):
+        testing.assert_close({"": large + 1}, {"": large}, 0.0)
+
+
 def test_names_are_compared_first_and_can_be_mapped():
     layer, module = sequential(conv=layers.conv2d(4, 3)), nn.Sequential(nn.Conv2d(2, 4, 3))
     with pytest.raises(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import same
 
 import funcnets
 from funcnets import (
@@ -39,11 +40,6 @@ def start(rate=0.1, seed=0):
     return train.make_train_step(NET, optimizer), train.create(
         NET, optimizer, random.key(seed), IMAGES
     )
-
-
-def same(first, second):
-    pairs = zip(tree.leaves(first), tree.leaves(second), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def fit(step, train_state, batch_size=5, epochs=2, **options):

@@ -46,9 +46,9 @@ def assert_close(
 ) -> None:
     """Raise Difference unless two trees have the same names and close tensors.
 
-    Every tensor has to be within `tolerance` of the largest value of all.  A gradient that is 0, as
-    that of a bias before batch norm, is computed as a difference of larger numbers, so its own size
-    says nothing of its rounding.
+    Every floating tensor has to be within `tolerance` of the largest value of all of them, and the
+    others have to be equal.  A gradient that is 0, as that of a bias before batch norm, is computed
+    as a difference of larger numbers, so its own size says nothing of its rounding.
 
     Args:
         actual, expected: trees of tensors.
@@ -70,14 +70,18 @@ def assert_close(
         raise Difference(f"leaves lack {lacking} and have besides {more}", quantity=quantity)
     for name, value in ours.items():
         _check_kind(quantity, name, value, theirs[name])
-    largest = max([_largest(value) for value in theirs.values()] or [0.0])
-    allowed = tolerance * (largest or 1.0)
+    largest = max([_largest(leaf) for leaf in theirs.values() if leaf.is_floating_point()] or [0.0])
+    allowed = {
+        name: tolerance * (largest or 1.0) if leaf.is_floating_point() else 0.0
+        for name, leaf in ours.items()
+    }
     apart = {name: _apart(value, theirs[name]) for name, value in ours.items() if value.numel()}
     # Written so that NaN fails.
-    worst = [name for name, each in apart.items() if not float(each.max()) <= allowed]
+    worst = [name for name, each in apart.items() if not float(each.max()) <= allowed[name]]
     if worst:
         leaf = max(worst, key=lambda name: float(apart[name].max().nan_to_num(torch.inf)))
-        raise _difference(quantity, leaf, ours[leaf], theirs[leaf], apart[leaf], allowed, names)
+        sides = ours[leaf], theirs[leaf], apart[leaf]
+        raise _difference(quantity, leaf, *sides, allowed[leaf], names)
 
 
 def _check_kind(quantity: str, name: str, value: Tensor, other: Tensor) -> None:
@@ -94,9 +98,11 @@ def _largest(value: Tensor) -> float:
 
 
 def _apart(value: Tensor, other: Tensor) -> Tensor:
-    if value.dtype == torch.bool:
-        return (value != other).double()
-    return (value.detach() - other.detach()).abs()
+    if value.is_floating_point():
+        return (value.detach() - other.detach()).abs()
+    # Differences of integers would wrap around, and large ones are rounded in float64.
+    difference = (value.double() - other.double()).abs().clamp(min=1.0)
+    return torch.where(value != other, difference, 0.0)
 
 
 def _difference(
