@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,29 @@ def own_directory(tmp_path, shared_cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
     monkeypatch.setenv("FUNCNETS_DATA", "bundled")
+
+
+@pytest.fixture
+def few_test_images(monkeypatch):
+    """Runs are measured on the first 100 test images, in a twentieth of the time."""
+    from funcnets.cli import run_data
+
+    load = run_data.load
+
+    def load_few(*arguments, **options):
+        dataset = load(*arguments, **options)
+        images, labels = dataset.test_images[:100], dataset.test_labels[:100]
+        return replace(dataset, test_images=images, test_labels=labels)
+
+    monkeypatch.setattr(run_data, "load", load_few)
+
+
+@pytest.fixture
+def known_strategy(monkeypatch):
+    """Sweeps train by vmap, without the seconds that choosing it takes."""
+    from funcnets.transforms import ensemble
+
+    monkeypatch.setattr(ensemble, "choose_strategy", lambda *arguments, **options: "vmap")
 
 
 @pytest.fixture

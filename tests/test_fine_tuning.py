@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from funcnets import interop, runs, tree
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
 TINY = ("--epochs", 1, "--batch-size", 8, "--backend", "graph")
 
 

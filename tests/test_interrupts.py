@@ -17,7 +17,7 @@ from funcnets.cli import interrupt, reporters
 from funcnets.cli.interrupt import Agreement, Wish
 from funcnets.parallel import Axis, Processes
 
-pytestmark = pytest.mark.usefixtures("own_directory")
+pytestmark = pytest.mark.usefixtures("own_directory", "few_test_images")
 
 
 def start(*arguments):

@@ -17,6 +17,7 @@ from funcnets.cli.reporters import Reporter
 from funcnets.cli.training import Training
 from funcnets.runs import RunDirectory, StepRow
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
 TIMES = {"examples_per_second", "data_seconds", "step_seconds"}
 
 
@@ -119,6 +120,7 @@ def test_after_a_kill_each_step_is_there_once():
     assert parts == whole  # in one order too
 
 
+@pytest.mark.usefixtures("known_strategy")
 def test_a_sweep_has_events_of_each_member_and_no_rows_of_steps(run):
     options = ("--seeds", 2, "--lr", "0.1,0.5", "--epochs", 1, "--run", "many", *SMALL)
     assert run("sweep", "--tensorboard", *options)[0] == 0

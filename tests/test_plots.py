@@ -14,6 +14,7 @@ from funcnets.cli import messages, plot_command, run_results, terminal
 from funcnets.cli.run_results import Predictions
 from funcnets.runs import EpochRow, MemberRow, RunDirectory, SweepConfig
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
 CURVE = plots.Curve("a_$1", [1, 2], [2.0, None], [0.4, 0.6], [1.9, 1.2], [0.45, 0.7])
 
 
@@ -110,7 +111,8 @@ def test_batch_norms_show_their_median_and_files_are_the_same_again(tmp_path):
 
 
 def test_a_run_is_drawn_whole(run, monkeypatch):
-    assert run("train", "--epochs", 2, "--run", "mine", *SMALL)[0] == 0
+    monkeypatch.setattr(plot_command, "MISTAKES", 4)
+    assert run("train", "--epochs", 1, "--run", "mine", *SMALL)[0] == 0
     code, out, err = run("plot", "mine", "--format", "svg")
     assert (code, err) == (0, "")
     names = ["curves", *plot_command.OF_NETWORK]

@@ -21,11 +21,13 @@ from funcnets.parallel import Axis, shard_augmentation
 from funcnets.runs import Config, SweepConfig, recipe
 from funcnets.runs.config import OF_ONE_NETWORK
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
+by_vmap = pytest.mark.usefixtures("known_strategy")
 NET = sequential(flatten=flatten(), fc1=linear(5), bn=batch_norm(), fc2=linear(3))
 EVERYTHING = (
     *("--momentum", 0.9, "--nesterov", "--weight-decay", 5e-4, "--clip-norm", 1.0),
     *("--label-smoothing", 0.1, "--warmup", 1, "--schedule", "cosine", "--ema", 0.9),
-    *("--augment", "crop,flip,cutout,mixup", "--accumulate", 16, "--lr", 0.1),
+    *("--augment", "crop,flip,cutout,mixup", "--accumulate", 32, "--lr", 0.1),
 )
 OPTIMIZERS = {
     "sgd": ({}, torch.optim.SGD, {}),
@@ -172,9 +174,9 @@ def test_the_average_is_what_is_evaluated_and_loaded(run):
     average = next(v for k, v in tensors.items() if "average" in k and k.endswith("conv1.weight"))
     assert torch.equal(trained.params["conv1"]["weight"], average)
     dataset = data.load("bundled")
-    x = trained.prepare(dataset.test_images)
+    x = trained.prepare(dataset.test_images[:100])
     accuracy = metrics.accuracy(
-        trained.net.apply(trained.params, trained.state, x)[0], dataset.test_labels
+        trained.net.apply(trained.params, trained.state, x)[0], dataset.test_labels[:100]
     )
     assert float(accuracy) == pytest.approx(rows("first")[-1]["test_accuracy"])
 
@@ -185,8 +187,9 @@ def test_dropout_of_a_network_that_has_one():
     assert runs.build_network(replace(config, dropout=0.2)).stochastic
 
 
+@by_vmap
 def test_a_sweep_takes_the_recipe(run):
-    flags = [each for each in EVERYTHING if each not in ("--ema", 0.9, "--accumulate", 16)]
+    flags = [each for each in EVERYTHING if each not in ("--ema", 0.9, "--accumulate", 32)]
     flags[flags.index("--momentum")] = "--momentum=0.9"
     options = ("--seeds", 2, "--epochs", 2, "--run", "first", *SMALL)
     code, out, err = run("sweep", *flags, *options)
@@ -249,6 +252,7 @@ def test_flags_win_over_a_file_which_wins_over_defaults(run):
     assert final_tensors("again") == final_tensors("first")
 
 
+@by_vmap
 def test_the_configuration_of_a_sweep_is_a_file_too(run):
     options = ("--seeds", 2, "--epochs", 1, "--lr", "0.1,0.2", *SMALL)
     run("sweep", "--run", "first", *options)

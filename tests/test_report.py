@@ -14,6 +14,7 @@ from funcnets import models
 from funcnets.plots import Curve, Mistake, html_charts, html_page
 from funcnets.runs.published import NOTEBOOKS, PUBLISHED
 
+pytestmark = pytest.mark.usefixtures("few_test_images")
 CURVE = Curve("a <b>", [1, 2], [2.0, None], [0.4, 0.6], [1.9, 1.2], [0.45, 0.7])
 VOID = {"meta", "img", "br", "line", "path", "circle"}
 
@@ -107,6 +108,7 @@ def test_published_results_are_of_networks_with_a_reference_recipe():
     assert set(PUBLISHED) | set(NOTEBOOKS) <= known
 
 
+@pytest.mark.usefixtures("known_strategy")
 def test_a_run_and_a_sweep_have_a_page(run):
     assert run("train", "--epochs", 2, "--run", "mine", *SMALL)[0] == 0
     code, out, err = run("report", "mine")

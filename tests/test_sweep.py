@@ -18,7 +18,8 @@ SMALL = ["--limit-train", "96", "--batch-size", "32", "--backend", "graph", "--d
 SMALLEST = ["lenet_bn", *SMALL, "--epochs", "1", "--run", "sweep"]
 
 
-pytestmark = pytest.mark.usefixtures("own_directory")
+pytestmark = pytest.mark.usefixtures("own_directory", "few_test_images")
+by_vmap = pytest.mark.usefixtures("known_strategy")
 
 
 def test_a_sweep_leaves_a_record_and_a_table(run):
@@ -63,6 +64,7 @@ def test_the_first_member_is_what_train_trains(run, monkeypatch, way):
         assert rows("sweep")[0][name] == pytest.approx(expected[name], abs=1e-4)
 
 
+@by_vmap
 def test_json_is_all_that_json_prints(run):
     code, out, _ = run("sweep", *SMALLEST, "--seeds", 1, "--json")
     printed = [json.loads(line) for line in out.splitlines()]
@@ -73,6 +75,7 @@ def test_json_is_all_that_json_prints(run):
     assert printed[-1]["ensemble_test_accuracy"] == printed[0]["test_accuracy"]
 
 
+@by_vmap
 def test_a_sweep_of_which_no_member_is_finite_fails(run):
     code, _, err = run("sweep", *SMALLEST, "--seeds", 2, "--lr", 1e39)
     assert code == 1
@@ -80,20 +83,22 @@ def test_a_sweep_of_which_no_member_is_finite_fails(run):
     assert len(err.splitlines()) == 1
 
 
+@by_vmap
 def test_a_sweep_is_evaluated_member_by_member_and_as_an_ensemble(run):
     run("sweep", *SMALLEST, "--seeds", 2, "--lr", "0.1,1e39")
     code, out, _ = run("eval", "sweep", "--json")
     assert code == 0
     measured = json.loads(out)
-    assert (measured["step"], measured["test_images"], len(measured["members"])) == (3, 2000, 7)
+    assert (measured["step"], measured["test_images"], len(measured["members"])) == (3, 100, 7)
     for member, row in zip(measured["members"], rows("sweep"), strict=True):
         assert {name: row[name] for name in member} == member
     assert measured["test_accuracy"] == rows("sweep")[-1]["test_accuracy"]
     code, out, _ = run("eval", "sweep")
     assert sum(line.endswith("diverged") for line in out.splitlines()) == 3
-    assert f"accuracy {measured['test_accuracy']:.4f} over 2,000 images" in out
+    assert f"accuracy {measured['test_accuracy']:.4f} over 100 images" in out
 
 
+@by_vmap
 def test_train_and_sweep_resume_their_own_kind(run):
     run("sweep", *SMALLEST, "--seeds", 1)
     code, _, err = run("train", "--run", "sweep", "--resume")
@@ -126,9 +131,10 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, message):
     assert not Path("runs").exists()
 
 
+@by_vmap
 def test_a_signal_saves_the_sweep_and_it_goes_on_to_the_same_bits(run, monkeypatch):
     """The second run is stopped in its evaluation, the third in an epoch."""
-    options = [*SMALLEST, "--seeds", 2, "--lr", "0.1,1e39", "--epochs", 3]
+    options = [*SMALLEST, "--seeds", 2, "--lr", "0.1,1e39", "--epochs", 2]
     run("sweep", *options, "--run", "whole")
     evaluate = sweep.MemberEvaluation.__call__
     seen = []
