@@ -106,7 +106,7 @@ QUICK = {
 }
 CASES = [
     *itertools.product(TRAINED, ("eager", "graph", "native"), (1, 2, 4)),
-    *itertools.product(TRAINED, ("inductor",), (2,)),
+    ("lenet", "inductor", 2),  # ResNet's graph takes minutes more
 ]
 
 
@@ -116,8 +116,9 @@ CASES = [
     [pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES],
 )
 def test_any_number_of_processes_trains_the_same_network(name, backend, size):
-    # Inductor takes minutes for each shape where the processors are busy.
-    seconds, sizes = (1800, SIZES[:1]) if backend == "inductor" else (processes.SECONDS, SIZES)
+    # Inductor takes minutes for each shape where the processors are busy; shares of one size have
+    # most of their kernels in common.
+    seconds, sizes = (1800, (8,)) if backend == "inductor" else (processes.SECONDS, SIZES)
     for found in processes.run(size, trajectory, name, backend, sizes, seconds=seconds):
         assert_same_trajectory(found, alone(name, sizes))
 
