@@ -70,6 +70,7 @@ def test_the_scratch_net_shows_what_bn1_learned(run):
         (["train", "--limit-train", "0"], "--limit-train is 0"),
         (["train", "--device", "nowhere"], "--device is 'nowhere'"),
         (["train", "--backend", "fast"], "--backend is 'fast'"),
+        (["train", "--init-from"], "Option '--init-from' requires an argument."),
         (["train", "--bogus"], "no option is called '--bogus'; see --help"),
         (["train", "--epoch", "3"], "no option is called '--epoch': did you mean '--epochs'?"),
         (["sweep", "--ema", "0.9"], "no option is called '--ema' in sweep: funcnets train has it"),
@@ -395,6 +396,11 @@ def test_help_fits_80_columns_without_a_word_cut(run, monkeypatch, command):
     assert out == run(*command, "--help")[1]
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
+
+
+@pytest.mark.parametrize(("command", "extra"), [("plot", "plots"), ("export", "export")])
+def test_help_names_the_extra_that_a_command_needs(run, command, extra):
+    assert f"pip install 'funcnets[{extra}]'" in " ".join(run(command, "--help")[1].split())
 
 
 def test_the_version_is_told(run):

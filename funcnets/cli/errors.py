@@ -20,7 +20,8 @@ def error_line(error: Exception) -> str:
     details = getattr(error.__cause__, "errors", None)
     if isinstance(error, CommandLineError) and details is not None:
         message = f"{message}; given was {details()[0]['input']!r}"
-    if option := getattr(error, "option_name", None):
+    option = getattr(error, "option_name", None)
+    if option and hasattr(error, "possibilities"):  # not where its value is missing
         message = f"no option is called {option!r}{_nearest_option(error, option)}"
     return " ".join(message.split()) or repr(error)
 

@@ -35,7 +35,7 @@ def export_command(
     prepared images, float (N, C, H, W) of any batch size, the output the logits.  Names of classes
     and the preparation are its metadata.  Each file is read again, and compared with the evaluation
     of all test images.  onnx is in float32, and needs:
-    pip install 'funcnets[export]'.
+    pip install 'funcnets\\[export]'.
     """
     formats = [name.strip() for name in to.split(",")]
     if not set(formats) <= set(FORMATS):

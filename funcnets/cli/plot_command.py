@@ -23,7 +23,7 @@ FORMATS = ("png", "svg")
 MISTAKES = 30
 
 Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN…", parser=directory, help="Run directories.")
+    list[Path], typer.Argument(metavar="RUN", parser=directory, help="Run directories.")
 ]
 
 
@@ -59,7 +59,7 @@ def plot_command(
     """Draw the curves of runs, confusion matrix, mistakes, filters, feature maps and batch norms.
 
     A sweep's picture is its accuracy by learning rate.  Colours are told apart by the colour-blind
-    too.  Needs matplotlib: pip install 'funcnets[plots]'.
+    too.  Needs matplotlib: pip install 'funcnets\\[plots]'.
     """
     usual = OF_MEASUREMENTS + OF_NETWORK if len(run) == 1 else ("curves",)
     kinds = _chosen("--kind", kind, OF_MEASUREMENTS + OF_NETWORK) or usual

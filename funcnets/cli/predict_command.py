@@ -19,7 +19,7 @@ IMAGES_AT_ONCE = 64
 
 def predict_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", parser=directory, help="A run directory.")],
-    files: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG and JPEG files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="PNG and JPEG files.")],
     top: Annotated[int, typer.Option(metavar="K", help="Classes that are shown of each.")] = 3,
     device: options.Device = None,
     json: options.Json = False,

@@ -20,7 +20,7 @@ MISTAKES = 24
 
 def report_command(
     run: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", parser=directory, help="Run directories.")
+        list[Path], typer.Argument(metavar="RUN", parser=directory, help="Run directories.")
     ],
     out: Annotated[
         Path | None,
