@@ -45,8 +45,11 @@ NEED_NO_DATA = (
         "reference_table",
         "remat_memory",
     ),
-    "scaling",
+    *("rounding_speed", "scaling"),
 )
+
+
+NEED_NO_BACKEND = ("rounding_speed", "scaling")
 
 
 def refusal(name, arguments, capsys):
@@ -74,7 +77,7 @@ def refusal(name, arguments, capsys):
                 "accumulation",
                 "call_overhead",
                 "reference_table",
-                "scaling",
+                *NEED_NO_BACKEND,
             )
         ),
         *(
@@ -235,6 +238,13 @@ def test_call_overhead_prints_both_ways(capsys):
     row = capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]
     assert row[:2] == [" lenet_bn ", " 28 "]
     assert float(row[6]) > 1.2, row
+
+
+def test_rounding_speed_prints_both_choices(capsys, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    load("rounding_speed").main(["--batch-size", "2", "--rounds", "1"])
+    row = capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]
+    assert (row[0], len(row)) == (" lenet_bn ", 7)
 
 
 def made_run(path, losses, kind=runs.Config, **values):

@@ -307,3 +307,40 @@ def test_the_derivative_reads_the_mean_of_var_mean():
     assert graph.find_nodes(op="call_function", target=aten.var_mean.correction)
     assert not graph.find_nodes(op="call_function", target=aten.mean.dim)
     torch.testing.assert_close(jitted(params, x), torch.func.grad(loss, (0, 1))(params, x))
+
+
+def relative(a, b, c):
+    return 1 / (a * b - c)
+
+
+@pytest.mark.parametrize("backend", ["graph", "native"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b, c: (a * b - c).sqrt(),
+        lambda a, b, c: (a * b + -c).sqrt(),
+        lambda a, b, c: (c - b * a).sqrt(),
+        lambda a, b, c: torch.add(-c, a * b).abs().log(),
+        lambda a, b, c: torch.where(a * b + -c > 0, a, b),
+        lambda a, b, c: (a * b + -c).view(-1, 1).neg().square().rsqrt(),
+        lambda a, b, c: (a * b + -c + 1e-30) ** -0.5,
+        relative,
+    ],
+)
+def test_equal_products_cancel_exactly(function, backend):
+    """A multiply-add that rounds once would leave the rounding error of the product, or NaN."""
+    a, b = (torch.rand(1000, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    c, negative = a * b, -(a * b)  # what the graph doesn't know to be products
+    for call in (function, lambda a, b, c: function(a, b, -c)):
+        last = c if call is function else negative
+        expected = call(a, b, last)
+        actual = funcnets.jit(call, backend=backend)(a, b, last)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+
+
+def test_a_sum_that_is_only_added_to_is_still_fused():
+    x, y = (torch.rand(8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    fired = funcnets.jit(lambda x, y: torch.relu(x + x * y) * 2).trace(x, y).fired
+    assert fired["fusion.multiply_add"] == 1
+    fired = funcnets.jit(lambda x, y: torch.relu(x + x * y).sqrt()).trace(x, y).fired
+    assert "fusion.multiply_add" not in fired

@@ -37,6 +37,11 @@ MEAN_OF_STATISTICS = {
     aten.batch_norm_update_stats.default: 0,
     aten.var_mean.correction: 1,
 }
+# Functions whose value or slope jumps at 0, apart from those of a ReLU.
+NOT_CONTINUOUS_AT_ZERO = {
+    *("sqrt", "rsqrt", "reciprocal", "log", "log2", "log10", "sign", "sgn", "floor", "ceil"),
+    *("eq", "ne", "lt", "gt", "le", "ge", "signbit", "logical_not", "isnan"),
+}
 Rule = Callable[[fx.Node], Replacements]
 
 
@@ -144,9 +149,10 @@ def deviation(node: fx.Node) -> Replacements:
 def multiply_add(node: fx.Node) -> Replacements:
     """Compute y + u·v by one operation, if nothing else reads the product; v may be a number.
 
-    It rounds once: where y may be -u·v, rounded, the sum would no longer be 0.
+    It rounds once: where y may be -u·v, rounded, the sum would no longer be 0, and its square root
+    may be NaN.  So it doesn't apply where an operation follows that tells a small number from 0.
     """
-    operands = () if node.kwargs else arguments(node)
+    operands = () if node.kwargs or _tells_from_zero(node) else arguments(node)
     for product, y in permutations(operands, 2):
         if not calls_for_one(product, aten.mul.Tensor) or not isinstance(y, fx.Node):
             continue
@@ -160,6 +166,24 @@ def multiply_add(node: fx.Node) -> Replacements:
                 return {node: emit(node.graph, aten.addcmul.default, y, u, v)}
             return {node: emit(node.graph, aten.add.Tensor, y, u, alpha=v)}
     return {}
+
+
+def _tells_from_zero(node: fx.Node) -> bool:
+    """True if element-wise operations lead from a node to one that isn't continuous at 0."""
+    found, begun = {node}, [node]
+    while begun:
+        operand = begun.pop()
+        for user in operand.users:
+            name = getattr(getattr(user.target, "overloadpacket", None), "__name__", "")
+            is_divisor = name == "div" and user.args[0] is not operand
+            is_root = name == "pow" and user.args[1] not in (1, 2, 3, 4)
+            if name in NOT_CONTINUOUS_AT_ZERO or is_divisor or is_root:
+                return True
+            is_pointwise = torch.Tag.pointwise in getattr(user.target, "tags", ())
+            if user not in found and (is_pointwise or viewed(user) is operand):
+                found.add(user)
+                begun.append(user)
+    return False
 
 
 def _is_product_of(y: fx.Node, factors: Sequence[Any]) -> bool:
