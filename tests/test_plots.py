@@ -40,6 +40,7 @@ def test_learning_rates_of_several_sizes_are_all_seen():
     assert drawn(0.1, 0.5).axes[2].get_yscale() == "linear"
     assert drawn(0.1, 30.0).axes[2].get_yscale() == "log"
     low, high = drawn(0.1, 30.0).axes[2].get_ylim()
+    assert low == pytest.approx(0.01)
     assert 0 < low < 0.1
     assert high > 30
     assert "lowest to highest seed" not in texts(drawn(0.1).legends[0])

@@ -87,6 +87,15 @@ def test_each_line_has_a_value_at_all_places_up_to_its_end():
     assert values["values"][4] == [["a", 0, "0.2"]]
 
 
+def test_a_logarithmic_scale_has_powers_of_ten_and_ends_where_it_is_told():
+    line = html_charts.Line("a", [0, 1, 2], [10.0, 1.0, 0.0], 0)
+    drawn = html_charts.chart("rate", [line], log_from=0.1)
+    heights = [float(y) for _, y in re.findall(r"[ML](\S+?) ([\d.]+)", drawn)]
+    top, bottom = html_charts.TOP, html_charts.HEIGHT - html_charts.BOTTOM
+    assert heights == [top, (top + bottom) / 2, bottom]
+    assert re.findall(r'text-anchor="end">(.*?)<', drawn) == ["0.1", "1", "10"]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.1, 0.1), (0.003, 0.9), (1, 10), (5, 900)])
 def test_ticks_are_round_and_cover_the_values(low, high):
     ticks = html_charts.nice_ticks(low, high)

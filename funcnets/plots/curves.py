@@ -78,18 +78,24 @@ def draw_curves(curves: Sequence[Curve]) -> "Figure":
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         tidy(axes, grid="y")
-    _scale_rates(rates, [max(rate for _, rate in curve.rates) for curve in curves if curve.rates])
+    if lowest := lowest_rate(curves):
+        rates.set_yscale("log")
+        rates.set_ylim(bottom=lowest)
+    else:
+        rates.set_ylim(bottom=0)
     _add_legend(figure, curves)
     return figure
 
 
-def _scale_rates(axes: "Axes", highest: Sequence[float]) -> None:
-    """Let each learning rate be seen: on a logarithmic scale where they are of several sizes."""
-    if highest and 0 < RATES_ALIKE * min(highest) <= max(highest):
-        axes.set_yscale("log")
-        axes.set_ylim(min(highest) / RATES_ALIKE, max(highest) * 1.5)
-    else:
-        axes.set_ylim(bottom=0)
+def lowest_rate(curves: Sequence[Curve]) -> float | None:
+    """Return the end of a logarithmic scale on which each learning rate is seen; None for alike.
+
+    On a scale from zero one rate can't be seen beside another of ten times its size.
+    """
+    highest = [max(rate for _, rate in curve.rates) for curve in curves if curve.rates]
+    if not highest or not 0 < RATES_ALIKE * min(highest) <= max(highest):
+        return None
+    return min(highest) / RATES_ALIKE
 
 
 def _draw_line(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from funcnets.plots.curves import Curve
+from funcnets.plots.curves import Curve, lowest_rate
 
 WIDTH, HEIGHT = 440, 260  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
@@ -46,7 +46,7 @@ def charts(curves: Sequence[Curve]) -> str:
     drawn = [
         chart("loss", losses),
         chart("accuracy", accuracies),
-        chart("learning rate", rates, is_from_zero=True),
+        chart("learning rate", rates, is_from_zero=True, log_from=lowest_rate(curves)),
     ]
     return f'<div class="charts">{"".join(drawn)}</div>{_legend(curves)}'
 
@@ -62,16 +62,31 @@ def _legend(curves: Sequence[Curve]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def chart(title: str, lines: Sequence[Line], *, is_from_zero: bool = False) -> str:
-    """Return the figure of some lines; nothing if there are no values."""
+def chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    is_from_zero: bool = False,
+    log_from: float | None = None,
+) -> str:
+    """Return the figure of some lines; nothing if there are no values.
+
+    With `log_from` the scale is logarithmic, and ends there: what is below lies on its end.
+    """
     points = [(x, y) for line in lines for x, y in zip(line.x, line.y, strict=True) if is_number(y)]
     if not points:
         return ""
     xs, ys = [x for x, _ in points], [y for _, y in points if y is not None]
     last = math.ceil(max(xs) - 1e-6)
     across = _scale(min(xs), last, LEFT, WIDTH - RIGHT)
-    y_ticks = nice_ticks(0.0 if is_from_zero else min(ys), max(ys))
-    up = _scale(y_ticks[0], max(y_ticks[-1], max(ys)), HEIGHT - BOTTOM, TOP)
+    if log_from is None:
+        y_ticks = nice_ticks(0.0 if is_from_zero else min(ys), max(ys))
+        up = _scale(y_ticks[0], max(y_ticks[-1], max(ys)), HEIGHT - BOTTOM, TOP)
+    else:
+        low, high = math.log10(log_from), math.log10(max(ys))
+        y_ticks = [10.0**n for n in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)]
+        linear = _scale(low, high, HEIGHT - BOTTOM, TOP)
+        up = lambda y: linear(math.log10(max(y, log_from)))  # noqa: E731
     whole = [t for t in nice_ticks(min(xs), last) if min(xs) <= t <= last and t == int(t)]
     parts = [_horizontal(up(tick), f"{tick:g}") for tick in y_ticks if up(tick) >= TOP - 1]
     parts += [_text(across(tick), HEIGHT - 16, f"{tick:g}", "middle") for tick in whole]
