@@ -53,6 +53,7 @@ def test_files_of_weights_begin_as_the_run_that_they_are_of(run, trained, suffix
         (("--init-from", "nowhere"), "--init-from nowhere: can't be read (No such file"),
         (("--init-from", "empty"), "empty: no run is here"),
         (("--init-from", "text.pt"), "--init-from text.pt: can't be read ("),
+        (("--init-from", "nothing.pt"), "--init-from nothing.pt: can't be read (no content)"),
         (("--init-from", "text.safetensors"), "--init-from text.safetensors: can't be read ("),
         (("--init-from", "list.pt"), "--init-from list.pt: holds no state dict"),
         (("--init-from", "other.pt"), "--init-from other.pt: no parameter of the source has"),
@@ -61,6 +62,7 @@ def test_files_of_weights_begin_as_the_run_that_they_are_of(run, trained, suffix
 )
 def test_bad_input_is_one_line(run, arguments, message):
     Path("empty").mkdir()
+    Path("nothing.pt").touch()
     Path("text.pt").write_text("no weights")
     Path("text.safetensors").write_text("no weights")
     torch.save([1, 2], "list.pt")

@@ -68,7 +68,7 @@ def _read(source: str) -> tuple[Params, State]:
         else:
             named = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error) or "no content").splitlines()[0]
         raise UsageError(f"--init-from {source}: can't be read ({reason})") from None
     if not isinstance(named, dict) or not all(torch.is_tensor(leaf) for leaf in named.values()):
         raise UsageError(f"--init-from {source}: holds no state dict, of tensors by their names")

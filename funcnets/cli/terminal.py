@@ -97,15 +97,20 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def show(table: "Table") -> None:
-    """Print a table.  In a narrow terminal names are folded; numbers, on the right, never are.
+    """Print a table.  In a narrow terminal columns stand closer, or else names are folded.
 
-    It is wider than the terminal if that has no room for the longest words.
+    Numbers, on the right, are never folded.  It is wider than the terminal if that has no room for
+    the longest words.
     """
     from rich.console import Console
 
     console = Console()
     wide = Console(width=UNLIMITED_WIDTH)
+    usual = table.padding
     if console.width < wide.measure(table).maximum:
+        table.padding = (0, 0, 0, 0)
+    if console.width < wide.measure(table).maximum:
+        table.padding = usual
         for column in table.columns:
             column.overflow = "fold"
             if column.justify == "right":

@@ -1,6 +1,7 @@
 """PNG and JPEG files: their headers, which are read first, and their pixels."""
 
 import os
+import re
 import struct
 from typing import NamedTuple
 
@@ -100,7 +101,7 @@ def read_image(path: str | os.PathLike[str], channels: int, side: int) -> Tensor
             apply_exif_orientation=True,
         )
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])  # no place in C++
         raise DataError(f"{path}: can't be decoded ({reason}); replace or remove it") from error
     if image.dtype == torch.uint16:
         image = (image.int() // 257).to(torch.uint8)
