@@ -12,6 +12,17 @@ def channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
+def contiguous_channels_last(x: Tensor) -> Tensor:
+    """Return `x` in channels_last without gaps in memory, as kernels in C++ read it.
+
+    `channels_last` leaves a slice of channels of a wider feature map as it is.
+    """
+    x = channels_last(x)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 @functools.cache
 def has_avx512() -> bool:
     """True if PyTorch, and oneDNN in it, use AVX-512 on this processor."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funcnets.compiler.graph.operators import define
 from funcnets.compiler.kernels import build
-from funcnets.compiler.kernels.cpu import channels_last
+from funcnets.compiler.kernels.cpu import contiguous_channels_last
 from funcnets.compiler.kernels.geometry import geometry
 
 CHANNEL_BLOCK_BYTES = 128  # of output channels at a time, in two to four vectors
@@ -53,7 +53,7 @@ def weight_gradient(
 ) -> Tensor:
     """Return the gradient of the weight, of height and width `kernel`, from that of the output."""
     sums = x.new_empty(PARTIAL_SUMS, *kernel, grad.shape[1])
-    settings, maps = (*kernel, *stride, *padding), (x.contiguous(), channels_last(grad))
+    settings, maps = (*kernel, *stride, *padding), (x.contiguous(), contiguous_channels_last(grad))
     KERNEL.call("weight_gradient", settings, *maps, sums, sizes=_sizes(x, grad))
     return rearrange(sums.sum(0), "h w o -> o 1 h w").contiguous()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from funcnets._torch import has_avx512_bfloat16
 from funcnets.compiler.graph.operators import define
 from funcnets.compiler.kernels import build
-from funcnets.compiler.kernels.cpu import channels_last
+from funcnets.compiler.kernels.cpu import contiguous_channels_last
 
 OUTPUT_TILE = 4  # side of a tile of outputs
 POINTS = {  # of interpolation, by side of the kernel; infinity is one more
@@ -203,7 +203,7 @@ def convolution(
         the input.
     relu: apply ReLU to the result.
     """
-    x, result = channels_last(x), _empty_result(x, weight, bias, padding, transposed)
+    x, result = contiguous_channels_last(x), _empty_result(x, weight, bias, padding, transposed)
     begin, strides = 0, weight.stride()
     if transposed:
         outputs, inputs, row, column = strides
@@ -227,7 +227,8 @@ def _empty_result(
 
 def weight_gradient(grad: Tensor, x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
     """Return the gradient of the weight: (N, O, H', W'), (N, C, H, W) -> (O, C, side, side)."""
-    grad, x, result = channels_last(grad), channels_last(x), _empty_weight(grad, x, side, padding)
+    grad, x = contiguous_channels_last(grad), contiguous_channels_last(x)
+    result = _empty_weight(grad, x, side, padding)
     given = (*sizes(x, grad.shape[1], side, padding), *result.stride(), 0, False)
     KERNEL.call("weight_gradient", settings(side, x.dtype), grad, x, result, sizes=given)
     return result

@@ -28,7 +28,7 @@ from torch import Tensor
 from funcnets._torch import has_amx
 from funcnets.compiler.kernels import build
 from funcnets.compiler.kernels import winograd as kernel
-from funcnets.compiler.kernels.cpu import channels_last, has_avx512, has_bfloat16
+from funcnets.compiler.kernels.cpu import contiguous_channels_last, has_avx512, has_bfloat16
 from funcnets.compiler.lowerings.convolution import Gradients, both_directions, is_plain_convolution
 from funcnets.compiler.lowerings.layout import in_format_of
 
@@ -85,14 +85,14 @@ def prepare(x: Tensor, weight: Tensor, *how: Any) -> None:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
     """Return `aten.convolution`, in channels_last."""
-    result: Tensor = kernel.CONVOLUTION(channels_last(x), weight, bias, how[1], False)
+    result: Tensor = kernel.CONVOLUTION(contiguous_channels_last(x), weight, bias, how[1], False)
     return result
 
 
 def input_gradient(grad: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
     """Return the gradient of the input, as a convolution of `grad` with the transposed weight."""
     around = [weight.shape[2] - 1 - p for p in padding]
-    result: Tensor = kernel.CONVOLUTION(channels_last(grad), weight, None, around, True)
+    result: Tensor = kernel.CONVOLUTION(contiguous_channels_last(grad), weight, None, around, True)
     return result
 
 
@@ -105,11 +105,13 @@ def backward(
     """
     *how, mask = rest
     grad_x = grad_weight = None
+    grad = contiguous_channels_last(grad)
     if mask[0]:
         grad_x = input_gradient(grad, weight, how[1])
     if mask[1]:
-        maps = channels_last(grad), channels_last(x)
-        grad_weight = kernel.WEIGHT_GRADIENT(*maps, weight.shape[2], how[1])
+        grad_weight = kernel.WEIGHT_GRADIENT(
+            grad, contiguous_channels_last(x), weight.shape[2], how[1]
+        )
         grad_weight = in_format_of(weight, grad_weight)
     return grad_x, grad_weight, grad.sum((0, 2, 3)) if mask[2] else None
 
