@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from funcnets import data
 from funcnets.cli import commands
 
 # How long an example takes says nothing on a busy machine.
@@ -79,3 +80,9 @@ def verified():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUNCNETS_DEBUG", "verify")
         yield
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    """The images in the package."""
+    return data.load("bundled")
