@@ -9,6 +9,7 @@ import pytest
 import torch
 from run_files import SMALL, final_tensors, rows, untimed
 
+from funcnets import _files
 from funcnets.cli import preparation
 from funcnets.cli.cadence import Cadence
 from funcnets.cli.compiled_step import Taken
@@ -196,3 +197,13 @@ def test_rows_before_a_divergence_are_kept(run):
     (first, *_) = RunDirectory("wild").read_step_rows()
     assert first.step == 1
     assert first.loss > 0
+
+
+def test_a_full_disk_ends_the_training_with_one_line(run, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files, "append", full)
+    code, _, err = run("train", "--epochs", 1, "--run", "mine", "--log-every", 1, *SMALL)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "mine/steps.jsonl: can't be written (No space left on device)" in err

@@ -248,7 +248,7 @@ class RunDirectory:
         has_head = (self.path / STEP_FILES[1]).exists()
         table = _csv_lines(rows if has_head else [StepRow._fields, *rows])
         for name, text in zip(STEP_FILES, (_json_lines(rows), table), strict=True):
-            self._write(name, text, _files.append)
+            self._write(name, text, is_added=True)
 
     def cut_step_rows(self, step: int) -> None:
         """Remove the rows of steps after `step`, from which on the training is done again."""
@@ -257,14 +257,12 @@ class RunDirectory:
             self._write(STEP_FILES[0], _json_lines(rows))
             self._write(STEP_FILES[1], _csv_lines([StepRow._fields, *rows]))
 
-    def _write(
-        self, name: str, text: str, write: Callable[[Path, str], None] = _files.replace
-    ) -> None:
-        """Replace a file of the run.  Raises RunError if that can't be done."""
+    def _write(self, name: str, text: str, *, is_added: bool = False) -> None:
+        """Replace a file of the run, or add to it.  Raises RunError if that can't be done."""
         path = self.path / name
         self._check_writer()
         try:
-            write(path, text)
+            (_files.append if is_added else _files.replace)(path, text)
         except OSError as error:
             raise RunError(
                 f"{path}: can't be written ({error.strerror}); check its permissions and the room "
