@@ -6,8 +6,11 @@ import pytest
 import torch
 from tensors import numbers
 
+import funcnets
+from funcnets import dense, layers, random, sequential
 from funcnets.compiler.kernels import winograd as winograd_kernel
 from funcnets.compiler.lowerings import winograd
+from funcnets.testing import assert_close
 
 aten = torch.ops.aten
 PLAIN = ([1, 1], False, [0, 0], 1)
@@ -127,3 +130,20 @@ def test_rule_of_bfloat16(monkeypatch, instructions, three, five):
         how = ([1, 1], [side // 2, side // 2], *PLAIN)
         assert winograd.is_faster(x, weight, *how) is (factor is not None)
         assert factor is None or winograd_kernel.factor_dtype(side, torch.bfloat16) is factor
+
+
+def test_gradients_of_joined_channels_are_slices_and_read_as_such(monkeypatch):
+    """The gradient of a concatenation is one map, of which each part gets a slice."""
+    monkeypatch.setattr(winograd, "has_avx512", lambda: False)  # which leaves it to wider maps
+    x = numbers(4, 64, 16, 16)
+    joined = dense(conv=layers.conv2d(32, 3, padding=1))
+    body = [layers.conv2d(64, 1), joined, layers.batch_norm(), layers.relu(), layers.conv2d(8, 1)]
+    net = sequential(**{f"part{i}": part for i, part in enumerate(body)})
+    params, state = net.init(random.key(0), x)
+
+    def loss(params):
+        return net.apply(params, state, x, train=True)[0].square().mean()
+
+    step = funcnets.jit(funcnets.grad(loss), backend="graph")
+    assert step.trace(params).fired["winograd.backward"] == 1
+    assert_close(step(params), funcnets.grad(loss)(params))
