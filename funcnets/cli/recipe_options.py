@@ -11,7 +11,7 @@ Recipe = Annotated[
         ": source of the values that you leave out. The learning rate of tuned falls linearly to "
         "zero; reference is the published recipe (by the rate of googlenet, 0.1, the loss of some "
         "seeds jumps up); best, of lenet_bn, lenet_bn_scratch and resnet18, trains longer, with "
-        "momentum, augmentation and averages.",
+        "momentum, augmentation and averages (for resnet18 it is unproven).",
         RECIPE,
         show_default="tuned",
     ),
