@@ -132,8 +132,8 @@ def test_no_rate_is_suggested_where_none_is_good():
         (("--count", "1"), "--count is 1; expected 2 rates or more"),
         (("--steps", "3"), "--steps is 3; expected 4 or more"),
         (("--momentum", "2"), "--momentum is 2.0"),
-        (("--plot", "rates.pdf"), "--plot is 'rates.pdf'; expected a file that ends in .png or"),
-        (("--plot", "no/rates.png"), "--plot is 'no/rates.png'; expected a file in a directory"),
+        (("--plot", "rates.pdf"), "--plot is 'rates.pdf'; expected a name that ends in .png or"),
+        (("--plot", f"{__file__}/a.png"), "test_predict.py/a.png'; expected a file in a directory"),
     ],
 )
 def test_bad_rates_are_one_line(run, arguments, message):

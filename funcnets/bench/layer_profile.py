@@ -26,7 +26,7 @@ from funcnets.compiler.graph.compilation import AfterPass, Compilation
 from funcnets.compiler.graph.edit import Replacements
 from funcnets.compiler.graph.structure import take_apart
 from funcnets.compiler.recorder import recorded_operations
-from funcnets.core import Apply, Layer, Params, State, rewrite, wrap
+from funcnets.core import Apply, Layer, State, rewrite, wrap
 from funcnets.precision import POLICIES
 
 FORWARD, BACKWARD, OTHER = "forward", "backward", "other"
@@ -142,17 +142,10 @@ class _Marks:
             return layer
 
         def with_marks(inner: Apply) -> Apply:
-            def apply(
-                params: Params,
-                state: State,
-                x: Tensor,
-                *,
-                train: bool = False,
-                key: Tensor | None = None,
-            ) -> tuple[Tensor, State]:
+            def apply(*args: Any, **kwargs: Any) -> tuple[Tensor, State]:
                 before = self._begun[-1][1]
                 self.begin(path, FORWARD)
-                y, state = inner(params, state, x, train=train, key=key)
+                y, state = inner(*args, **kwargs)
                 self.begin(*before)
                 if not layer.children and y.requires_grad:
                     y.register_hook(lambda gradient: self.begin(path, BACKWARD))

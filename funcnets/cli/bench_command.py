@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from funcnets.cli import option_kinds, options, recipe_options, terminal
+from funcnets.cli import option_kinds, options, pictures, recipe_options, terminal
 
 
 def bench_command(
@@ -145,17 +145,11 @@ def bench_command(
 
 def _check_picture(picture: Path, is_profile: bool, count: int) -> None:
     """Raise ValueError unless one profile is to be drawn, to a file of a known kind."""
-    from funcnets import _extras
-
     if not is_profile:
         raise ValueError("--picture is for --profile")
     if count > 1:
         raise ValueError("--picture is for one profile: give one network, and one --precision")
-    if picture.suffix not in (".png", ".svg"):
-        raise ValueError(
-            f"--picture is {str(picture)!r}; expected a name that ends in .png or .svg"
-        )
-    _extras.require("matplotlib", "plots", "drawing")
+    pictures.check("--picture", picture)
 
 
 def _draw_profile(rows: Sequence[Any], picture: Path) -> None:
@@ -169,8 +163,7 @@ def _draw_profile(rows: Sequence[Any], picture: Path) -> None:
     )
     assert all_of_them.layer == layer_profile.ALL
     bars = [plots.LayerBar(row.layer, row.forward, row.backward, row.total) for row in layers]
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(plots.draw_profile(bars, title), picture)
+    pictures.save("--picture", picture, plots.draw_profile(bars, title))
     print(picture, file=sys.stderr)
 
 

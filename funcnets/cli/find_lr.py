@@ -115,10 +115,10 @@ def table(found: Found) -> Table:
 
 def course(found: Found) -> str:
     """Return a line whose characters are as high as the losses; x is higher than the first one."""
-    losses = [row.loss for row in found.rows]
-    heights = [found.first_loss if loss is None else min(loss, found.first_loss) for loss in losses]
-    pairs = zip(sparkline(heights), losses, strict=True)
-    marked = (mark if loss in heights else "x" for mark, loss in pairs)
+    losses = [math.inf if row.loss is None else row.loss for row in found.rows]
+    marks = sparkline([min(loss, found.first_loss) for loss in losses])
+    pairs = zip(marks, losses, strict=True)
+    marked = (mark if loss <= found.first_loss else "x" for mark, loss in pairs)
     lowest, highest = found.rows[0].learning_rate, found.rows[-1].learning_rate
     return f"loss by rate: {''.join(marked)}  {lowest:g} to {highest:g}"
 

@@ -1,17 +1,13 @@
 """The command `funcnets find-lr`."""
 
 import json as json_format
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from funcnets.cli import options, terminal
+from funcnets.cli import options, pictures, terminal
 from funcnets.cli.recipe_options import RECIPE_FIELDS, BatchSize, Recipe
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FIELDS: dict[str, Any] = {
     "network": options.Network,
@@ -74,12 +70,12 @@ def find_lr_command(
     from funcnets.cli import find_lr
 
     if plot is not None:
-        _check_picture(plot)
+        pictures.check("--plot", plot)
     found = find_lr.try_rates(
         options.fields(FIELDS, given), find_lr.spread(lowest, highest, count), steps
     )
     if plot is not None:
-        _save(find_lr.draw(found), plot)
+        pictures.save("--plot", plot, find_lr.draw(found))
     if json:
         for row in found.rows:
             print(json_format.dumps(row._asdict()))
@@ -89,23 +85,3 @@ def find_lr_command(
         print(line)
     if plot is not None:
         print(f"picture: {plot}")
-
-
-def _check_picture(path: Path) -> None:
-    """Raise an error, before rates are tried, unless a picture can be drawn to this file."""
-    from funcnets import _extras
-
-    if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"--plot is {str(path)!r}; expected a file that ends in .png or .svg")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--plot is {str(path)!r}; expected a file in a directory to write to")
-    _extras.require("matplotlib", "plots", "drawing")
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    from funcnets import plots
-
-    try:
-        plots.save(figure, path)
-    except OSError as error:
-        raise ValueError(f"--plot {path}: can't be written ({error.strerror})") from None

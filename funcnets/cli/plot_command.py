@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from funcnets.cli import options
+from funcnets.cli import options, pictures
 from funcnets.cli.option_kinds import directory
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # network and its data too.
 OF_MEASUREMENTS = ("curves", "sweep")
 OF_NETWORK = ("confusion", "mistakes", "features", "filters", "batch-norm")
-FORMATS = ("png", "svg")
 MISTAKES = 30
 
 Runs = Annotated[
@@ -63,7 +62,7 @@ def plot_command(
     """
     usual = OF_MEASUREMENTS + OF_NETWORK if len(run) == 1 else ("curves",)
     kinds = _chosen("--kind", kind, OF_MEASUREMENTS + OF_NETWORK) or usual
-    formats = _chosen("--format", format, FORMATS)
+    formats = _chosen("--format", format, pictures.FORMATS)
     from funcnets import _extras, plots
     from funcnets.runs import RunDirectory
 
