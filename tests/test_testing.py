@@ -120,6 +120,11 @@ def test_a_lifted_module_keeps_all_promises_but_those_of_errors():
     testing.check_layer(net, (5, 4), skip=testing.ERRORS)
 
 
+def test_images_of_one_channel_have_a_memory_format_too():
+    """Strides of one channel fit both formats, and a convolution computes by them."""
+    testing.check_layer(layers.conv2d(3, 3), (4, 1, 9, 9))
+
+
 def test_unknown_checks_are_refused():
     with pytest.raises(ValueError, match="skip: 'speed' is not one of declared_output, "):
         testing.check_layer(layers.relu(), (2, 3), skip=["speed"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from funcnets import interop, random
+from funcnets import interop, precision, random
 from funcnets.core import Layer, Params, State, check_layer
 from funcnets.interop import Rename
 from funcnets.interop.state_dict import renamed
@@ -276,7 +276,7 @@ class _Case:
     def _compare(self, shape: Sequence[int]) -> None:
         x = input_of(shape, self.seed, self.dtype)
         if self.memory_format == "channels_last" and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = precision.in_channels_last(x)
         _compare(self.pair, x, self.mode, self.tolerance)
 
     def _check_refused(self, shape: Sequence[int], error: ValueError) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcnets import core, random, tree
+from funcnets import core, precision, random, tree
 from funcnets.core import Layer, LayerError, Params, State, sequential
 from funcnets.testing._difference import Difference, assert_close
 from funcnets.testing._values import generator, random_like, random_values
@@ -246,7 +246,7 @@ def _channels_last(case: Case, train: bool) -> None:
     if x.ndim != 4:
         return
     expected = case.apply(x, train)
-    actual = case.apply(x.contiguous(memory_format=torch.channels_last), train)
+    actual = case.apply(precision.in_channels_last(x), train)
     assert_close(actual, expected, 1e-12, "channels_last", names="channels_last, contiguous")
     if actual[0].ndim == 4:
         kept = actual[0].is_contiguous(memory_format=torch.channels_last)
