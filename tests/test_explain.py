@@ -120,3 +120,36 @@ def test_it_says_where_fusions_took_part():
     (fused,) = (each for each in explanation.passes if each.name == "fuse_operations")
     assert fused.fired == {name: len(at) for name, at in fused.places.items()} != {}
     assert all(node in explanation.passes[0].code for at in fused.places.values() for node in at)
+
+
+def reasons(explanation):
+    return {rule: why for each in explanation.passes for rule, why in each.refused}
+
+
+def test_it_says_why_candidates_were_not_fused():
+    def f(x, y):
+        product = x * y
+        return product + 1, product.sum(), torch.relu(x) @ y.t()
+
+    explanation = funcnets.jit(f, backend="native").explain(X, X)
+    why = "no operand is a product that the sum alone reads"
+    assert reasons(explanation)["fusion.multiply_add"] == why
+    (fused,) = (each for each in explanation.passes if each.name == "fuse_operations")
+    assert fused.refused["fusion.multiply_add", why] == ("add",)
+    assert fused.fired == {}
+    assert "fusion.rectified: its operand is not a Winograd" in str(explanation)
+
+
+@pytest.mark.parametrize(("size", "why"), [(0, "it has no elements"), (4, "no small operations")])
+def test_it_says_why_an_operation_is_no_loop(size, why):
+    explanation = funcnets.jit(torch.relu, backend="native").explain(torch.ones(size))
+    assert reasons(explanation)["loop"].startswith(why)
+
+
+def test_many_candidates_of_one_reason_are_counted():
+    def f(*xs):
+        return sum(xs[1:], start=xs[0])
+
+    explanation = funcnets.jit(f, backend="graph").explain(*[X] * 11)
+    (line,) = (x for x in str(explanation).splitlines() if x.startswith("fusion.multiply_add"))
+    assert line.endswith("add, add_1, add_2, add_3, add_4, add_5, add_6, add_7, and 2 more")

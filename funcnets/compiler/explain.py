@@ -18,6 +18,7 @@ from funcnets.compiler.graph.edit import Replacements
 from funcnets.compiler.lowerings import Lowering
 
 aten = torch.ops.aten
+MAX_NAMES = 8  # of nodes that a line of the report lists
 
 
 class ExplainedPass(NamedTuple):
@@ -32,6 +33,8 @@ class ExplainedPass(NamedTuple):
         is_changed: True if it changed the graph, which a rewrite of arguments also does.
         fired: lowerings and fusions that took part in it, with how often.
         places: names of the first nodes that each fusion replaced, in the code before.
+        refused: names of the nodes that were candidates for a fusion and stayed, by the fusion and
+            the reason in words.
         code: Python code of the graph after it.
     """
 
@@ -43,6 +46,7 @@ class ExplainedPass(NamedTuple):
     is_changed: bool
     fired: dict[str, int]
     places: dict[str, tuple[str, ...]]
+    refused: dict[tuple[str, str], tuple[str, ...]]
     code: str
 
     @property
@@ -106,7 +110,11 @@ class Explanation(NamedTuple):
             calls = [call.row(count, numbers) for call, count in Counter(self.calls).items()]
             lines += ["", *_aligned([head, *calls], right=(2,))]
         if places := [item for each in self.passes for item in each.places.items()]:
-            lines += ["", "fusions replaced", *(f"{rule}: {', '.join(at)}" for rule, at in places)]
+            lines += ["", "fusions replaced", *(f"{rule}: {_listed(at)}" for rule, at in places)]
+        refused = sorted(item for each in self.passes for item in each.refused.items())
+        if refused:
+            lines += ["", "candidates that were not fused, and why"]
+            lines += [f"{rule}: {reason}: {_listed(at)}" for (rule, reason), at in refused]
         if reasons:
             lines += ["", "a lowering is not used where this is not true:"]
             for i, (condition, names) in enumerate(reasons.items(), 1):
@@ -132,6 +140,7 @@ def explain(
         passes.clear()  # tracing begins anew where a memory format is refused
         seen: Counter[str] = Counter()
         replaced: dict[str, list[str]] = {}
+        refused: dict[tuple[str, str], list[str]] = {}
 
         def after_pass(compilation: Compilation, name: str, is_changed: bool) -> None:
             before = passes[-1].after if passes else 0
@@ -140,15 +149,21 @@ def explain(
             after, code = count_operations(compilation.graph), compilation.module.code
             traffic = memory_traffic(compilation.graph)
             places = {rule: tuple(nodes) for rule, nodes in replaced.items()}
+            reasons = {rule: tuple(nodes) for rule, nodes in refused.items()}
             replaced.clear()
+            refused.clear()
+            numbers = (before, after, *traffic)
             passes.append(
-                ExplainedPass(name, before, after, *traffic, is_changed, dict(fired), places, code)
+                ExplainedPass(name, *numbers, is_changed, dict(fired), places, reasons, code)
             )
 
         def on_rewrite(rule: str, replacements: Replacements) -> None:
             replaced.setdefault(rule, []).append(next(iter(replacements)).name)
 
-        compilation.on_rewrite = on_rewrite
+        def on_refusal(rule: str, node: fx.Node, reason: str) -> None:
+            refused.setdefault((rule, reason), []).append(node.name)
+
+        compilation.on_rewrite, compilation.on_refusal = on_rewrite, on_refusal
         after_pass(compilation, "record", True)
         return after_pass
 
@@ -245,6 +260,12 @@ def _sizes(value: Any) -> Iterator[int]:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.3g}" if count < 1e9 else f"{count / 1e6:.0f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as one text, the first of many and the number of the others."""
+    more = f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:

@@ -13,10 +13,11 @@ from funcnets.compiler.graph.structure import Structure
 T = TypeVar("T")
 Aliases = dict[int, int]  # position of an output -> position of the input whose memory it takes
 OnRewrite = Callable[[str, Replacements], None]
+OnRefusal = Callable[[str, fx.Node, str], None]
 
 
-def ignore_rewrite(name: str, replacements: Replacements) -> None:
-    """Callback for rewrites that does nothing."""
+def ignore(*told: object) -> None:
+    """Callback for rewrites and refusals that does nothing."""
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Compilation:
         after_pass: called after each pass, with its name and what it returned.
         on_rewrite: called with the name of each fusion and what it replaces, while both the old
             and the new nodes are in the graph.
+        on_refusal: called with the name of each fusion that a node was a candidate for, the node,
+            and in words why it was not fused.
     """
 
     module: fx.GraphModule
@@ -43,7 +46,8 @@ class Compilation:
     donated: tuple[int, ...] = ()
     aliases: Aliases = field(default_factory=dict)
     source: str = ""
-    on_rewrite: OnRewrite = ignore_rewrite
+    on_rewrite: OnRewrite = ignore
+    on_refusal: OnRefusal = ignore
     after_pass: "AfterPass | None" = None
     _analyses: dict[Callable[..., Any], Any] = field(default_factory=dict)
 

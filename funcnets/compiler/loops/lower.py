@@ -22,6 +22,7 @@ from funcnets.compiler.loops.call import Loop, plan
 from funcnets.compiler.loops.codegen import HEADER, MAX_DEPTH, source
 from funcnets.compiler.loops.grouping import Region, find_regions, unviewed
 
+LOOP = "loop"  # name of the fusion in explanations
 MAX_GROUPED_SIZE = 1 << 16  # elements up to which a region shares a call with others
 
 
@@ -43,6 +44,8 @@ def fuse_loops(compilation: Compilation) -> bool:
     code = _library_source(names)
     library = build.load(code, build.ROUND_EACH) if groups else None
     if library is None:
+        for node in fused:
+            compilation.on_refusal(LOOP, node, "there is no C++ compiler")
         return False
     for i, (group, each) in enumerate(zip(groups, plans, strict=True)):
         compilation.module.add_submodule(f"loop{i}", Loop(each, library))
@@ -70,6 +73,8 @@ def group_regions(compilation: Compilation) -> list[list[Region]]:
     alone: list[list[Region]] = []
     for region in find_regions(compilation):
         if not region.size or len(region.nest) > MAX_DEPTH:
+            reason = "it has no elements" if not region.size else f"more than {MAX_DEPTH} loops"
+            _refuse(compilation, region, reason)
             continue
         is_small = region.size <= MAX_GROUPED_SIZE
         if is_small and _reads_arguments_only(region):
@@ -78,8 +83,18 @@ def group_regions(compilation: Compilation) -> list[list[Region]]:
             at_end.append(region)
         elif len(region.nodes) > 1:
             alone.append([region])
-    groups = [at_begin, *alone, at_end]
-    return [group for group in groups if sum(len(region.nodes) for region in group) > 1]
+        else:
+            _refuse(compilation, region, "no element-wise operation of its shape is beside it")
+    for shared in (at_begin, at_end):
+        if sum(len(region.nodes) for region in shared) == 1:
+            _refuse(compilation, shared.pop(), "no small operations that could share its call")
+    return [group for group in (at_begin, *alone, at_end) if group]
+
+
+def _refuse(compilation: Compilation, region: Region, reason: str) -> None:
+    """Tell why the operations of a region are left to ATen."""
+    for node in region.nodes:
+        compilation.on_refusal(LOOP, node, reason)
 
 
 def _reads_arguments_only(region: Region) -> bool:

@@ -37,12 +37,14 @@ MEAN_OF_STATISTICS = {
     aten.batch_norm_update_stats.default: 0,
     aten.var_mean.correction: 1,
 }
+NO_DEVIATION = "it is not the sum k·(x - m) + c/n of the derivative of a variance"
 # Functions whose value or slope jumps at 0, apart from those of a ReLU.
 NOT_CONTINUOUS_AT_ZERO = {
     *("sqrt", "rsqrt", "reciprocal", "log", "log2", "log10", "sign", "sgn", "floor", "ceil"),
     *("eq", "ne", "lt", "gt", "le", "ge", "signbit", "logical_not", "isnan"),
 }
-Rule = Callable[[fx.Node], Replacements]
+# Function that returns what a node is replaced by, or in words why it isn't.
+Rule = Callable[[fx.Node], Replacements | str]
 
 
 def fuse_operations(compilation: Compilation) -> bool:
@@ -64,33 +66,48 @@ def fuse_scales(compilation: Compilation) -> bool:
 
 
 def _apply(compilation: Compilation, rules: dict[Any, tuple[Rule, ...]]) -> bool:
-    """Apply the first rule that matches at each node, and count it in `fired`."""
+    """Apply the first rule that matches at each node, and count it in `fired`.
+
+    Where none matches, `on_refusal` is told why each of them doesn't.
+    """
     overwritten = compilation.analysis(memory).overwritten
     is_changed, length = False, len(compilation.graph.nodes)
     for node in list(compilation.graph.nodes):
+        refusals: dict[str, str] = {}
         for rule in rules.get(node.target, ()):
-            if replacements := _replacements(rule, node, overwritten):
-                name = f"fusion.{rule.__name__}"
-                compilation.on_rewrite(name, replacements)
-                replace(replacements)
-                compilation.fired[name] += 1
-                is_changed = True
-                break
+            name, replacements = f"fusion.{rule.__name__}", _replacements(rule, node, overwritten)
+            if isinstance(replacements, str):
+                refusals[name] = replacements
+                continue
+            compilation.on_rewrite(name, replacements)
+            replace(replacements)
+            compilation.fired[name] += 1
+            is_changed = True
+            break
+        else:
+            for name, reason in refusals.items():
+                compilation.on_refusal(name, node, reason)
     # Nodes of a replacement that was refused are left for `remove_dead_code`.
     return is_changed or len(compilation.graph.nodes) > length
 
 
-def _replacements(rule: Rule, node: fx.Node, overwritten: frozenset[fx.Node]) -> Replacements:
-    """Return the replacements of `rule` at `node`; none if an overwritten value takes part.
+def _replacements(rule: Rule, node: fx.Node, overwritten: frozenset[fx.Node]) -> Replacements | str:
+    """Return the replacements of `rule` at `node`, or why there are none.
 
-    Such a value must be read exactly where it was read.
+    There are none if an overwritten value takes part, which must be read exactly where it was read.
     """
     known = set(node.graph.nodes) if overwritten else set()
     with node.graph.inserting_before(node):
         replacements = rule(node)
+    if isinstance(replacements, str):
+        return replacements
+    if not replacements:
+        return "nothing reads its results"
     if overwritten and not overwritten.isdisjoint(_taking_part(replacements, known)):
-        return {}
-    return replacements if all(map(_is_alike, replacements, replacements.values())) else {}
+        return "a value that takes part is overwritten later"
+    if not all(map(_is_alike, replacements, replacements.values())):
+        return "the result would have another shape, dtype or strides"
+    return replacements
 
 
 def _taking_part(replacements: Replacements, known: set[fx.Node]) -> set[fx.Node]:
@@ -105,21 +122,26 @@ def _taking_part(replacements: Replacements, known: set[fx.Node]) -> set[fx.Node
     return found
 
 
-def times_one(node: fx.Node) -> Replacements:
+def times_one(node: fx.Node) -> Replacements | str:
     """Replace x·1 by x, unless it, or a view of it, is a result with memory of its own."""
     x, factor = arguments(node)
-    given = any(user.op == "output" or viewed(user) is node for user in node.users)
-    return {node: x} if factor == 1 and not given else {}
+    if factor != 1:
+        return "the factor is not 1"
+    if any(user.op == "output" or viewed(user) is node for user in node.users):
+        return "it, or a view of it, may be a result, which has memory of its own"
+    return {node: x}
 
 
-def channel_sums(node: fx.Node) -> Replacements:
+def channel_sums(node: fx.Node) -> Replacements | str:
     """Sum g·x and g over all dimensions but the channels, reading both once."""
     g, x = arguments(node)
     if not _are_maps(g, x):
-        return {}
+        return "the factors are not two CPU feature maps of one shape, dtype and memory format"
     product_sum, g_sum = (_channel_sum(value, node) for value in (node, g))
-    if len(node.users) > 1 or product_sum is None or g_sum is None:
-        return {}
+    if product_sum is None or g_sum is None:
+        return "the product and its first factor are not both summed over all but the channels"
+    if len(node.users) > 1:
+        return "more than the sum reads the product"
     graph, sums = node.graph, emit(node.graph, CHANNEL_SUMS, g, x)
     return {
         old: emit(
@@ -129,14 +151,14 @@ def channel_sums(node: fx.Node) -> Replacements:
     }
 
 
-def deviation(node: fx.Node) -> Replacements:
+def deviation(node: fx.Node) -> Replacements | str:
     """Compute k·(x - m) + c/n, the derivative of mean and variance, as (c/n - k·m) + k·x."""
     product, quotient = arguments(node)
     if not (calls_for_one(product, aten.mul.Tensor) and calls_for_one(quotient, aten.div.Scalar)):
-        return {}
+        return NO_DEVIATION
     (factor, difference), (expanded, count) = arguments(product), arguments(quotient)
     if not (calls_for_one(difference, aten.sub.Tensor) and calls(expanded, aten.expand.default)):
-        return {}
+        return NO_DEVIATION
     (x, mean), constant = arguments(difference), arguments(expanded)[0]
     if calls(mean, aten.mean.dim):
         mean = _known_mean(mean) or mean
@@ -146,26 +168,34 @@ def deviation(node: fx.Node) -> Replacements:
     return {node: emit(graph, aten.addcmul.default, shift, x, factor)}
 
 
-def multiply_add(node: fx.Node) -> Replacements:
+def multiply_add(node: fx.Node) -> Replacements | str:
     """Compute y + u·v by one operation, if nothing else reads the product; v may be a number.
 
     It rounds once: where y may be -u·v, rounded, the sum would no longer be 0, and its square root
     may be NaN.  So it doesn't apply where an operation follows that tells a small number from 0.
     """
-    operands = () if node.kwargs or _tells_from_zero(node) else arguments(node)
-    for product, y in permutations(operands, 2):
-        if not calls_for_one(product, aten.mul.Tensor) or not isinstance(y, fx.Node):
-            continue
+    if node.kwargs:
+        return "the sum scales an operand"
+    products = [
+        (product, y)
+        for product, y in permutations(arguments(node), 2)
+        if calls_for_one(product, aten.mul.Tensor) and isinstance(y, fx.Node)
+    ]
+    if not products:
+        return "no operand is a product that the sum alone reads"
+    if _tells_from_zero(node):
+        return "an operation that follows tells a small number from 0"
+    for product, y in products:
         u, v = arguments(product)
-        if _is_product_of(y, (u, v)):
-            continue
         alike = {fake_value(n).dtype for n in (y, u, v, node) if isinstance(n, fx.Node)}
         whole = fake_value(product).shape == fake_value(node).shape
-        if len(alike) == 1 and whole and fake_value(node).is_floating_point():
-            if isinstance(v, fx.Node):
-                return {node: emit(node.graph, aten.addcmul.default, y, u, v)}
-            return {node: emit(node.graph, aten.add.Tensor, y, u, alpha=v)}
-    return {}
+        is_usual = len(alike) == 1 and whole and fake_value(node).is_floating_point()
+        if not is_usual or _is_product_of(y, (u, v)):
+            continue
+        if isinstance(v, fx.Node):
+            return {node: emit(node.graph, aten.addcmul.default, y, u, v)}
+        return {node: emit(node.graph, aten.add.Tensor, y, u, alpha=v)}
+    return "the operands share a factor, or differ in shape or dtype, or are integers"
 
 
 def _tells_from_zero(node: fx.Node) -> bool:
@@ -196,7 +226,7 @@ def _is_product_of(y: fx.Node, factors: Sequence[Any]) -> bool:
     return y.target in powers and not set(operands).isdisjoint(factors)
 
 
-def max_pool(node: fx.Node) -> Replacements:
+def max_pool(node: fx.Node) -> Replacements | str:
     """Pool by a kernel that keeps the position of each maximum as a byte, for the gradients too."""
     x, kernel, *how = arguments(node)
     usual: tuple[Any, ...] = ([], [0, 0])
@@ -207,12 +237,14 @@ def max_pool(node: fx.Node) -> Replacements:
     operation = aten.max_pool2d_with_indices_backward.default
     is_all = all(calls(each, operation) and each.args[-1] is parts[1] for each in gradients)
     if 0 not in parts or not is_all:
-        return {}
+        return "more than the gradient reads the positions of the maxima"
     value = fake_value(x)
     is_channels_last = value.is_contiguous(memory_format=torch.channels_last)
     supported = max_pool_kernel.is_supported(value, kernel, stride, padding, *rest)
-    if not is_channels_last or not supported:
-        return {}
+    if not is_channels_last:
+        return "the feature map is not channels_last"
+    if not supported:
+        return "the kernel does not support the dtype, the window or this machine"
     max_pool_kernel.KERNEL.begin(value.dtype)
     graph, (image, small) = node.graph, (fake_value(each).shape[2:] for each in (x, parts[0]))
     results = emit(graph, max_pool_kernel.MAX_POOL, x, kernel, stride, padding, list(small))
@@ -225,40 +257,42 @@ def max_pool(node: fx.Node) -> Replacements:
     return replaced
 
 
-def rectified(node: fx.Node) -> Replacements:
+def rectified(node: fx.Node) -> Replacements | str:
     """Apply a ReLU where a Winograd convolution writes its tiles."""
     (convolution,) = arguments(node)
     if not calls_for_one(convolution, CONVOLUTION):
-        return {}
+        return "its operand is not a Winograd convolution that it alone reads"
     operands = arguments(convolution)[:5]  # without the last one, relu
     return {node: emit(node.graph, CONVOLUTION, *operands, True)}
 
 
-def as_stored(node: fx.Node) -> Replacements:
+def as_stored(node: fx.Node) -> Replacements | str:
     """Compute statistics of converted feature maps from the bfloat16 maps in memory."""
     narrow = [_narrow(operand) for operand in arguments(node)]
-    if None in narrow or not build.is_available():
-        return {}
+    if None in narrow:
+        return "the operands are not bfloat16 feature maps, converted to float32"
+    if not build.is_available():
+        return "there is no C++ compiler"
     moments.KERNEL.begin(torch.bfloat16)
     operation: Any = node.target
     results = emit(node.graph, operation, *narrow)
     return {part: emit(node.graph, operator.getitem, results, part.args[1]) for part in node.users}
 
 
-def scaled(node: fx.Node) -> Replacements:
+def scaled(node: fx.Node) -> Replacements | str:
     """Scale, and maybe shift, the channels of a bfloat16 feature map by one operation.
 
     Separate operations in float32 would each read and write the map, and so would conversions.
     """
     result = node.args[0]
     if fake_value(node).dtype is not torch.bfloat16 or not isinstance(result, fx.Node):
-        return {}
+        return "it is not a conversion to bfloat16"
     if calls_for_one(result, aten.addcmul.default) and not result.kwargs:
         shift, factors = arguments(result)[0], arguments(result)[1:]
     elif calls_for_one(result, aten.mul.Tensor):
         shift, factors = None, arguments(result)
     else:
-        return {}
+        return "its operand is not a product, maybe with a sum, that it alone reads"
     for x, scale in permutations(factors):
         narrow = isinstance(x, fx.Node) and _narrow(x)
         if not narrow or not _are_maps(narrow) or not _is_of_channels(scale, x):
@@ -268,7 +302,7 @@ def scaled(node: fx.Node) -> Replacements:
             line = emit(node.graph, aten.view.default, scale, (-1,))
             plus = shift and emit(node.graph, aten.view.default, shift, (-1,))
             return {node: emit(node.graph, SCALE_AND_SHIFT, narrow, line, plus)}
-    return {}
+    return "it is not a bfloat16 map times one number for each channel, and plus one"
 
 
 def _is_of_channels(value: Any, like: fx.Node) -> bool:
