@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 def without_times(path):
     return [
-        {name: value for name, value in row._asdict().items() if name not in TIMES}
+        {k: v for k, v in row._asdict().items() if k not in TIMES and v is not None}
         for row in RunDirectory(path).read_step_rows()
     ]
 
@@ -122,16 +122,36 @@ def test_after_a_kill_each_step_is_there_once():
 
 
 @pytest.mark.usefixtures("known_strategy")
-def test_a_sweep_has_events_of_each_member_and_no_rows_of_steps(run):
+def test_a_sweep_has_rows_of_steps_and_events_of_each_member(run):
     options = ("--seeds", 2, "--lr", "0.1,0.5", "--epochs", 1, "--run", "many", *SMALL)
-    assert run("sweep", "--tensorboard", *options)[0] == 0
+    assert run("sweep", "--tensorboard", "--log-every", 2, *options)[0] == 0
     parts = {path.name for path in Path("many/tensorboard").iterdir()}
     assert {"rate 0.1, seed 1", "rate 0.5, ensemble", "all rates, ensemble"} < parts
     known = {tag: value for _, tag, value in events("many/tensorboard/rate 0.1, seed 1")}
     (row,) = (r for r in rows("many") if (r["seed"], r["learning_rate"]) == (1, 0.1))
     assert known["epoch/test_accuracy"] == pytest.approx(row["test_accuracy"])
-    code, _, err = run("sweep", "--log-every", 2)
-    assert (code, len(err.splitlines())) == (2, 1)
+    logged = RunDirectory("many").read_step_rows()
+    assert [(r.step, r.base_rate, r.seed) for r in logged] == [
+        (2, rate, seed) for rate in (0.1, 0.5) for seed in (0, 1)
+    ]
+    assert [r.learning_rate / r.base_rate for r in logged] == pytest.approx([2 / 3] * 4)
+    assert len({r.loss for r in logged}) == len({r.gradient_norm for r in logged}) == 4
+    assert known["step/gradient_norm"] == pytest.approx(logged[1].gradient_norm)
+    *members, _, _, whole = rows("many")
+    assert all(row["gradient_norm"] > 0 for row in members)
+    assert whole["gradient_norm"] is None
+    assert all(r["step_seconds"] + r["evaluation_seconds"] < r["seconds"] for r in rows("many"))
+
+
+@pytest.mark.usefixtures("known_strategy")
+def test_a_member_of_a_sweep_has_the_rows_of_its_own_training(run):
+    options = ("--epochs", 1, "--log-every", 1, *SMALL)
+    assert run("sweep", "--seeds", 1, "--lr", "0.5,1e39", "--run", "many", *options)[0] == 0
+    assert run("train", "--lr", 0.5, "--run", "alone", *options)[0] == 0
+    many = [row for row in without_times("many") if row["base_rate"] == 0.5]
+    for member, row in zip(many, without_times("alone"), strict=True):
+        assert member == pytest.approx({**row, "base_rate": 0.5, "seed": 0}, rel=1e-3)
+    assert "loss" not in without_times("many")[-1]  # of the member that diverged
 
 
 def test_epochs_are_scalars_by_the_number_of_steps(run):
@@ -167,7 +187,7 @@ class Unreadable:
 def test_nothing_is_read_before_the_loop_reads(tmp_path):
     written = []
     directory = SimpleNamespace(path=tmp_path, add_step_rows=written.extend)
-    log = MetricsLog(directory, 2, lambda step: 0.5)
+    log = MetricsLog(directory, 2, lambda step: [0.5])
     waiting, read = SimpleNamespace(unread=1), SimpleNamespace(unread=0)
     taken = Taken(1, 10, 0.25, 0.75)
     measured = {"loss": Unreadable(), "gradient_norm": Unreadable()}

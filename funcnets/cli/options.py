@@ -284,7 +284,12 @@ _DATA_FIELDS = {
     "normalize": Normalize,
 }
 _COURSE = {"recipe": Recipe, "epochs": Epochs, "batch_size": BatchSize}
-_OF_RUNS = {"resume": Resume, "save_every": SaveEvery, "tensorboard": TensorBoard}
+_OF_RUNS = {
+    "resume": Resume,
+    "save_every": SaveEvery,
+    "tensorboard": TensorBoard,
+    "log_every": LogEvery,
+}
 TRAIN_FIELDS: dict[str, Any] = {
     "network": UsualNetwork,
     **_DATA_FIELDS,
@@ -322,7 +327,6 @@ TRAIN: dict[str, Any] = {
     "config": ConfigFile,
     "run": TrainingDirectory,
     **_OF_RUNS,
-    "log_every": LogEvery,
     "check": Check,
     "processes": Processes,
     "compare_every": CompareEvery,

@@ -50,6 +50,11 @@ class Sweep(Training):
         assert isinstance(self.setup.config, SweepConfig)
         return self.setup.config
 
+    @property
+    def members(self) -> Sequence[tuple[float, int]]:
+        """Learning rate and seed of each member."""
+        return self.config.members
+
     def jit(self, step: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Compile the training step of a network as the step of all members."""
         return ensemble.jit_step(step, **options)
@@ -69,16 +74,17 @@ class Sweep(Training):
 
         `tested` are the members' logits.  Members that diverged are left out of ensembles.
         """
-        rate = times.examples_per_second
+        rate, norms = times.examples_per_second, measured.get("gradient_norm")
+        speed = rate and round(rate * len(self.members), 1)
         return measured_rows(
             self.config,
             tested,
             self.setup.watched.test_labels,
             progress.running,
+            [None] * len(self.members) if norms is None else [*map(finite, norms.tolist())],
             epoch=progress.epoch + 1,
             step=steps_done(progress.train_state),
-            examples_per_second=rate and round(rate * len(self.config.members), 1),
-            seconds=times.seconds,
+            **times._replace(examples_per_second=speed)._asdict(),
         )
 
     def running_fields(self) -> Any:
@@ -97,6 +103,7 @@ def measured_rows(
     tested: Tensor,
     labels: Tensor,
     running: Sequence[Running | None],
+    gradient_norms: Sequence[float | None],
     **common: Any,
 ) -> list[MemberRow]:
     """Return rows of the members, of the ensemble of each rate, and of that of all members.
@@ -106,6 +113,7 @@ def measured_rows(
         tested: the logits of each member for the test images, (M, N, K).
         labels: their labels, (N,).
         running: the averages of each member over the epoch; None where they aren't known.
+        gradient_norms: that of each member's last step; None where it isn't known.
         common: the other fields of the rows.
     """
     are_finite = tested.isfinite().all(2).all(1).tolist()
@@ -130,9 +138,10 @@ def measured_rows(
             seed=seed,
             train_loss=averages and finite(averages.loss),
             train_accuracy=averages and averages.accuracy,
+            gradient_norm=norm,
         )
-        for (learning_rate, seed), averages, logits, is_good in zip(
-            config.members, running, tested, good, strict=True
+        for (learning_rate, seed), averages, norm, logits, is_good in zip(
+            config.members, running, gradient_norms, tested, good, strict=True
         )
     ]
     return members + _ensemble_rows(config, tested, good, row)
@@ -156,12 +165,13 @@ def evaluate(setup: Setup) -> list[MemberRow]:
     """Return rows of the members and ensembles of a sweep's train state over all test images."""
     assert isinstance(setup.config, SweepConfig)
     tested = MemberEvaluation(setup.config, setup.net, setup.dataset)(setup.train_state)
-    step = steps_done(setup.train_state)
+    step, unknown = steps_done(setup.train_state), [None] * len(setup.config.members)
     return measured_rows(
         setup.config,
         tested,
         setup.dataset.test_labels,
-        [None] * len(setup.config.members),
+        unknown,
+        unknown,
         epoch=step // setup.batches,
         step=step,
         examples_per_second=None,

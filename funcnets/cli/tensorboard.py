@@ -10,7 +10,7 @@ from funcnets.runs import EpochRow, MemberRow, RunError, StepRow
 DIRECTORY = "tensorboard"  # in that of a run
 EXTRA = "tensorboard"
 EVENT_FILES = "events.out.tfevents.*"
-PLACES = ("step", "epoch", "seed", "diverged")  # fields that are no scalars
+PLACES = ("step", "epoch", "seed", "base_rate", "diverged")  # fields that are no scalars
 
 
 def check_installed() -> None:
@@ -92,9 +92,10 @@ def _event(row: EpochRow | MemberRow | StepRow, kind: str) -> Any:
 
 def _part(row: EpochRow | MemberRow | StepRow) -> str:
     """Return the directory of a row's events: that of the run itself, or one of a sweep's parts."""
-    if not isinstance(row, MemberRow):
+    if isinstance(row, EpochRow) or (isinstance(row, StepRow) and row.seed is None):
         return "."
-    rate = "all rates" if row.learning_rate is None else f"rate {row.learning_rate:g}"
+    base = row.base_rate if isinstance(row, StepRow) else row.learning_rate
+    rate = "all rates" if base is None else f"rate {base:g}"
     return f"{rate}, {'ensemble' if row.seed is None else f'seed {row.seed}'}"
 
 

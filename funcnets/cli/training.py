@@ -15,7 +15,7 @@ from funcnets.cli.evaluation import Evaluation, StoppedError, finite
 from funcnets.cli.failures import TrainingError, failing_to_write
 from funcnets.cli.fastest_precision import fastest_precision
 from funcnets.cli.interrupt import Agreement, Interrupt, Wish
-from funcnets.cli.metrics_log import MetricsLog
+from funcnets.cli.metrics_log import ONE_NETWORK, MetricsLog
 from funcnets.cli.preparation import Setup
 from funcnets.cli.recalibration import describe_lag, recalibrate
 from funcnets.cli.reporters import Reporter
@@ -60,8 +60,8 @@ class Outcome(NamedTuple):
 class Training:
     """The training of one network, from its setup to the last epoch or the first signal.
 
-    A subclass trains something else by other methods: `jit`, `evaluation`, `fit`, `epoch_rows` and
-    `checkpoint_metadata` (see `sweep.Sweep`).
+    A subclass trains something else by other methods: those from `jit` to `check_train_state`
+    (see `sweep.Sweep`).
 
     Args:
         setup: what is trained; its train state is used up, as the steps take its memory.
@@ -99,7 +99,7 @@ class Training:
         self.measures_gradients = log_every is not None
         is_writer = self.processes.is_first
         every = log_every if is_writer else None
-        self.log = MetricsLog(setup.directory, every, self.learning_rate_at)
+        self.log = MetricsLog(setup.directory, every, self.learning_rates_at, self.members)
         self.has_events = tensorboard and is_writer
 
     # Methods that a subclass replaces.
@@ -133,15 +133,21 @@ class Training:
             test_loss=None,
             test_accuracy=None,
             **times._asdict(),
-            learning_rate=self.learning_rate_at(step),
+            learning_rate=self.learning_rates_at(step)[0],
             gradient_norm=None if norm is None else finite(float(norm.reshape(-1)[-1])),
         )
         return [_measured(row, "validation" if self.setup.config.validation else "test", tested)]
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, which is counted from 1."""
-        config = self.setup.config
-        return recipe.learning_rate_at(config, config.epochs * self.setup.batches, step)
+    @property
+    def members(self) -> Sequence[tuple[float | None, int | None]]:
+        """Learning rate and seed of each member of a sweep."""
+        return ONE_NETWORK
+
+    def learning_rates_at(self, step: int) -> list[float]:
+        """Return the learning rate of a step, from 1, for each network that is trained."""
+        config, steps = self.setup.config, self.setup.config.epochs * self.setup.batches
+        rates = (config.learning_rate if rate is None else rate for rate, _ in self.members)
+        return [recipe.learning_rate_at(config, steps, step, rate) for rate in rates]
 
     @property
     def running(self) -> Any:

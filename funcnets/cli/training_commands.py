@@ -109,6 +109,7 @@ def sweep_command(
     resume: bool,
     save_every: str | None,
     tensorboard: bool,
+    log_every: int | None,
     json: bool,
     **given: Any,
 ) -> None:
@@ -123,11 +124,16 @@ def sweep_command(
     from funcnets.cli.tensorboard import check_installed
     from funcnets.runs import SweepConfig
 
+    _check_at_least_one(log_every=log_every)
     fields = options.fields(options.SWEEP_FIELDS, given)
     if "rates" in fields:
         fields["rates"] = _rates(fields["rates"])
     fields = config_file.merged(fields, config, SweepConfig)
-    how = {"cadence": _cadence(save_every), "tensorboard": tensorboard}
+    how = {
+        "cadence": _cadence(save_every),
+        "log_every": log_every,
+        "tensorboard": tensorboard,
+    }
     if tensorboard:
         check_installed()
     with distributed.joined(fields.get("device"), options.TIMEOUT) as joined:

@@ -131,9 +131,12 @@ def _decay_matrices(weight_decay: float) -> Optimizer:
     )
 
 
-def learning_rate_at(config: Config, steps: int, step: int) -> float:
-    """Return the learning rate of the step number `step`, from 1, in a training of `steps`."""
-    course = schedule(config, steps, config.learning_rate)
+def learning_rate_at(config: Config, steps: int, step: int, rate: float) -> float:
+    """Return the learning rate of the step number `step`, from 1, in a training of `steps`.
+
+    `rate` is the highest one.
+    """
+    course = schedule(config, steps, rate)
     return float(course(torch.tensor(step - 1)) if callable(course) else course)
 
 

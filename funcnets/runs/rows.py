@@ -36,6 +36,7 @@ class EpochRow(NamedTuple):
 class StepRow(NamedTuple):
     """Measurements of one step, and its times: means over the steps since the row before.
 
+    In a sweep each member has a row, and times and speed are those of all members together.
     Times are the host's, without steps that compile; on a GPU, which runs up to 8 steps behind,
     they are right for rows that are at least so far apart.
     """
@@ -48,6 +49,8 @@ class StepRow(NamedTuple):
     examples_per_second: float | None  # None where every step was the first of its shape
     data_seconds: float | None  # of a step, until its batch is gathered
     step_seconds: float | None  # of a step, from then on
+    base_rate: float | None = None  # of a sweep's member: its learning rate before the schedule
+    seed: int | None = None  # of a sweep's member
 
 
 class MemberRow(NamedTuple):
@@ -64,6 +67,10 @@ class MemberRow(NamedTuple):
     seed: int | None = None  # None for an ensemble
     train_loss: float | None = None  # None for an ensemble, or where it isn't finite
     train_accuracy: float | None = None
+    gradient_norm: float | None = None  # of its last step; None unless steps are logged
+    data_seconds: float | None = None  # of `seconds`, to gather batches
+    step_seconds: float | None = None  # in steps of all members, without the first of each shape
+    evaluation_seconds: float | None = None
 
     @property
     def watched_accuracy(self) -> float:
