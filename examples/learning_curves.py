@@ -5,16 +5,19 @@
 The module is trained as PyTorch users do: its own generator draws initial values (Xavier uniform
 weights) and shuffles, torchvision resizes, `torch.optim.SGD` updates, autocast computes in
 bfloat16.  A line of JSON for each epoch goes to standard output, and at the end a table of medians
-and ranges over the seeds, with the step at which the loss left its first plateau.
+and ranges over the seeds, with the step at which the loss left its first plateau.  With `--runs
+DIR` each training is also a run directory in DIR, and `reference_table.py DIR` makes the table.
 """
 
 import argparse
 import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import arguments
@@ -23,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import funcnets
-from funcnets import data, optim, precision, random, train
+from funcnets import data, optim, precision, random, runs, train
 from funcnets.models import Recipe
 from funcnets.testing import twins
 
@@ -148,6 +151,46 @@ WAYS: dict[str, Callable[..., Iterator[tuple[float, float, float, Losses]]]] = {
 }
 
 
+class SavedRun:
+    """The run directory of a training: a row for each epoch with a finite loss, and no checkpoint.
+
+    `trained_by` in its environment.json is the way, `function` or `module`.
+    """
+
+    def __init__(
+        self, name: str, way: str, seed: int, images: int, options: argparse.Namespace
+    ) -> None:
+        chosen = {"epochs": options.epochs} if options.epochs else {}
+        place = data.find(options.data)
+        self.config = runs.Config.from_recipe(
+            name,
+            "reference",
+            seed=seed,
+            device=options.device,
+            precision=options.precision,
+            data="bundled" if place == data.BUNDLED else str(place.absolute()),
+            limit_train=options.limit_train,
+            **chosen,
+        )
+        path = Path(options.runs) / f"{name}-reference-{way}-seed{seed}"
+        self.directory = runs.RunDirectory.create(self.config, path)
+        environment = self.directory.read_environment() | {"trained_by": way}
+        (path / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+        self.steps = math.ceil(images / self.config.batch_size)
+        self.rows: list[runs.EpochRow] = []
+        self.begun = time.perf_counter()
+
+    def add(self, row: Epoch) -> None:
+        """Write the row of an epoch, unless its loss is no finite number."""
+        if not math.isfinite(row.loss):
+            return
+        now = time.perf_counter()
+        measured = (row.loss, row.train, None, row.test, None, now - self.begun)
+        self.rows.append(runs.EpochRow(row.epoch, row.epoch * self.steps, *measured))
+        self.directory.write_rows(self.rows)
+        self.begun = now
+
+
 def epochs_of(
     name: str, way: str, seed: int, dataset: data.Dataset, options: argparse.Namespace
 ) -> Iterator[Epoch]:
@@ -193,6 +236,23 @@ def on_device(dataset: data.Dataset, device: str) -> data.Dataset:
     return replace(dataset, **{part: getattr(dataset, part).to(device) for part in parts})
 
 
+def start_run(
+    parser: arguments.Parser,
+    name: str,
+    way: str,
+    seed: int,
+    dataset: data.Dataset,
+    options: argparse.Namespace,
+) -> SavedRun | None:
+    """Make the run directory where one is asked for; end the example if that can't be done."""
+    if options.runs is None:
+        return None
+    try:
+        return SavedRun(name, way, seed, len(dataset.train_labels), options)
+    except runs.RunError as error:
+        parser.error(str(error))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = arguments.Parser(__doc__)
     parser.add_argument("--nets", nargs="+", choices=arguments.NETWORKS, default=["googlenet"])
@@ -201,6 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=arguments.positive, help="instead of the recipe's")
     parser.add_argument("--precision", default="bfloat16", choices=tuple(precision.POLICIES))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runs", help="the directory in which run directories are made")
     parser.add_data(default=None)
     parser.add_limit()
     parser.add_backend()
@@ -210,9 +271,12 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.nets:
         for seed in options.seeds:
             for way in options.ways:
+                saved = start_run(parser, name, way, seed, dataset, options)
                 for row in epochs_of(name, way, seed, dataset, options):
                     print(json.dumps(row._asdict()), flush=True)
                     rows.append(row)
+                    if saved:
+                        saved.add(row)
     print(table(rows))
 
 

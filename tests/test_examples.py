@@ -260,7 +260,7 @@ def made_run(path, losses, kind=runs.Config, **values):
 
 
 def test_reference_table_has_a_row_for_seeds_and_the_published_results(tmp_path, capsys):
-    google = {"network": "googlenet", "recipe": "reference", "epochs": 2}
+    google = {"network": "googlenet", "recipe": "reference", "epochs": 2, "data": "/idx"}
     paths = [
         made_run(tmp_path / "0", [0.9, 0.1], **google, seed=0),
         made_run(tmp_path / "1", [0.9, 0.3], **google, seed=1),
@@ -271,18 +271,38 @@ def test_reference_table_has_a_row_for_seeds_and_the_published_results(tmp_path,
     ]
     load("reference_table").main([*paths, paths[0]])
     head, rule, *lines = capsys.readouterr().out.splitlines()
-    assert {line.count("|") for line in (head, rule, *lines)} == {14}
+    lines = lines[: lines.index("")]
+    assert {line.count("|") for line in (head, rule, *lines)} == {15}
     article = "0.301 | 0.885 | 0.875 | 0.854 to 0.902 |"
     assert lines == [
-        "| googlenet | reference | float32 | 2 | 0 1 2 | 0.200 | 0.900 | 0.820 | 0.810 to 0.830 | "
-        f"{article}",
-        "| googlenet | reference | float32 | 1 of 2 | 3 | 0.900 | 0.900 | 0.890 | 0.890 to 0.890 | "
-        f"{article}",
-        "| googlenet | reference, momentum 0.9 | float32 | 1 of 2 | 4 | 0.900 | 0.900 | 0.890 | "
+        "| googlenet | function | reference | float32 | 2 | 0 1 2 | 0.200 | 0.900 | 0.820 | "
+        f"0.810 to 0.830 | {article}",
+        "| googlenet | function | reference | float32 | 1 of 2 | 3 | 0.900 | 0.900 | 0.890 | "
         f"0.890 to 0.890 | {article}",
-        "| lenet_bn_scratch | tuned | float32 | 1 | 0 | 0.900 | 0.900 | 0.890 | 0.890 to 0.890 |  "
-        "|  |  |  |",
+        "| googlenet | function | reference, momentum 0.9 | float32 | 1 of 2 | 4 | 0.900 | 0.900 | "
+        f"0.890 | 0.890 to 0.890 | {article}",
+        "| lenet_bn_scratch | function | tuned, bundled images | float32 | 1 | 0 | 0.900 | 0.900 | "
+        "0.890 | 0.890 to 0.890 |  |  |  |  |",
     ]
+
+
+def test_reference_table_takes_a_directory_and_says_what_is_missing(tmp_path, capsys):
+    ten = {"recipe": "reference", "data": "/idx"}
+    made_run(tmp_path / "0", [0.9] * 10, network="nin", **ten)
+    module = made_run(tmp_path / "1", [0.8] * 10, network="nin", **ten)
+    (Path(module) / "environment.json").write_text('{"trained_by": "module"}')
+    made_run(tmp_path / "2", [0.9] * 10, network="vgg11")
+    empty = made_run(tmp_path / "3", [], network="alexnet", **ten)
+    load("reference_table").main([str(tmp_path)])
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:2] for line in lines[:3]] == [
+        *(["| vgg11", "function"], ["| nin", "function"], ["| nin", "module"])
+    ]
+    functions, modules, left_out = lines[4::2]
+    others = "alexnet, vgg11, googlenet, lenet_bn, lenet_bn_scratch, resnet18, densenet"
+    assert functions.endswith(f"full set, function: {others}")
+    assert modules.endswith(f"full set, module: {others}")
+    assert left_out.startswith(f"Left out: {empty}: no epoch is tested yet")
 
 
 @pytest.mark.parametrize(

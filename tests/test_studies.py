@@ -125,9 +125,10 @@ def test_ensemble_speed_compares_vmap_and_the_loop(capsys):
 
 
 @pytest.mark.slow
-def test_learning_curves_compare_functions_and_modules(capsys):
+def test_learning_curves_compare_functions_and_modules(tmp_path, capsys):
     sizes = ["--epochs", "1", "--limit-train", "512", "--precision", "float32"]
     options = ["--seeds", "0", "1", "--data", "bundled", "--backend", "graph"]
+    options += ["--runs", str(tmp_path)]
     load("learning_curves").main(["--nets", "lenet_bn", *sizes, *options])
     *rows, heading, _, function, module = capsys.readouterr().out.splitlines()
     rows = [json.loads(row) for row in rows]
@@ -138,6 +139,15 @@ def test_learning_curves_compare_functions_and_modules(capsys):
     assert "plateau" in heading
     assert function.startswith("| lenet_bn | function | 2 |")
     assert module.startswith("| lenet_bn | module | 2 |")
+    load("reference_table").main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()[2:4]
+    cells = [line.strip("| ").split(" | ")[:7] for line in lines]
+    few = ["reference, limit_train 512, bundled images", "float32", "1", "0 1"]
+    assert [cell[:6] for cell in cells] == [
+        ["lenet_bn", way, *few] for way in ("function", "module")
+    ]
+    middle = [sum(row["loss"] for row in rows if row["way"] == cell[1]) / 2 for cell in cells]
+    assert [float(cell[6]) for cell in cells] == pytest.approx(middle, abs=1e-3)
 
 
 @pytest.mark.slow
