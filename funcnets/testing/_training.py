@@ -27,6 +27,7 @@ def assert_trains_alike(
     *,
     optimizers: Optimizers | None = None,
     steps: int = 5,
+    batches: Sequence[tuple[Tensor, Tensor]] | None = None,
     loss: Loss = losses.cross_entropy,
     transform: Callable[..., Any] = lambda step: step,
     rename: Rename | None = None,
@@ -37,16 +38,17 @@ def assert_trains_alike(
 ) -> None:
     """Raise Difference unless training steps change a layer and a module alike.
 
-    After each step, on a batch of its own, the loss, parameters and running statistics are
-    compared.  Networks that explode are compared until their loss is above 1,000, as rounding
-    explodes with them.
+    After each step, on a batch of its own unless `batches` are given, the loss, parameters and
+    running statistics are compared.  Networks that explode are compared until their loss is above
+    1,000, as rounding explodes with them.
 
     Args:
         layer, module, rename, dtype, tolerance, values, seed: as those of `assert_equivalent`.
         shape: shape of a batch, (N, ...); outputs are logits (N, classes).
         optimizers: the layer's optimizer, and a function from parameters to the module's; None for
             SGD at a rate of 0.01.
-        steps: number of steps.
+        steps: number of steps; without an effect where batches are given.
+        batches: the input and the labels (N,) of each step; None for random ones.
         loss: (logits, labels (N,)) -> 0-d.
         transform: applied to the layer's step, such as `funcnets.jit`.
 
@@ -60,8 +62,9 @@ def assert_trains_alike(
     x = input_of(shape, seed, dtype)
     pair = pair_of(layer, module, x, rename=rename, values=values, seed=seed)
     tolerance = usual_tolerance(dtype) if tolerance is None else tolerance
-    classes = layer.apply(pair.params, pair.state, x)[0].shape[1]
-    batches = _batches(x, classes, steps, seed)
+    if batches is None:
+        classes = layer.apply(pair.params, pair.state, x)[0].shape[1]
+        batches = _batches(x, classes, steps, seed)
     ours, theirs = optimizers or (optim.sgd(0.01), partial(torch.optim.SGD, lr=0.01))
     step = transform(train.make_train_step(layer, ours, loss=loss))
     train_state = train.TrainState(
