@@ -37,6 +37,39 @@ def test_running_statistics_where_the_mean_is_large(backend):
     torch.testing.assert_close(variance, x.double().var((0, 2, 3)), rtol=4e-6, atol=0)
 
 
+def weight_gradient(x, g, backend):
+    """Return the gradient of batch norm's weight, where g is that of its output."""
+    norm = layers.batch_norm()
+    params, state = norm.init(random.key(0), x)
+
+    def gradient(params, x, g):
+        pulled = torch.func.vjp(lambda p: norm.apply(p, state, x, train=True)[0], params)[1]
+        return pulled(g)[0]["weight"]
+
+    return funcnets.jit(gradient, backend=backend)(params, x, g)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_weight_of_a_constant_channel_has_no_gradient(dtype, memory_format, backend):
+    x, g = (random.normal(random.key(i), (70, 3, 8, 8)).to(dtype) for i in (0, 1))
+    x[:, 1] = 3.7
+    x, g = (each.contiguous(memory_format=memory_format) for each in (x, g))
+    assert (weight_gradient(x, g, backend) == 0).tolist() == [False, True, False]
+    rows = weight_gradient(x[:, :, 0, 0].clone(), g[:, :, 0, 0].clone(), backend)
+    assert (rows == 0).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_gradient_of_the_weight_where_the_mean_is_large(backend):
+    """A difference of two sums would be off by 1.3e-4."""
+    x, g = (random.normal(random.key(i), (32, 8, 14, 14)) for i in (0, 1))
+    expected = weight_gradient((x + 1e3).double(), g.double(), backend)
+    actual = weight_gradient(x + 1e3, g, backend).double()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=5e-5 * expected.abs().max())
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["float32", "bfloat16", "float64"]
 )

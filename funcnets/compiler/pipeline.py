@@ -43,6 +43,7 @@ CLEANING: tuple[Pass, ...] = (
 )
 FUSION: tuple[Pass, ...] = (
     fuse_operations,
+    remove_dead_code,
     fuse_stored_statistics,
     remove_dead_code,
 )
@@ -76,7 +77,7 @@ BACKEND_PASSES: dict[Backend, tuple[Pass, ...]] = {
     ),
 }
 # `lowerings=None` leaves these out too.
-OPTIONAL: frozenset[Pass] = frozenset((*FUSION[:2], fuse_scales))
+OPTIONAL: frozenset[Pass] = frozenset((fuse_operations, fuse_stored_statistics, fuse_scales))
 
 
 def trace(

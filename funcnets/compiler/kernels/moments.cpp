@@ -57,9 +57,9 @@ struct Sum {
     Sum<double> of_lane(int lane) const { return {sum[lane]}; }
 };
 
-// Sums of float numbers are of their differences from a first one, as they lose digits where a mean is large
-// beside the deviations.  Those of double have enough, and bfloat16 numbers have few.
-constexpr bool IS_SHIFTED = std::is_same_v<Stored, float>;
+// Sums of numbers are of their differences from a first one, as they lose digits where a mean is large beside
+// the deviations.  So the mean of equal numbers is exact; that of bfloat16, which have few digits, is anyway.
+constexpr bool IS_SHIFTED = !std::is_same_v<Stored, bfloat16>;
 
 // Adds a block of rows to the results of `vectors` neighbouring vectors of channels; `count` channels are
 // in the last one, and rows are `stride` numbers apart.
@@ -85,12 +85,15 @@ static inline void add_block(long rows, long stride, Vectors vectors, long count
 
 template <class Vectors>
 static inline void add_block(long rows, long stride, Vectors vectors, long count,
-                             ProductSums<DoubleVector>* result, const Stored* grad, const Stored* x) {
-    Vector products[vectors] = {}, sum[vectors] = {};
+                             ProductSums<DoubleVector>* result, const Stored* grad, const Stored* x,
+                             const Real* center) {
+    Vector products[vectors] = {}, sum[vectors] = {}, from[vectors] = {};
+    for (int v = 0; v < vectors; ++v)
+        if (center) from[v] = load_lanes<Vector>(center + v * LANES, count);
     for (long i = 0; i < rows; ++i)
         for (int v = 0; v < vectors; ++v) {
             const Vector factor = load(grad + i * stride + v * LANES, count);
-            products[v] += factor * load(x + i * stride + v * LANES, count);
+            products[v] += factor * (load(x + i * stride + v * LANES, count) - from[v]);
             sum[v] += factor;
         }
     for (int v = 0; v < vectors; ++v) result[v].add({to_double(products[v]), to_double(sum[v])});
@@ -119,12 +122,13 @@ static inline void add_plane(const Stored* x, long count, Moments<double>& resul
     result.add(around(double(count), exact, double(mean), double(squares)));
 }
 
-static inline void add_plane(const Stored* grad, const Stored* x, long count,
+static inline void add_plane(const Stored* grad, const Stored* x, const Real* center, long count,
                              ProductSums<double>& result) {
+    const Real from = center ? *center : 0;
     Real products = 0, sum = 0;
 #pragma omp simd reduction(+ : products, sum)
     for (long i = 0; i < count; ++i) {
-        products += to_real(grad[i]) * to_real(x[i]);
+        products += to_real(grad[i]) * (to_real(x[i]) - from);
         sum += to_real(grad[i]);
     }
     result.add({products, sum});
@@ -142,13 +146,24 @@ struct Sizes {
     long images, channels, pixels;
 };
 
+// One number for each channel, which stands beside maps; maybe null.
+struct ByChannel {
+    const Real* numbers;
+};
+
+// Where a plane of a map begins, or the numbers from a channel on.
+static inline const Stored* at(const Stored* map, long offset, long) { return map + offset; }
+static inline const Real* at(ByChannel x, long, long channel) {
+    return x.numbers ? x.numbers + channel : nullptr;
+}
+
 template <template <class> class Result, class Take, class... Maps>
 static void reduce_planes(const Sizes& s, Take take, Maps... maps) {
 #pragma omp parallel for if (s.images * s.channels * s.pixels > MAX_SERIAL_SIZE)
     for (long c = 0; c < s.channels; ++c) {
         Result<double> result = {};
         for (long n = 0; n < s.images; ++n)
-            add_plane(maps + (n * s.channels + c) * s.pixels..., s.pixels, result);
+            add_plane(at(maps, (n * s.channels + c) * s.pixels, c)..., s.pixels, result);
         take(c, result);
     }
 }
@@ -165,7 +180,7 @@ static void reduce_rows(long rows, long channels, Take take, Maps... maps) {
             for_vectors<MAX_VECTORS>(channels, [&](long first, auto count_of_vectors, auto count) {
                 add_block(min(ROWS_PER_BLOCK, end - row), channels, count_of_vectors, count,
                           results.data + part * vectors + first / LANES,
-                          maps + row * channels + first...);
+                          at(maps, row * channels + first, first)...);
             });
     }
     for (long i = vectors; i < parts * vectors; ++i) results.data[i % vectors].add(results.data[i]);
@@ -187,13 +202,14 @@ extern "C" void moments(const Stored* x, Real* mean, Real* variance, const Sizes
     reduce<Moments>(s, take, x);
 }
 
-extern "C" void product_sums(const Stored* grad, const Stored* x, Real* products, Real* sums,
-                             const Sizes& s) {
+// Sums of grad·(x - center) and of grad; of grad·x where `center` is null.
+extern "C" void product_sums(const Stored* grad, const Stored* x, const Real* center, Real* products,
+                             Real* sums, const Sizes& s) {
     const auto take = [=](long c, const ProductSums<double>& all) {
         products[c] = all.products;
         sums[c] = all.sum;
     };
-    reduce<ProductSums>(s, take, grad, x);
+    reduce<ProductSums>(s, take, grad, x, ByChannel{center});
 }
 
 #ifdef STORED_bfloat16  // ATen sums other types fast enough, and this takes time to compile

@@ -32,16 +32,20 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def channel_sums(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of grad·x and of grad over all dimensions but channels, (C,) each.
+def channel_sums(grad: Tensor, x: Tensor, center: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the sums of grad·(x - center) and of grad over all dimensions but channels, (C,) each.
 
-    Sums of bfloat16 are in float32. The derivative of batch norm begins with these.
+    `center` is (C,), or None for 0. It and the sums are in float32 if the maps are bfloat16.
+    The derivative of batch norm begins with these.
     """
     is_bfloat16 = x.dtype not in build.FLOAT_TYPES
     if is_bfloat16 or (fills_vectors(x) and build.is_available()):
-        products, sums = _reduced("product_sums", [grad, x], *_empty_pair(x))
+        products, sums = _empty_pair(x)
+        maps = _like_last(grad, x)
+        KERNEL.call("product_sums", (), *maps, center, products, sums, sizes=_sizes(x))
         return products, sums
-    mean, scale = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    mean = x.new_zeros(x.shape[1]) if center is None else center
+    scale = x.new_ones(x.shape[1])
     rest = (None, None, None, mean, scale, True, 0.0, [False, True, True])
     _, products, sums = aten.native_batch_norm_backward(grad, x, *rest)
     return products, sums
@@ -81,10 +85,13 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
-def _empty_pair(*maps: Tensor) -> tuple[Tensor, Tensor]:
-    x = maps[-1]
+def _empty_pair(x: Tensor) -> tuple[Tensor, Tensor]:
     dtype = build.register_dtype(x.dtype)
     return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
+
+
+def _empty_sums(grad: Tensor, x: Tensor, center: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _empty_pair(x)
 
 
 def _empty_sum(x: Tensor) -> Tensor:
@@ -99,7 +106,9 @@ CHANNEL_MOMENTS = define(
     "channel_moments(Tensor x) -> (Tensor, Tensor)", channel_moments, _empty_pair
 )
 CHANNEL_SUMS = define(
-    "channel_sums(Tensor grad, Tensor x) -> (Tensor, Tensor)", channel_sums, _empty_pair
+    "channel_sums(Tensor grad, Tensor x, Tensor? center) -> (Tensor, Tensor)",
+    channel_sums,
+    _empty_sums,
 )
 CHANNEL_SUM = define("channel_sum(Tensor x) -> Tensor", channel_sum, _empty_sum)
 SCALE_AND_SHIFT = define(

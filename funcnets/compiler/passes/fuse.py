@@ -38,11 +38,14 @@ MEAN_OF_STATISTICS = {
     aten.var_mean.correction: 1,
 }
 NO_DEVIATION = "it is not the sum k·(x - m) + c/n of the derivative of a variance"
+NO_CENTERED_SUMS = "it is not the sum Σ g·x - c·Σ g of the derivative of batch norm's weight"
 # Functions whose value or slope jumps at 0, apart from those of a ReLU.
 NOT_CONTINUOUS_AT_ZERO = {
     *("sqrt", "rsqrt", "reciprocal", "log", "log2", "log10", "sign", "sgn", "floor", "ceil"),
     *("eq", "ne", "lt", "gt", "le", "ge", "signbit", "logical_not", "isnan"),
 }
+# First arguments, which may be bfloat16; others are in float32.
+NUMBER_OF_MAPS = {CHANNEL_MOMENTS: 1, CHANNEL_SUMS: 2}
 # Function that returns what a node is replaced by, or in words why it isn't.
 Rule = Callable[[fx.Node], Replacements | str]
 
@@ -142,13 +145,54 @@ def channel_sums(node: fx.Node) -> Replacements | str:
         return "the product and its first factor are not both summed over all but the channels"
     if len(node.users) > 1:
         return "more than the sum reads the product"
-    graph, sums = node.graph, emit(node.graph, CHANNEL_SUMS, g, x)
+    graph, sums = node.graph, emit(node.graph, CHANNEL_SUMS, g, x, None)
     return {
         old: emit(
             graph, aten.view.default, emit(graph, operator.getitem, sums, i), fake_value(old).shape
         )
         for i, old in enumerate((product_sum, g_sum))
     }
+
+
+def centered_sums(node: fx.Node) -> Replacements | str:
+    """Compute Σ g·x - c·Σ g by channel as Σ g·(x - c), which is exactly 0 where x is c.
+
+    It is the gradient of batch norm's weight, whose two terms would leave their rounding errors.
+    """
+    for products, product in permutations(arguments(node)):
+        if node.kwargs or not calls_for_one(product, aten.mul.Tensor):
+            continue
+        total, center = arguments(product)
+        is_negative = calls(total, aten.neg.default) and isinstance(center, fx.Node)
+        parts = [_part_of_sums(value) for value in (products, *total.args)] if is_negative else []
+        if [position for _, position in parts] != [0, 1] or parts[0][0] is not parts[1][0]:
+            continue
+        sums = parts[0][0]
+        _, x, known = arguments(sums)
+        shapes = fake_value(center).shape, fake_value(node).shape
+        is_vector = shapes == (fake_value(x).shape[1:2],) * 2 and fake_value(center).is_contiguous()
+        if known is None and is_vector and center < sums:
+            return _centered_sums(node, sums, center)
+    return NO_CENTERED_SUMS
+
+
+def _part_of_sums(value: Any) -> tuple[Any, int]:
+    """Return the sums by channel that a value is a view of, and its position among them, or -1."""
+    while isinstance(value, fx.Node) and (base := viewed(value)) is not None:
+        value = base
+    if calls(value, operator.getitem) and calls(value.args[0], CHANNEL_SUMS):
+        return value.args[0], value.args[1]
+    return None, -1
+
+
+def _centered_sums(node: fx.Node, sums: fx.Node, center: fx.Node) -> Replacements:
+    """Replace sums by such around `center`, and `node` by the first of them."""
+    graph, (g, x, _) = node.graph, arguments(sums)
+    with graph.inserting_before(sums):
+        centered = emit(graph, CHANNEL_SUMS, g, x, center)
+        products, total = (emit(graph, operator.getitem, centered, i) for i in (0, 1))
+    totals = [user for user in sums.users if user.args[1] == 1]
+    return {node: products, **dict.fromkeys(totals, total)}
 
 
 def deviation(node: fx.Node) -> Replacements | str:
@@ -268,14 +312,15 @@ def rectified(node: fx.Node) -> Replacements | str:
 
 def as_stored(node: fx.Node) -> Replacements | str:
     """Compute statistics of converted feature maps from the bfloat16 maps in memory."""
-    narrow = [_narrow(operand) for operand in arguments(node)]
+    operation: Any = node.target
+    count = NUMBER_OF_MAPS[operation]
+    narrow = [_narrow(operand) for operand in arguments(node)[:count]]
     if None in narrow:
         return "the operands are not bfloat16 feature maps, converted to float32"
     if not build.is_available():
         return "there is no C++ compiler"
     moments.KERNEL.begin(torch.bfloat16)
-    operation: Any = node.target
-    results = emit(node.graph, operation, *narrow)
+    results = emit(node.graph, operation, *narrow, *arguments(node)[count:])
     return {part: emit(node.graph, operator.getitem, results, part.args[1]) for part in node.users}
 
 
@@ -330,7 +375,7 @@ OPERATION_RULES: dict[Any, tuple[Rule, ...]] = {
     aten.relu.default: (rectified,),
     aten.mul.Scalar: (times_one,),
     aten.mul.Tensor: (channel_sums,),
-    aten.add.Tensor: (deviation, multiply_add),
+    aten.add.Tensor: (deviation, centered_sums, multiply_add),
 }
 STATISTICS_RULES: dict[Any, tuple[Rule, ...]] = {
     CHANNEL_MOMENTS: (as_stored,),
