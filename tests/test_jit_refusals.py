@@ -1,8 +1,5 @@
 """What `jit` refuses, with what words, and that nothing is left broken."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.func import grad, jvp, vmap
@@ -167,7 +164,7 @@ try:
 except TraceError as error:
     assert "torch.where" in str(error), error
 else:
-    raise SystemExit("not refused")
+    raise AssertionError("not refused")
 x = torch.arange(3.0)
 assert torch.equal(grad(lambda y: (y**2).sum())(x), 2 * x)
 assert torch.equal(vmap(grad(lambda y: y**2))(x), 2 * x)
@@ -177,5 +174,4 @@ assert torch.equal(funcnets.jit(torch.square, backend="graph")(x), x**2)
 
 
 def test_a_failure_inside_transforms_leaves_the_process_healthy():
-    result = subprocess.run([sys.executable, "-c", BREAK], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    exec(BREAK, {})  # a process of its own would take seconds to start

@@ -11,53 +11,52 @@ import funcnets
 HEAVY = ["torchvision", "typer", "rich", "matplotlib", "torch._dynamo", "torch._inductor", "sympy"]
 
 
+# Prints what each script prints, and "failed" where it raises, in a fork of one import of torch.
+FORKS = """
+import os, sys, torch, traceback
+for script in sys.argv[1:]:
+    if not os.fork():
+        try:
+            exec(script, {})
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    print("failed" if os.wait()[1] else "", end="\\0", flush=True)
+"""
+
+
 def printed(script, *arguments):
     """What a script prints in a process of its own."""
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("imported", "heavy"),
-    [
-        ("from funcnets import *", HEAVY),
-        ("import funcnets.cli.commands", ["torch", "rich.progress"]),
-        ("import funcnets.testing", [*HEAVY, "hypothesis", "pytest"]),
-    ],
-)
-def test_the_import_brings_nothing_heavy(imported, heavy):
-    script = f"import sys\n{imported}\nprint([name for name in {heavy} if name in sys.modules])"
-    assert printed(script) == "[]"
+def heavy_of(imported, heavy):
+    return f"import sys\n{imported}\nprint([name for name in {heavy} if name in sys.modules])"
 
 
-def test_every_module_can_be_the_first_to_be_imported():
+def test_the_command_line_starts_without_torch():
+    assert printed(heavy_of("import funcnets.cli.commands", ["torch", "rich.progress"])) == "[]"
+
+
+def test_imports_bring_nothing_heavy_and_work_in_any_order():
     names = [name for name in funcnets.__all__ if isinstance(getattr(funcnets, name), ModuleType)]
     assert "interop" in names
-    assert (
-        printed(EACH_ALONE, *names, "cli.training", "bench", "cli.sweep", "compiler.kernels") == ""
-    )
+    alone = [*names, "cli.training", "bench", "cli.sweep", "compiler.kernels"]
+    expected = {f"import funcnets.{name}": "" for name in alone} | {
+        heavy_of("from funcnets import *", HEAVY): "[]",
+        heavy_of("import funcnets.testing", [*HEAVY, "hypothesis", "pytest"]): "[]",
+        "import funcnets.compiler.api; from funcnets import jit; print(jit.__name__)": "jit",
+        "import funcnets; print(dir(funcnets) == sorted(funcnets.__all__))": "True",
+    }
+    outputs = printed(FORKS, *expected).split("\0")
+    found = {script: output.strip() for script, output in zip(expected, outputs, strict=False)}
+    assert found == expected
 
 
-EACH_ALONE = """
-import os, sys, torch
-for name in sys.argv[1:]:
-    if not os.fork():
-        __import__(f"funcnets.{name}")
-        os._exit(0)
-    if os.wait()[1]:
-        print(name)
-"""
-
-
-def test_jit_is_the_function_whatever_was_imported_before():
-    script = (
-        "import funcnets.compiler.api; from funcnets import jit; print(jit is funcnets.jit, jit)"
-    )
-    assert printed(script).startswith("True <function jit at")
-
-
-def test_names_that_are_not_imported_yet_are_listed_and_others_refused():
-    assert printed("import funcnets; print(dir(funcnets) == sorted(funcnets.__all__))") == "True"
+def test_names_that_do_not_exist_are_refused():
     with pytest.raises(AttributeError, match="'funcnets' has no attribute 'nothing'"):
         _ = funcnets.nothing
 
