@@ -245,11 +245,11 @@ def test_every_column_steps(column, monkeypatch, tiny):
 
 
 def test_memory_is_that_of_a_process_of_its_own():
-    cost = isolated.measure_process(LENET._replace(batch_size=1000), "eager", "float32")
+    cost = isolated.measure_process(LENET._replace(batch_size=200), "eager", "float32")
     assert cost.first_step > 0
     assert 10**7 < cost.idle < cost.compiling
-    # The first convolution alone gives 1000 · 6 · 24 · 24 numbers, and they are kept.
-    assert cost.stepping - cost.idle > 4 * 1000 * 6 * 24 * 24
+    # The first convolution alone gives 200 · 6 · 24 · 24 numbers, and they are kept.
+    assert cost.stepping - cost.idle > 4 * 200 * 6 * 24 * 24
 
 
 @pytest.mark.parametrize(

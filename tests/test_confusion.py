@@ -61,7 +61,7 @@ def test_a_report_names_classes_and_the_worst_mistakes():
 
 
 @pytest.mark.parametrize("command", [("train",), ("sweep", "--seeds", 2)], ids=str)
-def test_an_evaluation_shows_it(run, command, monkeypatch):
+def test_an_evaluation_shows_it(run, known_strategy, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     run(*command, "--epochs", 1, "--run", "first", *SMALL)
     code, out, err = run("eval", "first", "--confusion", "--json")

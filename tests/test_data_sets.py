@@ -4,8 +4,6 @@ import gzip
 import hashlib
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -422,12 +420,3 @@ def test_normalization_is_compiled():
 def test_normalization_needs_a_number_for_each_channel():
     with pytest.raises(data.DataError, match="1 means and 1 deviations for images of 3 channels"):
         data.prepare(picture(4, (2, 3, 5, 5)), 4, mean=(0.2,), deviation=(0.5,))
-
-
-def test_torchvision_is_imported_where_it_is_needed_alone(tmp_path):
-    write_idx(tmp_path)
-    script = (
-        "import sys; from funcnets import data; data.load(sys.argv[1]); data.load('bundled'); "
-        "assert 'torchvision' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -47,7 +47,13 @@ def written_commands(page: Path) -> list[list[str]]:
 def test_the_code_in_the_readme_runs(monkeypatch: Any) -> None:
     for module, name in ((funcnets, "jit"), (funcnets.transforms.ensemble, "jit_step")):
         monkeypatch.setattr(module, name, partial(getattr(module, name), backend="graph"))
-    names = run_blocks(README, ("256, 1, 28, 28", "8, 1, 28, 28"), ("(256,)", "(8,)"))
+    built, small = (
+        '"resnet18")\n',
+        '"resnet18")\nnet = funcnets.models.resnet((1, 1), channels=(4, 8))\n',
+    )
+    smaller = (built, small), ("256, 1, 28, 28", "8, 1, 28, 28"), ("(256,)", "(8,)")
+    names = run_blocks(README, *smaller)
+    assert built in README.read_text(encoding="utf-8")
     assert names["measured"]["loss"].shape == (4,)
     assert names["measured"]["loss"].isfinite().all()
 

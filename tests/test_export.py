@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_read_again_is_not_kept(run, trained, monkeypatch)
     assert Path("mine/export/model.pt2").exists()
 
 
-def test_an_ensemble_leaves_out_members_that_diverged(run):
+def test_an_ensemble_leaves_out_members_that_diverged(run, known_strategy):
     flags = ["--seeds", 2, "--lr", "0.1,1e30", "--epochs", 1, "--run", "many", *SMALL]
     assert run("sweep", *flags)[0] == 0
     code, out, err = run("export", "many", "--json")

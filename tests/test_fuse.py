@@ -143,7 +143,7 @@ def test_statistics_are_of_the_map_in_bfloat16(memory_format):
         assert {moments_kernel.CHANNEL_MOMENTS, moments_kernel.CHANNEL_SUMS} <= set(targets)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(maps())
 def test_batch_norm_and_its_derivative(x):
     net = layers.batch_norm()

@@ -293,12 +293,8 @@ def members(loss, params):
 
 
 @pytest.mark.parametrize("transformed", [product, members])
-@given(seed=st.integers(0, 2**31), batch_size=st.integers(2, 6))
-@settings(max_examples=3)
-def test_transforms_under_jit(transformed, seed, batch_size):
-    step, train_state, (images, labels) = training()
-    train_state = train_state._replace(key=random.key(seed))
-    batch = (images[:batch_size], labels[:batch_size])
+def test_transforms_under_jit(transformed):
+    step, train_state, batch = training()
 
     def function(params):
         def loss(params):
@@ -306,8 +302,10 @@ def test_transforms_under_jit(transformed, seed, batch_size):
 
         return transformed(loss, params)
 
-    params = tree.map(lambda leaf: leaf + seed % 7 / 10, train_state.params)
-    torch.testing.assert_close(jit(function, backend="graph")(params), function(params))
+    jitted = jit(function, backend="graph")
+    for shift in (0.0, 0.3):
+        params = tree.map(lambda leaf, shift=shift: leaf + shift, train_state.params)
+        torch.testing.assert_close(jitted(params), function(params))
 
 
 pointwise = st.sampled_from([torch.sin, torch.tanh, torch.exp, torch.square, torch.relu])

@@ -91,7 +91,7 @@ def test_initial_values_of_a_module_are_those_of_the_seed_or_its_own(mine):
     assert networks.build("my_net:small", 10) is sys.modules["my_net"].small
 
 
-def test_a_sweep_and_the_rate_of_dropout(mine, run):
+def test_a_sweep_and_the_rate_of_dropout(mine, run, known_strategy):
     code, _, err = run("sweep", "my_net:layer", *FEW, "--seeds", 2, "--dropout", 0.5)
     assert code == 0, err
     assert len(runs.load(mine / "runs" / "my_net.layer-tuned-sweep").params["fc"]["weight"]) == 2

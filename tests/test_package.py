@@ -48,6 +48,7 @@ def test_imports_bring_nothing_heavy_and_work_in_any_order():
     expected = {f"import funcnets.{name}": "" for name in alone} | {
         heavy_of("from funcnets import *", HEAVY): "[]",
         heavy_of("import funcnets.testing", [*HEAVY, "hypothesis", "pytest"]): "[]",
+        heavy_of("from funcnets import data; data.load(str(data.BUNDLED))", HEAVY): "[]",
         "import funcnets.compiler.api; from funcnets import jit; print(jit.__name__)": "jit",
         "import funcnets; print(dir(funcnets) == sorted(funcnets.__all__))": "True",
     }

@@ -47,7 +47,7 @@ def test_images_are_named_as_the_network_was_trained(run, colour_run):
     assert {*trained.classes} <= {*out.replace(",", "").split()}
 
 
-def test_a_sweep_predicts_by_the_mean_of_its_members(run):
+def test_a_sweep_predicts_by_the_mean_of_its_members(run, known_strategy):
     run("sweep", "--seeds", 3, "--epochs", 1, "--run", "first", *SMALL)
     images = data.load("bundled").test_images[:5]
     trained = runs.load("first")

@@ -154,7 +154,7 @@ def test_a_full_disk_under_the_log_is_noted_once(train, monkeypatch):
 def test_another_command_fails_where_its_output_cant_be_written(run, monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        code, _, err = run("list", "--json")
+        code, _, err = run("summary", "lenet_bn", "--json")
     assert code == 1, err
     assert err == "funcnets: standard output can't be written (No space left on device)\n"
 

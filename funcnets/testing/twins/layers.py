@@ -1,10 +1,10 @@
 """Layers of the twins that PyTorch does not have, and helpers to build modules."""
 
+import copy
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 
@@ -94,9 +94,8 @@ def sequence(**parts: nn.Module) -> nn.Sequential:
 
 def flat_features(module: nn.Module, in_channels: int, side: int) -> int:
     """Return the number of output features of `module` for images (N, in_channels, side, side)."""
-    meta = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}
     images = torch.empty(1, in_channels, side, side, device="meta")
-    features: Tensor = functional_call(module, meta, images)
+    features: Tensor = copy.deepcopy(module).to("meta")(images)
     return features.shape[1]
 
 
