@@ -266,7 +266,7 @@ def test_a_new_process_needs_no_tracer(cache):
 
 
 @pytest.mark.parametrize("command", [["train"], ["sweep", "--seeds", "2"]])
-def test_a_second_training_traces_nothing(run, untraced, command):
+def test_a_second_training_traces_nothing(run, untraced, known_strategy, command):
     arguments = [command[0], "lenet_bn", *command[1:], "--epochs", 1, "--limit-train", 128]
     arguments += ["--backend", "graph", "--data", "bundled"]
     assert run(*arguments, "--run", "first")[0] == 0
