@@ -50,8 +50,25 @@ def test_learning_rates_of_several_sizes_are_all_seen():
 def test_a_sweep_shows_each_seed_the_median_and_what_diverged():
     figure = plots.draw_sweep({0.1: [0.5, 0.7, 0.6], 1.0: [None, 0.3], 9.0: [None]}, {0.1: 0.8})
     shown = texts(figure)
-    assert {"0.600", "0.300", "1 of 2 diverged", "1 of 1 diverged", "ensemble"} <= set(shown)
-    assert "9" in shown
+    assert {"0.1\n0.600", "1\n0.300\n1 of 2\ndiverged", "ensemble"} <= set(shown)
+    assert "9\nnone\n1 of 1\ndiverged" in shown
+
+
+def test_one_epoch_and_one_seed_are_seen():
+    once = replace(CURVE, epochs=[1], train_accuracy=[0.4], accuracy=[0.6], rates=[(0, 1.0)])
+    once = replace(once, train_loss=[2.0], loss=[1.9])
+    losses, accuracies, _ = plots.draw_curves([once]).axes
+    assert [line.get_marker() for line in losses.lines] == ["o", "o"]
+    assert list(accuracies.get_xticks()) == [1]
+    assert "spread of seeds" not in texts(plots.draw_sweep({0.1: [0.5]}))
+
+
+def test_names_and_colours_of_many_runs_differ():
+    curves = [replace(CURVE, label=f"{'a long name of runs ' * 3}{i}") for i in range(8)]
+    (legend,) = plots.draw_curves(curves).legends
+    lines = legend.get_lines()[:8]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8
+    assert len({text.get_text() for text in legend.get_texts()[:8]}) == 8
 
 
 def test_rates_show_the_lowest_loss_and_those_above_the_first():

@@ -171,6 +171,7 @@ def _curve_of_rate(
         return [statistics.median(values) if values else None for values in known]
 
     accuracies = [[row.test_accuracy for row in each] or [math.nan] for each in good]
+    lowest, highest = ([of(each) for each in accuracies] for of in (min, max))
     return Curve(
         f"{label}, rate {rate:g}",
         epochs,
@@ -179,7 +180,7 @@ def _curve_of_rate(
         medians("test_loss"),
         medians("test_accuracy"),
         rates=_rates(config, rate, of_rate[-1]),
-        spread=([min(each) for each in accuracies], [max(each) for each in accuracies]),
+        spread=None if config.seeds == 1 else (lowest, highest),
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES_WITH_NUMBERS = 26
 NAME_LENGTH = 16
+POINTS_PER_INCH = 72
 
 
 class Mistake(NamedTuple):
@@ -43,18 +44,20 @@ def draw_confusion(counts: Tensor, names: Sequence[str]) -> "Figure":
     counts = counts.cpu().double()
     totals = counts.sum(1)
     shares = counts / totals.clamp(min=1)[:, None]
-    side = min(14.0, 3.2 + 0.52 * classes)
+    side = min(16.0, 3.2 + 0.52 * classes)
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     # The root shows confusions of one in a hundred beside a diagonal of one.
     axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1.1)
-    size = 9 if classes <= 15 else max(4.0, 140 / classes)
+    size = min(9.0, 0.75 * POINTS_PER_INCH * (side - 3.2) / classes)
+    is_wide = classes <= MOST_CLASSES_WITH_NUMBERS
+    slanted = {"rotation": 45, "ha": "right"} if is_wide else {"rotation": 90}
     shown = [shortened(name, NAME_LENGTH) for name in names]
-    axes.set_xticks(range(classes), shown, rotation=45, ha="right", fontsize=size)
+    axes.set_xticks(range(classes), shown, **slanted, fontsize=size)
     axes.set_yticks(range(classes), shown, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    if classes <= MOST_CLASSES_WITH_NUMBERS:
+    if is_wide:
         for row, column in counts.nonzero().tolist():
             ink = "white" if shares[row, column] > 0.4 else "black"
             number = f"{int(counts[row, column])}"
@@ -85,7 +88,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], columns: int = 6) -> "Figure":
     rows = -(-len(mistakes) // columns)
     figure = new_figure(1.75 * columns, 2.15 * rows + 0.4)
     figure.suptitle(
-        "worst mistakes: predicted class and its probability, true class; number of the image",
+        "worst mistakes, each with the number of its image",
         fontsize=10,
         x=0.01,
         ha="left",

@@ -55,7 +55,8 @@ class Curve:
 def draw_curves(curves: Sequence[Curve]) -> "Figure":
     """Return a figure of loss, accuracy and learning rate by epoch.
 
-    A colour is a training; its line is dashed for the images that it is trained on.
+    A colour is a training; its line is dashed for the images that it is trained on, and its marker
+    is hollow where it has a single epoch.
     """
     extra = 0.24 * math.ceil((len(curves) + 3) / COLUMNS)
     figure = new_figure(11, 3.5 + extra)
@@ -78,6 +79,11 @@ def draw_curves(curves: Sequence[Curve]) -> "Figure":
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         tidy(axes, grid="y")
+    if max(epoch for curve in curves for epoch in curve.epochs) == 1:
+        for axes in (losses, accuracies):
+            axes.set_xlim(0.5, 1.5)
+            axes.set_xticks([1])
+        rates.set_xticks([0, 1])
     if lowest := lowest_rate(curves):
         rates.set_yscale("log")
         rates.set_ylim(bottom=lowest)
@@ -111,7 +117,8 @@ def _draw_line(
         color=color(index),
         linestyle=(0, (4, 2)) if is_train else "-",
         linewidth=1.3 if is_train else 2,
-        marker="" if is_train else MARKERS[index % len(MARKERS)],
+        marker="" if is_train and len(numbers) > 1 else MARKERS[index % len(MARKERS)],
+        markerfacecolor="none" if is_train else None,
         markersize=4,
     )
 
@@ -124,9 +131,12 @@ def _add_legend(figure: "Figure", curves: Sequence[Curve]) -> None:
 
     shade = COLORS[0] if len(curves) == 1 else GREY
     watched = " or ".join(dict.fromkeys(curve.watched for curve in curves))
+    is_single = all(len(curve.epochs) == 1 for curve in curves)
+    how: dict[str, Any] = {"color": shade, "marker": "o" if is_single else "", "markersize": 4}
+    dashed: dict[str, Any] = {"linestyle": "" if is_single else (0, (4, 2)), "linewidth": 1.3}
     lines: list[Artist] = [
-        Line2D([], [], color=shade, linewidth=2, label=f"{watched} images"),
-        Line2D([], [], color=shade, linewidth=1.3, linestyle=(0, (4, 2)), label="training images"),
+        Line2D([], [], linewidth=0 if is_single else 2, label=f"{watched} images", **how),
+        Line2D([], [], markerfacecolor="none", label="training images", **dashed, **how),
     ]
     if any(curve.spread is not None for curve in curves):
         lines.append(Patch(color=shade, alpha=0.18, linewidth=0, label="lowest to highest seed"))
@@ -159,15 +169,16 @@ def draw_sweep(
         accuracies: for each learning rate the accuracy of each seed; None for one that diverged.
         ensembles: for each learning rate the accuracy of the ensemble of its seeds.
     """
-    figure = new_figure(7.5, 4.6)
+    figure = new_figure(max(7.5, 0.75 * len(accuracies)), 4.6)
     axes = figure.subplots()
     axes.use_sticky_edges = False
     tidy(axes, grid="y")
     for place, (rate, values) in enumerate(accuracies.items()):
         _draw_rate(axes, place, values, (ensembles or {}).get(rate))
-    axes.set_xticks(range(len(accuracies)), [f"{rate:g}" for rate in accuracies])
+    names = [_described(rate, values) for rate, values in accuracies.items()]
+    axes.set_xticks(range(len(accuracies)), names)
     axes.set_xlim(-0.6, len(accuracies) - 0.4)
-    axes.set_xlabel("learning rate")
+    axes.set_xlabel("learning rate, and below it the median")
     axes.set_title("test accuracy by learning rate", loc="left", fontweight="bold")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
@@ -209,34 +220,27 @@ def _draw_rate(axes: "Axes", place: int, values: Values, ensemble: float | None)
     known = [value for value in values if value is not None]
     if known:
         middle = statistics.median(known)
-        height = max(known) - min(known)
-        axes.bar(place, height, 0.5, bottom=min(known), color="#cfe2f1", label="spread of seeds")
+        if len(known) > 1:
+            height = max(known) - min(known)
+            axes.bar(
+                place, height, 0.5, bottom=min(known), color="#cfe2f1", label="spread of seeds"
+            )
         step = 0.3 / max(1, len(known) - 1)
         offsets = [place + step * (i - (len(known) - 1) / 2) for i in range(len(known))]
         axes.scatter(offsets, known, s=26, color=COLORS[0], zorder=3, label="one seed")
         axes.hlines(
             middle, place - 0.25, place + 0.25, color="black", linewidth=2, zorder=4, label="median"
         )
-        axes.annotate(
-            f"{middle:.3f}",
-            (place - 0.25, middle),
-            xytext=(-4, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=9,
-            zorder=5,
-        )
     if ensemble is not None and known:
         axes.scatter(
             place + 0.33, ensemble, marker="D", s=42, color=COLORS[1], zorder=4, label="ensemble"
         )
-    if diverged := len(values) - len(known):
-        axes.annotate(
-            f"{diverged} of {len(values)} diverged",
-            (place, 0.02),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            fontsize=9,
-            color=COLORS[1],
-        )
+
+
+def _described(rate: float, values: Values) -> str:
+    """Return a rate, and below it the median of its seeds and how many of them diverged."""
+    known = [value for value in values if value is not None]
+    lines = [f"{rate:g}", f"{statistics.median(known):.3f}" if known else "none"]
+    if len(known) < len(values):
+        lines += [f"{len(values) - len(known)} of {len(values)}", "diverged"]
+    return "\n".join(lines)

@@ -56,7 +56,7 @@ def draw_filters(weight: Tensor, path: str) -> "Figure":
 def draw_feature_maps(image: Tensor, activations: Mapping[str, Tensor]) -> "Figure":
     """Return a figure of the feature maps of an image, with a row for each layer.
 
-    Of a layer the maps that vary most over the image are shown, each on its own grey scale.
+    Of a layer the maps that vary most over the image are shown, each on its own scale.
 
     Args:
         image: image (C, H, W) as the network takes it.
@@ -113,6 +113,7 @@ def draw_batch_norms(values: Mapping[str, tuple[Tensor, Tensor]]) -> "Figure":
         axes.set_yticks(range(len(values)), [plain(path) for path in values], fontsize=9)
         tidy(axes, grid="x")
         axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=6)
     axes.set_ylim(len(values) - 0.4, -0.6)
     figure.supxlabel("a blue dot is a channel, an orange bar the median", fontsize=9)
     return figure

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito, "Color universal design", 2008: told apart by the colour-blind too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX<"  # one more than colours, so that their pairs differ
 GREY = "#767676"
 PIXELS_PER_INCH = 150
 
@@ -40,13 +40,14 @@ def plain(text: str) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """Return a text of at most so many characters, plain.
+    """Return a text of at most so many characters, plain: its begin and its end.
 
     >>> from funcnets.plots import style
     >>> style.shortened("a long name", 8)
-    'a long …'
+    'a lo…ame'
     """
-    return plain(text if len(text) <= length else f"{text[: length - 1]}…")
+    end = (length - 1) // 2
+    return plain(text if len(text) <= length else f"{text[: length - 1 - end]}…{text[-end:]}")
 
 
 def tidy(axes: "Axes", *, grid: str | None = None) -> None:
