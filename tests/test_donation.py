@@ -1,5 +1,7 @@
 """Results of `jit` own their memory, but for that of donated arguments, whose reuse is found."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -163,6 +165,22 @@ def test_a_donated_tensor_that_is_used_again_is_found(use, kind, found):
         use(old)
     assert "donated" in repr(old)
     assert step(new).tolist() == [[4, 4, 4], [4, 4, 4]]
+
+
+@pytest.mark.parametrize("transform", ["grad", "grad_and_value", "vjp"])
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.nn.Parameter])
+def test_transforms_that_read_past_the_class_raise_too(transform, kind, found):
+    """By an error of PyTorch: it calls nothing of ours where it takes the argument."""
+    old = kind(torch.ones(2, 3))
+    funcnets.jit(lambda x: x * 2, donate_argnums=0, backend="graph")(old)
+
+    def loss(x):
+        return x.square().sum()
+
+    function = getattr(torch.func, transform)
+    use = partial(function, loss) if transform == "vjp" else function(loss)
+    with pytest.raises(RuntimeError, match="only Tensors of floating point dtype can require"):
+        use(old)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

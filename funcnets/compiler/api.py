@@ -379,8 +379,8 @@ def jit(
         donate_argnums: arguments whose memory the results may take.  After the call they hold
             new values, and returned tensors are the donated objects themselves: use what was
             returned.  With FUNCNETS_DEBUG=donation results are new objects, and each use of a
-            donated one raises DonatedError.  Results share no memory with other arguments, nor
-            with captured tensors: what the function passes on is copied.
+            donated one raises DonatedError (`torch.func.grad`, `vjp`: a RuntimeError).  Results
+            share no memory with other arguments or captured tensors: what is passed on is copied.
         static_argnums: arguments that are no tensors; hashable, and baked into the graph.  An
             argument that has a name too is the same whether it is given by position or by name.
         static_argnames: the same, by name.

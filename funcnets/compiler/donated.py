@@ -30,7 +30,9 @@ class Donated(Tensor):
 def retire(tensors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
     """Return the tensors, with new objects for those at `positions`, whose old ones are retired.
 
-    A retired object raises DonatedError whenever it is used; the new one has its memory.
+    A retired object raises DonatedError whenever it is used; the new one has its memory.  Only
+    `torch.func.grad` and `vjp` read past the class of their arguments, and PyTorch gives no hook
+    there: they find a tensor of booleans, for which they raise a RuntimeError of their own.
     """
     fresh = list(tensors)
     for position in positions:
@@ -38,6 +40,8 @@ def retire(tensors: Sequence[Tensor], positions: Sequence[int]) -> list[Tensor]:
         if type(old) in (Tensor, torch.nn.Parameter):
             fresh[position] = old.detach()
             if not old.is_inference():
-                old.data = old.new_empty(0)  # where a transform reads memory past the class
+                if old.is_leaf:
+                    old.requires_grad_(False)
+                old.data = old.new_empty(0, dtype=old.dtype if old.requires_grad else torch.bool)
             old.__class__ = Donated
     return fresh
