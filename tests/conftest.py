@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny_runs import ENTRY, TINY
 
-from funcnets import data
+from funcnets import data, models
 from funcnets.cli import commands
 
 # How long an example takes says nothing on a busy machine.
@@ -72,6 +73,18 @@ def run(own_directory, monkeypatch, capsys):
         return ended.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture
+def train(run, monkeypatch):
+    """`train("mine", ...)` trains a tiny network there, `train("mine", "--resume")` goes on."""
+    monkeypatch.setitem(models.INDEX, "tiny", ENTRY)
+
+    def train(directory, *arguments):
+        given = arguments if "--resume" in arguments else (*TINY, *arguments)
+        return run("train", "--run", directory, *given)
+
+    return train
 
 
 @pytest.fixture(scope="module")

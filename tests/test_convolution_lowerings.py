@@ -3,7 +3,8 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from lowering_cases import DENSE, convolution, derivative
+from lowering_cases import DENSE
+from lowering_rows import convolution, derivative
 from tensors import channels_last, numbers
 from torch.func import grad, vmap
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowering_cases import ALL, ROWS, derivative
+from lowering_cases import ROWS
+from lowering_rows import ALL, derivative
 from tensors import FORMATS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, jvp, vmap

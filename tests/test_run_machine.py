@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from run_files import untimed
+from tiny_runs import ENTRY
 
 from funcnets import checkpoint, data, models, tree
 from funcnets.checkpoint import CheckpointError
@@ -28,13 +29,9 @@ from funcnets.cli.configuration import UsageError
 from funcnets.cli.evaluation import StoppedError
 from funcnets.cli.reporters import Reporter
 from funcnets.cli.training import Training
-from funcnets.core import sequential
-from funcnets.layers import batch_norm, conv2d, flatten, linear
 from funcnets.metrics import Running
 from funcnets.runs import RunDirectory, RunError, steps_done
 
-NET = sequential(conv=conv2d(2, 3, stride=2), bn=batch_norm(), flatten=flatten(), fc=linear(10))
-ENTRY = models.Entry(lambda: NET, {"tuned": models.Recipe(0.1, 32, side=6)})
 GIVEN = {
     "network": "tiny",
     "limit_train": 96,

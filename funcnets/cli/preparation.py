@@ -209,11 +209,12 @@ def _resumed(
     rows = tuple(row for row in directory.read_rows(row_kind) if row.epoch <= done)
     measured = {row.epoch for row in rows}
     is_unmeasured = 0 < steps == done * setup.batches and done not in measured and _has_any(setup)
-    if not is_unmeasured and not may_be_finished and not _is_untested(config, rows):
-        _check_unfinished(directory, config, rows, done)
-    notes = (f"resuming at step {steps}", *_changes(directory, config, processes.axis.size))
     lost = [epoch for epoch in range(1, done + 1 - is_unmeasured) if epoch not in measured]
-    warnings = (*setup.warnings, *_lost_rows(directory, lost))
+    gone = _describe_lost(directory, lost)
+    if not is_unmeasured and not may_be_finished and not _is_untested(config, rows):
+        _check_unfinished(directory, config, rows, done, gone)
+    notes = (f"resuming at step {steps}", *_changes(directory, config, processes.axis.size))
+    warnings = (*setup.warnings, *(f"{gone}; the training goes on without them" for _ in lost[:1]))
     return replace(setup, rows=rows, is_unmeasured=is_unmeasured, notes=notes, warnings=warnings)
 
 
@@ -223,18 +224,19 @@ def _is_untested(config: Config, rows: Sequence[Any]) -> bool:
 
 
 def _check_unfinished(
-    directory: RunDirectory, config: Config, rows: Sequence[Any], done: int
+    directory: RunDirectory, config: Config, rows: Sequence[Any], done: int, gone: str
 ) -> None:
-    """Raise UsageError for a training that has come to its end."""
+    """Raise UsageError for a training that has come to its end; `gone` names lost measurements."""
+    also = f" ({gone})" if gone else ""
     if done >= config.epochs:
         raise UsageError(
-            f"{directory.path}: finished with epoch {done} of {config.epochs}; to train longer "
-            + (f"add --epochs {2 * done}" if config.schedule == "constant" else _START_NEW)
+            f"{directory.path}: finished with epoch {done} of {config.epochs}{also}; to train "
+            f"longer {f'add --epochs {2 * done}' if config.schedule == 'constant' else _START_NEW}"
         )
     if runs.is_stopped_early(rows, config.patience):
         raise UsageError(
             f"{directory.path}: finished with epoch {done} of {config.epochs}, as the last "
-            f"{config.patience} were no better; to train longer start a new run with more "
+            f"{config.patience} were no better{also}; to train longer start a new run with more "
             "--patience"
         )
 
@@ -252,15 +254,14 @@ def _has_any(setup: Setup) -> bool:
     return any(member.count > 0 for member in running)
 
 
-def _lost_rows(directory: RunDirectory, epochs: Sequence[int]) -> Iterator[str]:
-    """Yield a warning if the measurements of some epochs are gone."""
-    if epochs:
-        what = f"epoch {epochs[0]}" if len(epochs) == 1 else f"{len(epochs)} epochs"
-        yield (
-            f"{directory.path / 'metrics.jsonl'}: the measurements of {what} are gone, "
-            f"{'' if len(epochs) == 1 else f'from epoch {epochs[0]} on; '}the training goes on "
-            "without them"
-        )
+def _describe_lost(directory: RunDirectory, epochs: Sequence[int]) -> str:
+    """Return which measurements are gone, of the epochs whose rows are missing; "" for none."""
+    if not epochs:
+        return ""
+    what = f"epoch {epochs[0]} are gone"
+    if len(epochs) > 1:
+        what = f"{len(epochs)} epochs are gone, from epoch {epochs[0]} on"
+    return f"{directory.path / 'metrics.jsonl'}: the measurements of {what}"
 
 
 def open_run(path: Path, given: Mapping[str, Any], processes: Processes = ALONE) -> Setup:
