@@ -10,7 +10,7 @@ from run_files import SMALL, final_tensors, rows, untimed
 
 import funcnets
 from funcnets import data, models
-from funcnets.cli import option_kinds, options, preparation, reporters, training
+from funcnets.cli import network_commands, option_kinds, options, preparation, reporters, training
 from funcnets.cli.compiled_step import CompiledStep
 from funcnets.cli.interrupt import Interrupt
 from funcnets.compiler import CompileError
@@ -315,9 +315,21 @@ def test_a_damaged_record_stops_a_resume_with_one_line(run, file, content, messa
 
 @pytest.fixture
 def few_networks(monkeypatch):
-    """The index has three networks, as the parameters of all are counted for seconds."""
+    """The index has three networks."""
     index = {name: models.INDEX[name] for name in ("alexnet", "vgg11", "lenet_bn")}
     monkeypatch.setattr(models, "INDEX", index)
+
+
+SLOW = [name for name in models.INDEX if name not in ("alexnet", "vgg11", "lenet_bn")]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in models.INDEX]
+)
+def test_the_numbers_of_parameters_that_are_listed_are_right(name):
+    side = models.INDEX[name].recipes["tuned"].side
+    found = network_commands.count_parameters(name, side)
+    assert network_commands.PARAMETERS[name] == found
 
 
 @pytest.mark.usefixtures("few_networks")

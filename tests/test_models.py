@@ -1,5 +1,7 @@
 """The eight networks and their blocks equal their module twins."""
 
+import inspect
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -282,3 +284,14 @@ def test_larger_networks_have_the_weights_of_torchvision(name, theirs, first):
     with torch.device("meta"):
         module = getattr(torchvision_models, theirs)(num_classes=10)
     assert ours == sum(leaf.numel() for leaf in module.parameters() if leaf.ndim > 1) - first
+
+
+def test_variants_are_functions_that_say_what_they_are():
+    assert str(inspect.signature(models.resnet18)) == str(
+        inspect.signature(partial(models.resnet, (2, 2, 2, 2)))
+    )
+    for name in ("resnet50", "vgg19", "googlenet_paper", "lenet_bn_scratch"):
+        function = getattr(models, name)
+        assert inspect.isfunction(function)
+        assert (function.__name__, function.__doc__[:7]) == (name, "Return ")
+        assert pickle.loads(pickle.dumps(function)) is function

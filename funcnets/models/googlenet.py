@@ -6,6 +6,7 @@ from typing import Literal
 
 from funcnets.core import Layer, concat, sequential
 from funcnets.layers import conv2d, dropout, flatten, global_avg_pool, linear, max_pool, relu
+from funcnets.models._variants import variant
 
 Branches = tuple[int, tuple[int, int], tuple[int, int], int]  # c1, (r2, c2), (r3, c3), c4
 Variant = Literal["reference", "paper"]
@@ -123,5 +124,9 @@ def googlenet(
     )
 
 
-googlenet_paper = partial(googlenet, variant="paper")
-googlenet_paper.__doc__ = "Return GoogLeNet with the paper's kernels; arguments as in `googlenet`."
+googlenet_paper: Callable[..., Layer] = variant(
+    "googlenet_paper",
+    "Return GoogLeNet with the paper's kernels; arguments as in `googlenet`.",
+    googlenet,
+    variant="paper",
+)

@@ -4,10 +4,12 @@ LeCun et al., Gradient-based learning applied to document recognition, 1998; Iof
 Batch Normalization, 2015.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from funcnets.core import Layer, sequential
 from funcnets.layers import avg_pool, batch_norm, conv2d, flatten, linear, sigmoid
+from funcnets.models._variants import variant
 
 
 def lenet_bn(
@@ -43,5 +45,9 @@ def lenet_bn(
     )
 
 
-lenet_bn_scratch = partial(lenet_bn, unbiased=False)
-lenet_bn_scratch.__doc__ = "Return LeNet with biased running variances; arguments as in `lenet_bn`."
+lenet_bn_scratch: Callable[..., Layer] = variant(
+    "lenet_bn_scratch",
+    "Return LeNet with biased running variances; arguments as in `lenet_bn`.",
+    lenet_bn,
+    unbiased=False,
+)

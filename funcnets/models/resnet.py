@@ -1,10 +1,11 @@
 """ResNet: He et al., Deep residual learning for image recognition, 2015."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 from funcnets.core import Layer, residual, sequential
 from funcnets.layers import batch_norm, conv2d, flatten, global_avg_pool, linear, max_pool, relu
+from funcnets.models._variants import variant
 
 
 def _shortcut(channels: int, stride: int, bias: bool, norm: bool) -> Layer:
@@ -118,8 +119,12 @@ def resnet(
     )
 
 
-resnet18 = partial(resnet, (2, 2, 2, 2))
-resnet34 = partial(resnet, (3, 4, 6, 3))
-resnet50 = partial(resnet, (3, 4, 6, 3), block=bottleneck_block, project_first=True)
-for _name, _variant in (("18", resnet18), ("34", resnet34), ("50", resnet50)):
-    _variant.__doc__ = f"Return ResNet-{_name}, (N, C, H, W) -> (N, 10); arguments as in `resnet`."
+def _variant(depth: int, *args: Any, **options: Any) -> Callable[..., Layer]:
+    doc = f"Return ResNet-{depth}, (N, C, H, W) -> (N, num_classes); arguments as in `resnet`."
+    made: Callable[..., Layer] = variant(f"resnet{depth}", doc, resnet, *args, **options)
+    return made
+
+
+resnet18 = _variant(18, (2, 2, 2, 2))
+resnet34 = _variant(34, (3, 4, 6, 3))
+resnet50 = _variant(50, (3, 4, 6, 3), block=bottleneck_block, project_first=True)

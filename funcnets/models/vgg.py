@@ -1,7 +1,6 @@
 """VGG: Simonyan and Zisserman, Very deep convolutional networks, 2014."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 from funcnets.core import Layer, sequential
 from funcnets.layers import (
@@ -14,6 +13,7 @@ from funcnets.layers import (
     max_pool,
     relu,
 )
+from funcnets.models._variants import variant
 
 Architecture = Sequence[tuple[int, int]]  # (convolutions, channels) of each block
 
@@ -74,9 +74,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vgg16": ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
     "vgg19": ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)),
 }
-vgg11 = partial(vgg, ARCHITECTURES["vgg11"])
-vgg13 = partial(vgg, ARCHITECTURES["vgg13"])
-vgg16 = partial(vgg, ARCHITECTURES["vgg16"])
-vgg19 = partial(vgg, ARCHITECTURES["vgg19"])
-for _name, _variant in (("11", vgg11), ("13", vgg13), ("16", vgg16), ("19", vgg19)):
-    _variant.__doc__ = f"Return VGG-{_name}, (N, C, H, W) -> (N, 10); other arguments as in `vgg`."
+
+
+def _variant(name: str) -> Callable[..., Layer]:
+    doc = f"Return VGG-{name[3:]}, (N, C, H, W) -> (N, num_classes); other arguments as in `vgg`."
+    made: Callable[..., Layer] = variant(name, doc, vgg, ARCHITECTURES[name])
+    return made
+
+
+vgg11, vgg13, vgg16, vgg19 = map(_variant, ARCHITECTURES)
