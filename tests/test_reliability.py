@@ -15,18 +15,17 @@ from tiny_runs import CONFIG, TINY, after_step, is_one_line
 from funcnets import _files, checkpoint, models
 from funcnets.cli import evaluation, interrupt, reporters, terminal, training
 from funcnets.cli.interrupt import Interrupt
-from funcnets.runs import Config, RunDirectory, RunError, best_step
-from funcnets.runs.lock import LOCK
+from funcnets.runs import Config, RunDirectory, RunError, best_step, lock
 
 pytestmark = pytest.mark.usefixtures("train")
 
 # One run, one writer
 
+# Runs the file of the lock, as the import of the package would take seconds.
 HOLDER = """
-import sys, time
-from funcnets.runs.lock import Lock
+import runpy, sys, time
 from pathlib import Path
-lock = Lock(Path(sys.argv[1]))
+lock = runpy.run_path(sys.argv[2])["Lock"](Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(100)
 """
@@ -36,7 +35,8 @@ time.sleep(100)
 def held(train):
     """A run that another process is writing to; its lock goes with the process, however it ends."""
     assert train("mine", "--epochs", 1)[0] == 0
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, "mine"], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", HOLDER, "mine", lock.__file__]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
     yield process
     process.kill()
@@ -75,7 +75,7 @@ def test_a_directory_is_taken_by_one_of_two(tmp_path):
 
 def test_what_writers_left_goes_and_is_no_other_file(train):
     os.makedirs("mine/checkpoints/.step-00000002.tmp-0a1b")
-    for name in (LOCK, ".config.json.tmp", ".metrics.csv.tmp-1234"):
+    for name in (lock.LOCK, ".config.json.tmp", ".metrics.csv.tmp-1234"):
         Path("mine", name).touch()
     shutil.rmtree("mine/checkpoints")
     assert train("mine", "--epochs", 1)[0] == 0
@@ -84,7 +84,7 @@ def test_what_writers_left_goes_and_is_no_other_file(train):
     Path("mine/.mine.tmp").touch()
     assert "finished" in train("mine", "--resume")[2]
     hidden = sorted(path.name for path in Path("mine").rglob(".*"))
-    assert hidden == [LOCK, ".mine.tmp"]
+    assert hidden == [lock.LOCK, ".mine.tmp"]
 
 
 def test_temporary_names_are_unique_and_own():
