@@ -13,7 +13,7 @@ from funcnets.testing import assert_close, random_like, strategies
 
 
 @given(drawn=strategies.layers(classes=3), size=st.integers(1, 5), seed=strategies.seeds)
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_accumulated_is_the_whole_batch(drawn, size, seed):
     given = problem(drawn.layer(), drawn.shape, seed)
     assert_close(gradients(transforms.accumulate(size), given), whole(given))
@@ -51,7 +51,7 @@ def test_steps_under_jit_are_those_of_the_whole_batch():
 
 
 @given(drawn=strategies.layers(classes=3), size=st.integers(1, 3), seed=strategies.seeds)
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_its_derivatives_are_those_of_the_whole_batch(drawn, size, seed):
     """jvp of the gradients (a Hessian product), which goes through the statistics as well."""
     given = problem(drawn.layer(), drawn.shape, seed)

@@ -200,6 +200,7 @@ def test_per_example_gradients_have_the_gradient_of_the_batch_as_their_mean(caps
     assert float(median.rpartition(" ")[2]) > 0
 
 
+@pytest.mark.slow
 def test_sharpness_prints_the_largest_eigenvalue_and_draws(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "a.png"
@@ -240,6 +241,7 @@ def test_call_overhead_prints_both_ways(capsys):
     assert float(row[6]) > 1.2, row
 
 
+@pytest.mark.slow
 def test_rounding_speed_prints_both_choices(capsys, monkeypatch):
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     load("rounding_speed").main(["--batch-size", "2", "--rounds", "1"])

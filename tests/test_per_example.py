@@ -65,14 +65,14 @@ def fast(problem, statistics, params=None, **options):
 @given(
     drawn=strategies.layers(classes=3), seed=strategies.seeds, chunk_size=st.sampled_from([None, 2])
 )
-@settings(max_examples=7)
+@settings(max_examples=4)
 def test_vmap_of_grad_is_a_loop_over_the_examples(statistics, drawn, seed, chunk_size):
     given = problem(drawn.layer(), drawn.shape, seed)
     assert_close(fast(given, statistics, chunk_size=chunk_size), slow(given, statistics))
 
 
 @given(drawn=strategies.layers(classes=3), seed=strategies.seeds)
-@settings(max_examples=7)
+@settings(max_examples=4)
 def test_through_the_statistics_their_mean_is_the_gradient_of_the_mean(drawn, seed):
     net, params, state, batch, key = given = problem(drawn.layer(), drawn.shape, seed)
     each = transforms.per_example_gradients(net, params, state, batch, key=key, statistics="batch")

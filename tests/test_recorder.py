@@ -40,7 +40,7 @@ def targets(graph):
     return [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
 
-QUICK = ("lenet_bn", "resnet18", "nin")
+QUICK = ("lenet_bn", "nin")
 
 
 @pytest.fixture(
