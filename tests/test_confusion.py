@@ -7,7 +7,7 @@ import torch
 from run_files import SMALL
 
 from funcnets import metrics, random
-from funcnets.cli import confusion
+from funcnets.cli import confusion, terminal
 
 
 def drawn(count=200, classes=4):
@@ -86,3 +86,10 @@ def test_many_classes_are_shown_by_what_they_are_taken_for():
     table = confusion.table(found)
     assert [str(column.header) for column in table.columns][-1] == "mostly taken for"
     assert [*table.columns[-1].cells][3] == "class4 5"
+
+
+def test_names_of_classes_are_shown_as_they_are(capsys):
+    names = ("[bold]cat", "[/x]", ":dog:", "K\u00e4se")
+    terminal.show(confusion.table(confusion.described(torch.eye(4), torch.arange(4), names)))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)

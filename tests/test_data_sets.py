@@ -293,10 +293,14 @@ def test_damaged_images_are_named(content, says):
     ("make", "says"),
     [
         ([], "set: can't be read"),
-        (["a"], "set: has 1 subdirectories; expected one for each class"),
+        (["a"], "set: has 1 subdirectory; expected one for each class"),
         (["a", "b"], "set/a: has no images; expected files that end in .png"),
         (["train/a", "train/b"], "has a directory train, but neither val nor test"),
         (["train/a", "train/b", "val/a", "val/c"], "has classes that aren't in set/train: c"),
+        (["train/a", "train/b", "val/c"], "has classes that aren't in set/train: c"),
+        (["a", "b\x1b[31m"], r"set: the class 'b\\x1b\[31m' has a character .* can't be shown"),
+        (["a", "b\nc"], r"set: the class 'b\\nc' has a character in its name"),
+        (["a", "b\udcff"], r"set: the class 'b\\udcff' has a character in its name"),
     ],
 )
 def test_folders_that_are_no_data_set(make, says):

@@ -130,8 +130,8 @@ def check_fits(config: Config, dataset: Dataset) -> None:
     known = len(config.class_names)
     if dataset.channels != config.channels:
         raise UsageError(
-            f"--data {config.data}: images of {dataset.channels} channels, but the run was trained "
-            f"on images of {config.channels}; give others"
+            f"--data {config.data}: images of {_channels(dataset.channels)}, but the run was "
+            f"trained on images of {config.channels}; give others"
         )
     is_named = config.dataset.startswith(FOLDER)
     if dataset.classes > known or (is_named and dataset.class_names != config.class_names):
@@ -164,5 +164,9 @@ def unlike_fashion_mnist(dataset: Dataset) -> str:
     size = " x ".join(map(str, dataset.sides))
     return (
         f"these files aren't Fashion-MNIST's: {dataset.classes} classes, {size} pixels, "
-        f"{dataset.channels} channel{'s' if dataset.channels > 1 else ''}"
+        f"{_channels(dataset.channels)}"
     )
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' if count > 1 else ''}"

@@ -104,8 +104,10 @@ def show(table: "Table") -> None:
     """
     from rich.console import Console
 
-    console = Console()
-    wide = Console(width=UNLIMITED_WIDTH)
+    # Names of classes and layers are texts, in which brackets mean nothing.
+    plain: dict[str, Any] = {"markup": False, "emoji": False}
+    console = Console(**plain)
+    wide = Console(width=UNLIMITED_WIDTH, **plain)
     usual = table.padding
     if console.width < wide.measure(table).maximum:
         table.padding = (0, 0, 0, 0)

@@ -197,7 +197,7 @@ def hold_out(dataset: Dataset, fraction: float, key: Tensor) -> tuple[Dataset, D
         dataset,
         train_images=dataset.train_images[rest],
         train_labels=dataset.train_labels[rest],
-        source=f"{dataset.source.split(';')[0]}, {held:,} of them for validation",
+        source=f"{dataset.source.split('; ')[0]}; {held:,} training images for validation",
     )
     validation = replace(
         train,

@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from funcnets.data.dataset import DataError, Dataset, from_tensors
 TEST_DIRECTORIES = ("val", "test")
 TEST_SHARE = 10  # one image of so many is of the test set, where no directory says which are
 LARGEST_USUAL_SIDE = 224
+UNSHOWN_CATEGORIES = ("Cc", "Cs")  # of Unicode: control characters, and bytes that aren't UTF-8
 
 
 class _File(NamedTuple):
@@ -75,14 +77,19 @@ def _split(root: Path) -> tuple[list[str], list[_File], list[_File]]:
     """Return class names, and the files to train on and of the test set."""
     if "train" not in {path.name for path in _directories(root)}:
         class_names = _class_names(root)
-        return class_names, *_split_by_key(_files_of(root, class_names))
+        parts = _split_by_key(_files_of(root, class_names))
+        if not parts[1]:
+            raise DataError(
+                f"{root}: each class has one image: none is left to test on; add more images"
+            )
+        return class_names, *parts
     tests = [root / name for name in TEST_DIRECTORIES if (root / name).is_dir()]
     if not tests:
         raise DataError(
             f"{root}: has a directory train, but neither val nor test with the test images; make "
             "one, or leave both out for a tenth of the images to be drawn"
         )
-    class_names, others = _class_names(root / "train"), _class_names(tests[0])
+    class_names, others = _class_names(root / "train"), _class_names(tests[0], least=1)
     if unknown := [name for name in others if name not in class_names]:
         raise DataError(
             f"{tests[0]}: has classes that aren't in {root / 'train'}: {', '.join(unknown)}"
@@ -104,8 +111,6 @@ def _split_by_key(files: Sequence[Sequence[_File]]) -> tuple[list[_File], list[_
         count = max(1, len(of_class) // TEST_SHARE) if len(of_class) > 1 else 0
         test += [of_class[index] for index in sorted(order[:count])]
         train += [of_class[index] for index in sorted(order[count:])]
-    if not test:
-        raise DataError("each class has one image: none is left to test on; add more images")
     return train, test
 
 
@@ -119,13 +124,19 @@ def _directories(root: Path) -> list[Path]:
         raise DataError(f"{root}: can't be read ({error.strerror})") from error
 
 
-def _class_names(root: Path) -> list[str]:
+def _class_names(root: Path, least: int = 2) -> list[str]:
     names = [path.name for path in _directories(root)]
-    if len(names) < 2:
+    if len(names) < least:
+        count = "1 subdirectory" if len(names) == 1 else f"{len(names)} subdirectories"
         raise DataError(
-            f"{root}: has {len(names)} subdirectories; expected one for each class, two or more, "
-            "with its images"
+            f"{root}: has {count}; expected one for each class, two or more, with its images"
         )
+    for name in names:
+        if any(unicodedata.category(letter) in UNSHOWN_CATEGORIES for letter in name):
+            raise DataError(
+                f"{root}: the class {name!r} has a character in its name that can't be shown; "
+                "rename its directory"
+            )
     return names
 
 

@@ -26,7 +26,8 @@ def named(name: str) -> NamedSet:
     """Return the data set that is called `name`.  Raises DataError, with the nearest known name."""
     if name in NAMED:
         return NAMED[name]
-    close = difflib.get_close_matches(name, NAMED, n=1)
+    begun = [known for known in NAMED if name and known.startswith(name.lower())]
+    close = begun or difflib.get_close_matches(name, NAMED, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise DataError(
         f"no data set is called {name!r}: {hint}known are {', '.join(NAMED)}, and folder:DIR for "
@@ -60,10 +61,16 @@ def _find_given(kind: NamedSet, directory: str, download: bool, origin: str) -> 
             return _download(kind, candidate) if download else candidate
     if download:
         return _download(kind, root / kind.layout)
+    if not root.is_dir():
+        raise MissingDataError(f"{origin}: no such directory; give one that has {kind.title}")
+    other = (
+        ", or use `bundled`, the part of it in the package"
+        if kind.title == FASHION_MNIST.title
+        else ""
+    )
     raise MissingDataError(
         f"{origin}: no {', '.join(kind.missing(root))} in it, nor all files of {kind.title} in its "
-        f"subdirectory {kind.layout}; give a directory that has them, download them, or use "
-        "`bundled`, the part of Fashion-MNIST that is in the package"
+        f"subdirectory {kind.layout}; give a directory that has them, or download them{other}"
     )
 
 
