@@ -22,16 +22,20 @@ from funcnets.runs import Config, RunDirectory
 
 LAUNCH = ".launch"  # in a run directory: which start of torchrun made it
 
+MOST_PROCESSES = 1024  # of one machine
+
 
 def start(count: int | None) -> None:
     """Start this command `count` times, unless torchrun did, and exit as they do.
 
-    Raises UsageError for a number below 1, or another one than torchrun started.
+    Raises UsageError for a number out of range, or another one than torchrun started.
     """
     if count is None:
         return
     if count < 1:
         raise UsageError(f"--processes is {count}; expected 1 or more")
+    if count > MOST_PROCESSES:
+        raise UsageError(f"--processes is {count}; expected at most {MOST_PROCESSES:,}")
     if "WORLD_SIZE" not in os.environ and count > 1:
         raise typer.Exit(launch(count, ["-m", "funcnets", *sys.argv[1:]]))
     if count != world_size():

@@ -28,6 +28,9 @@ class RateRow(NamedTuple):
     is_best: bool
 
 
+MOST_RATES, MOST_STEPS = 1000, 1_000_000
+
+
 class Found(NamedTuple):
     """The rates that were tried, and on what."""
 
@@ -53,6 +56,8 @@ def spread(lowest: float, highest: float, count: int) -> tuple[float, ...]:
         )
     if count < 2:
         raise UsageError(f"--count is {count}; expected 2 rates or more")
+    if count > MOST_RATES:
+        raise UsageError(f"--count is {count}; expected at most {MOST_RATES:,}")
     ratio = (highest / lowest) ** (1 / (count - 1))
     rates = [float(f"{lowest * ratio**index:.2g}") for index in range(count)]
     return tuple(dict.fromkeys(rates))
@@ -65,6 +70,8 @@ def try_rates(given: Mapping[str, Any], rates: Sequence[float], steps: int) -> F
     """
     if steps < 4:
         raise UsageError(f"--steps is {steps}; expected 4 or more")
+    if steps > MOST_STEPS:
+        raise UsageError(f"--steps is {steps}; expected at most {MOST_STEPS:,}")
     fields = {"schedule": "constant", **given, "seeds": 1, "rates": tuple(rates)}
     config = configuration.configure({**fields, **run_data.find(given)})
     dataset = run_data.load(config, ALONE, is_new=True)

@@ -8,13 +8,14 @@ from torch import Tensor
 from funcnets import random, runs, tree
 from funcnets.cli.configuration import UsageError
 from funcnets.core import Layer, LayerError, Params, State
-from funcnets.data import Dataset
+from funcnets.data import Dataset, memory
 from funcnets.optim import Optimizer
 from funcnets.runs import Config, SweepConfig
 from funcnets.runs.networks import is_imported
 from funcnets.train import TrainState
 
 LARGEST_SIDE_TRIED = 512
+BYTES_OF_A_PIXEL = 4  # in float32
 
 
 def create_train_state(
@@ -27,6 +28,7 @@ def create_train_state(
     Raises UsageError unless `net` can be trained on every batch, the short last one too; the
     message has the smallest side that works.
     """
+    _check_memory(config, dataset)
     _check_logits(config, net)
     shares = 1 if config.sync_batch_norm else processes
     sizes = _batch_sizes(config, dataset, shares)
@@ -39,6 +41,18 @@ def create_train_state(
     except LayerError as error:
         raise UsageError(_message(net, config, dataset, shares, sizes, error)) from None
     return train_state
+
+
+def _check_memory(config: Config, dataset: Dataset) -> None:
+    """Raise UsageError if not even the images of one batch fit into memory, at this side."""
+    count = min(config.accumulate or config.batch_size, len(dataset.train_labels))
+    size = BYTES_OF_A_PIXEL * count * config.channels * config.side**2
+    free = memory.available(config.device)
+    if free is not None and size > free:
+        raise UsageError(
+            f"--side is {config.side}: {count} images of that side take {size / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} GB of memory are free; take a smaller side or --batch-size"
+        )
 
 
 def _message(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from funcnets.cli.messages import TrainingMessages
     from funcnets.cli.training import Training
 
+LARGEST_COUNT = 2**31 - 1  # of seconds and steps
+
 
 @options.take(options.TRAIN)
 def train_command(
@@ -48,7 +50,7 @@ def train_command(
     from funcnets.cli.training import Training
     from funcnets.runs import Config
 
-    _check_at_least_one(compare_every=compare_every, log_every=log_every, timeout=timeout)
+    _check_counts(compare_every=compare_every, log_every=log_every, timeout=timeout)
     distributed.start(processes)
     fields = options.fields(options.TRAIN_FIELDS, given)
     fields = config_file.merged(fields, config, Config)
@@ -70,11 +72,13 @@ def train_command(
         _run(Training, TrainingMessages(setup), json, **how)
 
 
-def _check_at_least_one(**values: float | None) -> None:
+def _check_counts(**values: float | None) -> None:
     for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
         if value is not None and not value >= 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {value:g}; expected 1 or more")
+            raise ValueError(f"{flag} is {value:g}; expected 1 or more")
+        if value is not None and value > LARGEST_COUNT:
+            raise ValueError(f"{flag} is {value:g}; expected at most {LARGEST_COUNT:,}")
 
 
 def _cadence(save_every: str | None) -> "Cadence | None":

@@ -52,6 +52,9 @@ NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+LARGEST_WHOLE_NUMBER = 2**31 - 1  # steps are counted, and images addressed, by 64 bits
+MOST_SEEDS = 10_000
+
 # Fields that a sweep leaves as they are.
 OF_ONE_NETWORK = (
     *("validation", "ema", "accumulate", "recalibrate", "init_from", "steps_per_call"),
@@ -181,6 +184,8 @@ class Config:
             value = getattr(self, field)
             if not is_whole(value, 1) and not (value is None and field in OPTIONAL):
                 raise ConfigError(field, f"is {value!r}; expected a whole number above 0")
+            if value is not None and value > LARGEST_WHOLE_NUMBER:
+                raise ConfigError(field, f"is {value}; expected at most {LARGEST_WHOLE_NUMBER:,}")
         for field, (accepts, expected) in NUMBERS.items():
             value = getattr(self, field)
             if value is None and field in OPTIONAL:
@@ -289,6 +294,8 @@ class SweepConfig(Config):
                 raise ConfigError(name, f"is {value}; a sweep can't have it")
         if not is_whole(self.seeds, 1):
             raise ConfigError("seeds", f"is {self.seeds!r}; expected a whole number above 0")
+        if self.seeds > MOST_SEEDS:
+            raise ConfigError("seeds", f"is {self.seeds}; expected at most {MOST_SEEDS:,}")
         for rate in self.rates:
             check_rate("rates", rate)
         if not self.rates or len({*self.rates}) < len(self.rates):
