@@ -128,7 +128,7 @@ def sweep_command(
     from funcnets.cli.tensorboard import check_installed
     from funcnets.runs import SweepConfig
 
-    _check_at_least_one(log_every=log_every)
+    _check_counts(log_every=log_every)
     fields = options.fields(options.SWEEP_FIELDS, given)
     if "rates" in fields:
         fields["rates"] = _rates(fields["rates"])
