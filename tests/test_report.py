@@ -77,6 +77,15 @@ def test_a_line_is_broken_where_a_value_is_missing():
     assert html_charts.chart("loss", [html_charts.Line("a", [1], [None], 0)]) == ""
 
 
+def test_a_single_epoch_of_the_training_images_is_a_hollow_dot():
+    lines = [html_charts.Line("a", [1], [0.5], 0), html_charts.Line("b", [1], [0.4], 0, True)]
+    drawn = html_charts.chart("loss", lines)
+    assert re.findall(r'circle class="(.*?)" cx="(.*?)"', drawn) == [
+        ("c0", "239.0"),
+        ("line c0", "239.0"),
+    ]
+
+
 def test_each_line_has_a_value_at_all_places_up_to_its_end():
     lines = [
         html_charts.Line("a", [0, 2, 4], [1.0, 0.5, 0.2], 0),

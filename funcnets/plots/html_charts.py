@@ -57,7 +57,9 @@ def _legend(curves: Sequence[Curve]) -> str:
         f'<li><span class="swatch c{index % COLORS}"></span>{html.escape(curve.label)}</li>'
         for index, curve in enumerate(curves)
     ]
-    kinds = [f"solid: {watched} images", "dashed: training images"]
+    is_single = all(len(curve.epochs) == 1 for curve in curves)
+    looks = ("filled", "hollow") if is_single else ("solid", "dashed")
+    kinds = [f"{looks[0]}: {watched} images", f"{looks[1]}: training images"]
     items += [f"<li>{html.escape(kind)}</li>" for kind in kinds]
     return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -124,7 +126,9 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    span = (high - low) or 1.0
+    span = high - low
+    if not span:
+        return lambda value: (start + end) / 2
     return lambda value: round(start + (value - low) / span * (end - start), 2)
 
 
@@ -138,7 +142,10 @@ def _horizontal(y: float, label: str) -> str:
 
 
 def _path(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
-    """Return the line, which is broken where a value isn't known, and dots if it has few points."""
+    """Return the line, which is broken where a value isn't known, and dots if it has few points.
+
+    The dot of a dashed line, which has one if it has a single point, is hollow.
+    """
     dashed = " dashed" if line.is_dashed else ""
     color = f"c{line.color % COLORS}"
     places = [
@@ -150,16 +157,14 @@ def _path(line: Line, across: Callable[[float], float], up: Callable[[float], fl
         if place is not None:
             course += f"{'L' if before else 'M'}{place[0]} {place[1]}"
         before = place
-    dots = (
-        ""
-        if line.is_dashed or len(places) > MOST_DOTS
-        else "".join(
-            f'<circle class="{color}" cx="{place[0]}" cy="{place[1]}" r="3"/>'
-            for place in places
-            if place is not None
-        )
-    )
-    return f'<path class="line {color}{dashed}" d="{course}"/>{dots}'
+    is_dotted = len(places) <= (1 if line.is_dashed else MOST_DOTS)
+    kind = f"line {color}" if line.is_dashed else color
+    dots = [
+        f'<circle class="{kind}" cx="{place[0]}" cy="{place[1]}" r="{4 if line.is_dashed else 3}"/>'
+        for place in places
+        if place is not None and is_dotted
+    ]
+    return f'<path class="line {color}{dashed}" d="{course}"/>{"".join(dots)}'
 
 
 def _values(lines: Sequence[Line], across: Callable[[float], float]) -> dict[str, object]:
