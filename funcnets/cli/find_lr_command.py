@@ -61,7 +61,7 @@ def find_lr_command(
     json: bool,
     **given: Any,
 ) -> None:
-    """Try many learning rates for some steps, all in one, and suggest one.
+    """Try many learning rates for some steps, all at once, and suggest one.
 
     The rates are members of an ensemble, with the same initial values and batches.  Shown is the
     mean loss of the last quarter of the steps; the rate of the lowest one is suggested.  Nothing is

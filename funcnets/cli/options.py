@@ -79,7 +79,7 @@ Data = Annotated[
     str | None,
     value(
         "DIR",
-        "Directory of the files, packed or not, or bundled for the images in the package.",
+        "Directory of the files, compressed or not, or bundled for the images in the package.",
         DATA,
         show_default="FUNCNETS_DATA, the usual places, bundled",
     ),
@@ -206,8 +206,8 @@ Backend = Annotated[
     choice(
         "backend",
         ": compiler of the training step. native fuses element-wise operations into C++ loops, "
-        "graph does without, inductor is PyTorch's compiler, which pays on a GPU from 15 (VGG) to "
-        "400 (LeNet) epochs on.",
+        "graph runs each alone, inductor is PyTorch's compiler, which pays on a GPU from 15 (VGG) "
+        "to 400 (LeNet) epochs on.",
         MACHINE,
         show_default="native on a CPU, graph on a GPU",
     ),
@@ -234,8 +234,7 @@ StepsPerCall = Annotated[
     int | None,
     value(
         "N",
-        "Compile N steps as one call, so that Python is paid once for them: for small networks on "
-        "a GPU.",
+        "Compile N steps as one call, which saves time in Python: for small networks on a GPU.",
         MACHINE,
         show_default="1",
     ),

@@ -32,7 +32,7 @@ def plot_command(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help=f"Pictures, as curves,confusion, of: {', '.join(OF_MEASUREMENTS + OF_NETWORK)}.",
+            help=f"Pictures, with commas between them: {', '.join(OF_MEASUREMENTS + OF_NETWORK)}.",
             show_default="all of one run; of several, curves",
         ),
     ] = None,
@@ -57,7 +57,7 @@ def plot_command(
 ) -> None:
     """Draw the curves of runs, confusion matrix, mistakes, filters, feature maps and batch norms.
 
-    A sweep's picture is its accuracy by learning rate.  Colours are told apart by the colour-blind
+    A sweep's picture is its accuracy by learning rate.  The colours suit colour-blind readers
     too.  Needs matplotlib: pip install 'funcnets\\[plots]'.
     """
     usual = OF_MEASUREMENTS + OF_NETWORK if len(run) == 1 else ("curves",)

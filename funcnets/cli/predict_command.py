@@ -27,7 +27,7 @@ def predict_command(
     """Name the most probable classes of images, by the network of a run.
 
     An image is made grey or coloured, and its middle square is resized, as the run's network needs
-    it.  Of a run with a validation part it is the checkpoint of the best epoch, else the newest.
+    it.  The checkpoint is the newest, or with a validation part that of the best epoch.
     --json prints {"file": ..., "top": [{"class": ..., "probability": ...}, ...]} for each image.
     """
     import torch

@@ -63,13 +63,13 @@ Optimizer = Annotated[
     ),
 ]
 Momentum = number("F", "Momentum of sgd, such as 0.9.", "0")
-Nesterov = Annotated[bool | None, switch("--nesterov", "Take Nesterov's momentum.", RECIPE)]
+Nesterov = Annotated[bool | None, switch("--nesterov", "Use Nesterov's momentum.", RECIPE)]
 WeightDecay = number(
     "F", "Weight decay, of all parameters but biases and those of batch norm.", "0"
 )
-ClipNorm = number("NORM", "Clip gradients to this global norm.", "no clipping")
+ClipNorm = number("NORM", "Scale down gradients whose global norm is above this.", "no clipping")
 LabelSmoothing = number("F", "Spread this part of each label over all classes.", "0")
-Warmup = number("EPOCHS", "Climb to the learning rate in so many epochs, or a part of one.", "0")
+Warmup = number("EPOCHS", "Raise the learning rate in the first epochs, such as 2 or 0.5.", "0")
 Ema = number(
     "DECAY",
     "Evaluate a moving average of parameters and statistics, of this decay, such as 0.999.",

@@ -42,7 +42,7 @@ def train_command(
     Without arguments this is lenet_bn, on the images that are found.  A run that is resumed ends
     with the same bits as one that was never stopped, on the same machine and versions.  The speed
     that is shown leaves out the first step of each shape, which compiles.  One warning says if the
-    training loss jumps up, or stays that of chance, and what often helps.
+    training loss jumps up, or stays at chance level, and what often helps.
     """
     from funcnets.cli import config_file, distributed, preparation
     from funcnets.cli.messages import TrainingMessages
@@ -171,7 +171,7 @@ def eval_command(
     """Measure loss and accuracy of a run's last checkpoint on all test images.
 
     Of a sweep it measures every member, the ensemble of each learning rate, and that of them all.
-    --data and --dataset give other test images than the run's, which is said.
+    --data and --dataset name other test images than the run's; a line says so.
     """
     from funcnets.cli import confusion as confusions
     from funcnets.cli import distributed, evaluation, preparation, sweep, terminal
