@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from funcnets import jit, layers, random
+from funcnets import jit, layers, losses, random
 from funcnets.compiler.backends import inductor
 
 
@@ -39,3 +39,18 @@ def test_gradients_over_single_pixels_are_those_of_the_convolution(monkeypatch, 
         gradient = jit(torch.func.grad(loss, argnums), backend=backend, lowerings=None)
         torch.testing.assert_close(gradient(params, x), expected)
     assert seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cross_entropy", "gather", "embedding"])
+def test_an_index_that_is_too_large_is_refused(name):
+    table = torch.rand(4, 5)
+    operations = {
+        "cross_entropy": lambda index: losses.cross_entropy(table, index),
+        "gather": lambda index: table.gather(1, index[:, None]) * 2,
+        "embedding": lambda index: torch.nn.functional.embedding(index, table) * 2,
+    }
+    jitted = jit(operations[name], backend="inductor")
+    jitted(torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=r"^jit: an index is out of range"):
+        jitted(torch.tensor([0, 1, 7, 3]))

@@ -175,3 +175,22 @@ assert torch.equal(funcnets.jit(torch.square, backend="graph")(x), x**2)
 
 def test_a_failure_inside_transforms_leaves_the_process_healthy():
     exec(BREAK, {})  # a process of its own would take seconds to start
+
+
+@pytest.mark.parametrize("backend", ["graph", "native"])
+def test_a_value_that_was_kept_from_a_trace_is_refused(backend):
+    """It has no numbers, so that all that is computed of it would have none either."""
+    kept = []
+
+    def keep(x):
+        kept.append(x * 2)
+        return x * 3
+
+    jit(keep, backend=backend)(torch.ones(4))
+    double = jit(lambda x: x * 2, backend=backend)
+    for _ in range(3):  # before it is traced for such a tensor, and after
+        with pytest.raises(TraceError, match=r"^jit: argument 0 is a value of an earlier trace"):
+            double(kept[0])
+        assert double(torch.ones(4)).tolist() == [2.0] * 4
+    with pytest.raises(ValueError, match=r"function captures is a value of an earlier trace"):
+        jit(lambda x: x + kept[0], backend=backend)(torch.ones(4))

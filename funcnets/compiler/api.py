@@ -219,7 +219,7 @@ class Jitted(Generic[P, R]):
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         static = self.options.static
         call = take_call_apart(args, kwargs, static)
-        if len(call.tensors) < call.structure.spec.num_leaves:
+        if not call.is_of_tensors:
             check_leaves(self.function, args, kwargs, static)
         return call
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from funcnets import tree
 from funcnets._torch import storage_id
 from funcnets.compiler.autocast import autocast_types
-from funcnets.compiler.errors import TraceError
+from funcnets.compiler.errors import LEFT_OF_TRACE, TraceError, is_left_of_trace
 from funcnets.compiler.graph.structure import Structure, take_apart
 
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -122,6 +122,12 @@ class Call(NamedTuple):
 
         return bound
 
+    @property
+    def is_of_tensors(self) -> bool:
+        """True if each leaf is a tensor that has numbers."""
+        is_whole = len(self.tensors) == self.structure.spec.num_leaves
+        return is_whole and not any(map(is_left_of_trace, self.tensors))
+
     def positions(self, selection: Selection) -> tuple[int, ...]:
         """Return which of the tensors are those of selected arguments."""
         by_position, by_name = (part.children() for part in self.structure.spec.children())
@@ -170,8 +176,10 @@ def check_leaves(
     by_position = [None if i in static.positions else arg for i, arg in enumerate(args)]
     by_name = {name: arg for name, arg in kwargs.items() if name not in static.names}
     for path, leaf in tree.flatten_named((by_position, by_name)).items():
+        _, place = path.split(".", 1)
+        if is_left_of_trace(leaf):
+            raise TraceError(f"jit: argument {place} {LEFT_OF_TRACE}")
         if leaf is not None and not isinstance(leaf, Tensor):
-            _, place = path.split(".", 1)
             raise TraceError(
                 f"jit: argument {place} is {reprlib.repr(leaf)}: pass a tensor, as a number "
                 f"would be baked into the graph, or {_as_static(function, place)}"

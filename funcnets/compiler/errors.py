@@ -5,6 +5,20 @@ class TraceError(TypeError):
     """A function that can't be traced to a graph, and what to change in it."""
 
 
+def is_left_of_trace(value: object) -> bool:
+    """True if a value was kept by a function that was traced: it has a shape and no numbers.
+
+    It goes by the name of the class, as importing it takes a second.
+    """
+    return type(value).__name__ == "FakeTensor"
+
+
+LEFT_OF_TRACE = (
+    "is a value of an earlier trace, which has a shape and no numbers: a function kept it while it "
+    "was traced; let the function return it instead"
+)
+
+
 class CompileError(RuntimeError):
     """A graph that the back end could not compile; `backend="graph"` runs it as it is."""
 

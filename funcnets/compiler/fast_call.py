@@ -14,6 +14,7 @@ from torch import Tensor
 
 from funcnets._torch import storage_id
 from funcnets.compiler.autocast import autocast_types
+from funcnets.compiler.errors import is_left_of_trace
 from funcnets.compiler.graph.structure import Structure
 from funcnets.tree import LEAF, sorted_names
 
@@ -76,7 +77,7 @@ class FastCall:
     def _is_of_kind(self, x: Tensor, position: int) -> bool:
         dtype, device = self._kinds[position]
         is_plain = not x.is_neg() and not (dtype.is_complex and x.is_conj())
-        return x.dtype is dtype and x.device == device and is_plain
+        return x.dtype is dtype and x.device == device and is_plain and not is_left_of_trace(x)
 
     def _note(self, tensors: list[Tensor], new: Sequence[int]) -> bool:
         """Note the new tensors, unless a donated one shares its memory; return False then."""

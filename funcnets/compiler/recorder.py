@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from funcnets import _torch, tree
 from funcnets._torch import DispatchMode
+from funcnets.compiler.errors import LEFT_OF_TRACE, is_left_of_trace
 
 aten = torch.ops.aten
 Rewrite = Callable[..., Any]  # gives NotImplemented where it leaves the operation alone
@@ -148,6 +149,9 @@ class Recording(DispatchMode):
         """Return the node whose result a tensor is; a tensor of no node was captured."""
         node: fx.Node | None = self._nodes.get(tensor)
         if node is None:
+            if is_left_of_trace(tensor):
+                # Of a TypeError Python's operators would make one of their own.
+                raise ValueError(f"jit: a tensor that the function captures {LEFT_OF_TRACE}")
             name = f"captured{len(self.captured)}"
             self.captured[name] = tensor
             node = self._nodes[tensor] = self.graph.get_attr(name)
@@ -157,8 +161,9 @@ class Recording(DispatchMode):
 
     def _fake(self, value: Any) -> Any:
         """Return the fake tensor for one that was captured; anything else as it is."""
-        is_captured = isinstance(value, Tensor) and not isinstance(value, _torch.FakeTensor)
-        return self.node(value).meta["val"] if is_captured else value
+        if isinstance(value, _torch.FakeTensor) and value.fake_mode is self.shapes:
+            return value
+        return self.node(value).meta["val"] if isinstance(value, Tensor) else value
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
