@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from run_files import SMALL, final_tensors, rows, untimed
 
 import funcnets
 from funcnets import data, models
-from funcnets.cli import network_commands, option_kinds, options, preparation, reporters, training
+from funcnets.cli import (
+    commands,
+    network_commands,
+    option_kinds,
+    options,
+    preparation,
+    reporters,
+    training,
+)
 from funcnets.cli.compiled_step import CompiledStep
 from funcnets.cli.interrupt import Interrupt
 from funcnets.compiler import CompileError
@@ -173,6 +182,16 @@ def test_a_kernel_that_fails_ends_it_as_graph_has_the_same(capsys):
     with pytest.raises(CompileError, match="no kernel"):
         step(([0], [0]))
     assert "going on" not in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line_that_names_no_file(monkeypatch, capsys):
+    def warn(*_, **__):
+        warnings.warn("funcnets: a\nb", stacklevel=1)
+
+    monkeypatch.setattr(commands, "app", warn)
+    with warnings.catch_warnings(action="always"), pytest.raises(SystemExit, match="0"):
+        commands.main()
+    assert capsys.readouterr().err == "funcnets: warning: a b\n"
 
 
 def test_without_a_compiler_it_warns_and_goes_on(run, monkeypatch):

@@ -4,6 +4,7 @@ import errno
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -108,6 +109,8 @@ def main() -> None:
     # torch warns of a CUDA toolkit without a device, which concerns nobody here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     terminal.open_streams()
+    if not is_debugged("1"):
+        warnings.showwarning = terminal.show_warning
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="funcnets", standalone_mode=False)
         sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 import json as json_format
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,16 +33,12 @@ def predict_command(
 
     from funcnets import data, runs
     from funcnets.cli.configuration import check_device
-    from funcnets.cli.reporters import Reporter
 
     if top < 1:
         raise ValueError(f"--top is {top}; expected 1 or more")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    with warnings.catch_warnings(record=True) as caught:
-        trained = runs.load(run, device=device)
-    for warning in caught:
-        Reporter().warn(str(warning.message))
+    trained = runs.load(run, device=device)
     config = trained.config
     read = [data.read_image(file, config.channels, config.side) for file in files]
     for part, names in zip(torch.stack(read).split(IMAGES_AT_ONCE), _parts(files), strict=True):

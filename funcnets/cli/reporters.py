@@ -58,7 +58,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Print a warning on standard error."""
-        self.print(f"funcnets: warning: {' '.join(text.split())}", sys.stderr)
+        self.print(terminal.warning_line(text), sys.stderr)
 
     def print(self, text: str, stream: TextIO) -> None:
         """Print a line; that it can't be printed is only noted."""

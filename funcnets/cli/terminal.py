@@ -54,6 +54,21 @@ def write(text: str, stream: TextIO) -> OSError | None:
     return None
 
 
+def warning_line(text: str) -> str:
+    """Return a warning as the command line prints it.
+
+    >>> from funcnets.cli import terminal
+    >>> terminal.warning_line("funcnets: the disk\\nis full")
+    'funcnets: warning: the disk is full'
+    """
+    return f"funcnets: warning: {' '.join(text.removeprefix('funcnets: ').split())}"
+
+
+def show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    """Print a warning of any module in one line, in place of `warnings.showwarning`."""
+    write(f"{warning_line(str(message))}\n", sys.stderr)
+
+
 class Unfailing:
     """Text stream like another one, which never fails.
 
