@@ -81,7 +81,7 @@ def refusal(name, arguments, capsys):
             )
         ),
         *(
-            (name, "--data /nowhere", "data directory /nowhere: no train-images")
+            (name, "--data /nowhere", "data directory /nowhere: no such directory")
             for name in COMMANDS
             if name not in NEED_NO_DATA
         ),

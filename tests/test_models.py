@@ -17,6 +17,7 @@ from torch import nn
 import funcnets
 from funcnets import core, models, optim, random, train, tree
 from funcnets.core import Layer
+from funcnets.models.vgg import ARCHITECTURES
 from funcnets.testing import (
     Network,
     assert_close,
@@ -159,8 +160,7 @@ def test_leaves_have_the_twins_names_and_shapes(name: str) -> None:
 def test_deeper_vggs_have_the_known_sizes(deep: str) -> None:
     with torch.device("meta"):
         params, _ = getattr(models, deep)(1000).init(random.key(0), torch.empty(1, 3, 224, 224))
-        arch = getattr(models, deep).args[0]
-        module = twins.VGG(in_channels=3, num_classes=1000, arch=arch)
+        module = twins.VGG(in_channels=3, num_classes=1000, arch=ARCHITECTURES[deep])
     shapes = {key: leaf.shape for key, leaf in tree.flatten_named(params).items()}
     assert shapes == {key: leaf.shape for key, leaf in module.named_parameters()}
     assert tree.count(params) == VGG_TOTALS[deep]

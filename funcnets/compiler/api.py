@@ -48,6 +48,7 @@ from funcnets.compiler.backends.select import (
 )
 from funcnets.compiler.captured import Captured
 from funcnets.compiler.donated import retire
+from funcnets.compiler.errors import is_left_of_trace
 from funcnets.compiler.executables import Executables
 from funcnets.compiler.explain import Explanation, explain
 from funcnets.compiler.failures import raise_explained
@@ -68,10 +69,7 @@ Argnums = int | Sequence[int]
 Argnames = str | Sequence[str]
 Lowerings = Sequence[Lowering] | Literal["default"] | None
 
-
 MOST_RECENT = 4  # kinds of call that are known at sight, such as a full and a short batch
-
-
 COLLECTIVES = "_c10d_functional"  # namespace of the operations that communicate
 
 
@@ -156,7 +154,7 @@ class Jitted(Generic[P, R]):
         for fast, executable in () if kwargs else self._recent:
             if (tensors := fast.take(args)) is not None:
                 return cast(R, executable(tensors))
-        call = self._take_apart(args, kwargs)
+        call = self._take_apart(args, kwargs, have_numbers=True)
         executable = self._executables.get(call.key, lambda: self._build(call))
         check_donated(call.tensors, executable.donated)
         if not (kwargs or self.options.static.positions or self.options.static.names):
@@ -171,7 +169,7 @@ class Jitted(Generic[P, R]):
     def trace(self, *args: P.args, **kwargs: P.kwargs) -> Trace:
         """Return the graph for arguments like these, lowered but not compiled.
 
-        Nothing is computed.
+        Nothing is computed: tensors of PyTorch's FakeTensorMode will do.
         """
         return _as_trace(self._trace(self._take_apart(args, kwargs)))
 
@@ -216,11 +214,14 @@ class Jitted(Generic[P, R]):
         )
         return Jitted(MethodType(self.function, instance), options, executables)
 
-    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _take_apart(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, have_numbers: bool = False
+    ) -> Call:
         static = self.options.static
         call = take_call_apart(args, kwargs, static)
-        if not call.is_of_tensors:
-            check_leaves(self.function, args, kwargs, static)
+        is_fake = have_numbers and any(map(is_left_of_trace, call.tensors))
+        if is_fake or len(call.tensors) < call.structure.spec.num_leaves:
+            check_leaves(self.function, args, kwargs, static, have_numbers=have_numbers)
         return call
 
     def _build(self, call: Call) -> _Executable:

@@ -122,12 +122,6 @@ class Call(NamedTuple):
 
         return bound
 
-    @property
-    def is_of_tensors(self) -> bool:
-        """True if each leaf is a tensor that has numbers."""
-        is_whole = len(self.tensors) == self.structure.spec.num_leaves
-        return is_whole and not any(map(is_left_of_trace, self.tensors))
-
     def positions(self, selection: Selection) -> tuple[int, ...]:
         """Return which of the tensors are those of selected arguments."""
         by_position, by_name = (part.children() for part in self.structure.spec.children())
@@ -170,14 +164,22 @@ def _layouts(tensors: list[Tensor]) -> Hashable:
 
 
 def check_leaves(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], static: Selection
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    static: Selection,
+    *,
+    have_numbers: bool,
 ) -> None:
-    """Raise TraceError unless all leaves of arguments that aren't static are tensors or None."""
+    """Raise TraceError unless all leaves of arguments that aren't static are tensors or None.
+
+    `have_numbers`: refuse fake tensors too.
+    """
     by_position = [None if i in static.positions else arg for i, arg in enumerate(args)]
     by_name = {name: arg for name, arg in kwargs.items() if name not in static.names}
     for path, leaf in tree.flatten_named((by_position, by_name)).items():
         _, place = path.split(".", 1)
-        if is_left_of_trace(leaf):
+        if have_numbers and is_left_of_trace(leaf):
             raise TraceError(f"jit: argument {place} {LEFT_OF_TRACE}")
         if leaf is not None and not isinstance(leaf, Tensor):
             raise TraceError(
