@@ -159,7 +159,9 @@ def test_batch_norm_and_its_derivative(x):
         return torch.func.grad(loss, argnums=(0, 1, 2), has_aux=True)(weight, bias, x)
 
     fired = traced(gradient, params["weight"] + 0.5, params["bias"] + 0.5, x)
-    assert {"moments.var_mean", "channel_sums", "deviation", "multiply_add"} <= set(fired)
+    assert {"moments.var_mean", "channel_sums", "deviation"} <= set(fired)
+    if x.shape[1] > 1:  # the scale of one channel is a scalar, which is no factor of this rule
+        assert "multiply_add" in fired
 
 
 def test_each_batch_norm_of_a_network_is_fused():
