@@ -152,4 +152,4 @@ def test_many_candidates_of_one_reason_are_counted():
 
     explanation = funcnets.jit(f, backend="graph").explain(*[X] * 11)
     (line,) = (x for x in str(explanation).splitlines() if x.startswith("fusion.multiply_add"))
-    assert line.endswith("add, add_1, add_2, add_3, add_4, add_5, add_6, add_7, and 2 more")
+    assert line.endswith("add, add_1, add_2, add_3, add_4, add_5, add_6, add_7 and 2 more")

@@ -10,10 +10,23 @@ import torch
 from funcnets.cli.options import FLAGS
 from funcnets.precision import available
 from funcnets.runs import Config, ConfigError, SweepConfig
+from funcnets.runs.config import LARGEST_WHOLE_NUMBER
 
 
 class UsageError(ValueError):
     """A command can't do what was asked for; one line that names the flag and what can be done."""
+
+
+def check_range(
+    flag: str, value: float | None, least: int, most: int = LARGEST_WHOLE_NUMBER, unit: str = ""
+) -> None:
+    """Raise UsageError for a number that is out of range; None is one that was not given."""
+    if value is None:
+        return
+    if not value >= least:
+        raise UsageError(f"{flag} is {value:.12g}; expected {least}{unit} or more")
+    if value > most:
+        raise UsageError(f"{flag} is {value:.12g}; expected at most {most:,}")
 
 
 def configure(given: Mapping[str, Any]) -> Config:

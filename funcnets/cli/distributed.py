@@ -13,7 +13,7 @@ import torch
 import typer
 
 import funcnets
-from funcnets.cli.configuration import UsageError
+from funcnets.cli.configuration import UsageError, check_range
 from funcnets.cli.errors import error_line, exit_code, is_other_process, report
 from funcnets.cli.options import FLAGS
 from funcnets.parallel import JoinError, Processes, join, world_size
@@ -21,7 +21,6 @@ from funcnets.parallel.launch import launch
 from funcnets.runs import Config, RunDirectory
 
 LAUNCH = ".launch"  # in a run directory: which start of torchrun made it
-
 MOST_PROCESSES = 1024  # of one machine
 
 
@@ -32,10 +31,7 @@ def start(count: int | None) -> None:
     """
     if count is None:
         return
-    if count < 1:
-        raise UsageError(f"--processes is {count}; expected 1 or more")
-    if count > MOST_PROCESSES:
-        raise UsageError(f"--processes is {count}; expected at most {MOST_PROCESSES:,}")
+    check_range("--processes", count, 1, MOST_PROCESSES)
     if "WORLD_SIZE" not in os.environ and count > 1:
         raise typer.Exit(launch(count, ["-m", "funcnets", *sys.argv[1:]]))
     if count != world_size():

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from funcnets import plots, runs, train
 from funcnets.cli import configuration, run_data
-from funcnets.cli.configuration import UsageError
+from funcnets.cli.configuration import UsageError, check_range
 from funcnets.cli.fit_check import create_train_state
 from funcnets.cli.preparation import ALONE
 from funcnets.cli.terminal import sparkline
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MOST_RATES, MOST_STEPS = 1000, 1_000_000
+
+
 class RateRow(NamedTuple):
     """The effect of a learning rate on the loss."""
 
     learning_rate: float
     loss: float | None  # mean of the last quarter of the steps; None where it isn't finite
     is_best: bool
-
-
-MOST_RATES, MOST_STEPS = 1000, 1_000_000
 
 
 class Found(NamedTuple):
@@ -54,10 +54,7 @@ def spread(lowest: float, highest: float, count: int) -> tuple[float, ...]:
             f"--lowest is {lowest:g} and --highest is {highest:g}; expected two rates above 0, the "
             "lowest first"
         )
-    if count < 2:
-        raise UsageError(f"--count is {count}; expected 2 rates or more")
-    if count > MOST_RATES:
-        raise UsageError(f"--count is {count}; expected at most {MOST_RATES:,}")
+    check_range("--count", count, 2, MOST_RATES, unit=" rates")
     ratio = (highest / lowest) ** (1 / (count - 1))
     rates = [float(f"{lowest * ratio**index:.2g}") for index in range(count)]
     return tuple(dict.fromkeys(rates))
@@ -68,10 +65,7 @@ def try_rates(given: Mapping[str, Any], rates: Sequence[float], steps: int) -> F
 
     Raises UsageError or DataError if it can't be trained like this.
     """
-    if steps < 4:
-        raise UsageError(f"--steps is {steps}; expected 4 or more")
-    if steps > MOST_STEPS:
-        raise UsageError(f"--steps is {steps}; expected at most {MOST_STEPS:,}")
+    check_range("--steps", steps, 4, MOST_STEPS)
     fields = {"schedule": "constant", **given, "seeds": 1, "rates": tuple(rates)}
     config = configuration.configure({**fields, **run_data.find(given)})
     dataset = run_data.load(config, ALONE, is_new=True)

@@ -214,7 +214,9 @@ def _resumed(
     if not is_unmeasured and not may_be_finished and not _is_untested(config, rows):
         _check_unfinished(directory, config, rows, done, gone)
     notes = (f"resuming at step {steps}", *_changes(directory, config, processes.axis.size))
-    warnings = (*setup.warnings, *(f"{gone}; the training goes on without them" for _ in lost[:1]))
+    warnings = setup.warnings
+    if gone:
+        warnings = (*warnings, f"{gone}; the training goes on without them")
     return replace(setup, rows=rows, is_unmeasured=is_unmeasured, notes=notes, warnings=warnings)
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from funcnets.cli.messages import TrainingMessages
     from funcnets.cli.training import Training
 
-LARGEST_COUNT = 2**31 - 1  # of seconds and steps
-
 
 @options.take(options.TRAIN)
 def train_command(
@@ -45,12 +43,15 @@ def train_command(
     training loss jumps up, or stays at chance level, and what often helps.
     """
     from funcnets.cli import config_file, distributed, preparation
+    from funcnets.cli.configuration import check_range
     from funcnets.cli.messages import TrainingMessages
     from funcnets.cli.tensorboard import check_installed
     from funcnets.cli.training import Training
     from funcnets.runs import Config
 
-    _check_counts(compare_every=compare_every, log_every=log_every, timeout=timeout)
+    check_range("--compare-every", compare_every, 1)
+    check_range("--log-every", log_every, 1)
+    check_range("--timeout", timeout, 1)
     distributed.start(processes)
     fields = options.fields(options.TRAIN_FIELDS, given)
     fields = config_file.merged(fields, config, Config)
@@ -70,15 +71,6 @@ def train_command(
         joined.together(check_installed if tensorboard else lambda: None)
         setup = begin(fields, run, download=download, processes=joined)
         _run(Training, TrainingMessages(setup), json, **how)
-
-
-def _check_counts(**values: float | None) -> None:
-    for name, value in values.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is not None and not value >= 1:
-            raise ValueError(f"{flag} is {value:g}; expected 1 or more")
-        if value is not None and value > LARGEST_COUNT:
-            raise ValueError(f"{flag} is {value:g}; expected at most {LARGEST_COUNT:,}")
 
 
 def _cadence(save_every: str | None) -> "Cadence | None":
@@ -123,12 +115,13 @@ def sweep_command(
     does not affect the others.  An ensemble predicts by the mean of its members' probabilities.
     """
     from funcnets.cli import config_file, distributed, preparation
+    from funcnets.cli.configuration import check_range
     from funcnets.cli.sweep import Sweep
     from funcnets.cli.sweep_messages import SweepMessages
     from funcnets.cli.tensorboard import check_installed
     from funcnets.runs import SweepConfig
 
-    _check_counts(log_every=log_every)
+    check_range("--log-every", log_every, 1)
     fields = options.fields(options.SWEEP_FIELDS, given)
     if "rates" in fields:
         fields["rates"] = _rates(fields["rates"])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from funcnets import tree
 from funcnets.compiler import pipeline
 from funcnets.compiler.backends.select import Backend
 from funcnets.compiler.graph import aliasing
@@ -110,11 +111,17 @@ class Explanation(NamedTuple):
             calls = [call.row(count, numbers) for call, count in Counter(self.calls).items()]
             lines += ["", *_aligned([head, *calls], right=(2,))]
         if places := [item for each in self.passes for item in each.places.items()]:
-            lines += ["", "fusions replaced", *(f"{rule}: {_listed(at)}" for rule, at in places)]
+            lines += [
+                "",
+                "fusions replaced",
+                *(f"{rule}: {tree.listed(at, MAX_NAMES)}" for rule, at in places),
+            ]
         refused = sorted(item for each in self.passes for item in each.refused.items())
         if refused:
             lines += ["", "candidates that were not fused, and why"]
-            lines += [f"{rule}: {reason}: {_listed(at)}" for (rule, reason), at in refused]
+            lines += [
+                f"{rule}: {reason}: {tree.listed(at, MAX_NAMES)}" for (rule, reason), at in refused
+            ]
         if reasons:
             lines += ["", "a lowering is not used where this is not true:"]
             for i, (condition, names) in enumerate(reasons.items(), 1):
@@ -260,12 +267,6 @@ def _sizes(value: Any) -> Iterator[int]:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.3g}" if count < 1e9 else f"{count / 1e6:.0f}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names as one text, the first of many and the number of the others."""
-    more = f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:

@@ -43,7 +43,7 @@ CLEANING: tuple[Pass, ...] = (
 )
 FUSION: tuple[Pass, ...] = (
     fuse_operations,
-    remove_dead_code,
+    remove_dead_code,  # sums that a fusion replaced are no statistics any more
     fuse_stored_statistics,
     remove_dead_code,
 )

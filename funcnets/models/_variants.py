@@ -8,7 +8,9 @@ from typing import Any
 from funcnets.core import Layer
 
 
-def variant(name: str, doc: str, build: Callable[..., Layer], /, *args: Any, **options: Any) -> Any:
+def variant(
+    name: str, doc: str, build: Callable[..., Layer], /, *args: Any, **options: Any
+) -> Callable[..., Layer]:
     """Return `partial(build, *args, **options)` as a function with a name and a docstring.
 
     `help`, the API reference and pickle know a function by these, but not a partial.

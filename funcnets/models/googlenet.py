@@ -124,7 +124,7 @@ def googlenet(
     )
 
 
-googlenet_paper: Callable[..., Layer] = variant(
+googlenet_paper = variant(
     "googlenet_paper",
     "Return GoogLeNet with the paper's kernels; arguments as in `googlenet`.",
     googlenet,

@@ -4,7 +4,6 @@ LeCun et al., Gradient-based learning applied to document recognition, 1998; Iof
 Batch Normalization, 2015.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 from funcnets.core import Layer, sequential
@@ -45,7 +44,7 @@ def lenet_bn(
     )
 
 
-lenet_bn_scratch: Callable[..., Layer] = variant(
+lenet_bn_scratch = variant(
     "lenet_bn_scratch",
     "Return LeNet with biased running variances; arguments as in `lenet_bn`.",
     lenet_bn,

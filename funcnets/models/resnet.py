@@ -121,8 +121,7 @@ def resnet(
 
 def _variant(depth: int, *args: Any, **options: Any) -> Callable[..., Layer]:
     doc = f"Return ResNet-{depth}, (N, C, H, W) -> (N, num_classes); arguments as in `resnet`."
-    made: Callable[..., Layer] = variant(f"resnet{depth}", doc, resnet, *args, **options)
-    return made
+    return variant(f"resnet{depth}", doc, resnet, *args, **options)
 
 
 resnet18 = _variant(18, (2, 2, 2, 2))

@@ -78,8 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def _variant(name: str) -> Callable[..., Layer]:
     doc = f"Return VGG-{name[3:]}, (N, C, H, W) -> (N, num_classes); other arguments as in `vgg`."
-    made: Callable[..., Layer] = variant(name, doc, vgg, ARCHITECTURES[name])
-    return made
+    return variant(name, doc, vgg, ARCHITECTURES[name])
 
 
 vgg11, vgg13, vgg16, vgg19 = map(_variant, ARCHITECTURES)
