@@ -13,7 +13,7 @@ def rows(directory):
 
 
 def untimed(directory):
-    timed = ("examples_per_second", "gradient_norm")  # the norm is known where steps are logged
+    timed = ("examples_per_second", "gradient_norm")  # no norm is known of a step before a resume
     return [
         {k: v for k, v in row.items() if k not in timed and not k.endswith("seconds")}
         for row in rows(directory)

@@ -164,7 +164,7 @@ LogEvery = Annotated[
     value(
         "N",
         "Keep loss, learning rate, gradient norm, speed and times of every Nth step, in "
-        "RUN/steps.jsonl and steps.csv. The norm makes each step slower by some percent.",
+        "RUN/steps.jsonl and steps.csv.",
         RUN,
         show_default="of epochs alone",
     ),

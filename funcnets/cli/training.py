@@ -96,7 +96,6 @@ class Training:
         # The averages over the epoch so far; None before its first step.
         self.averages: Deferred[Any] | None = Deferred(setup.running) if setup.running else None
         self.rows: list[Any] = list(setup.rows)
-        self.measures_gradients = log_every is not None
         is_writer = self.processes.is_first
         every = log_every if is_writer else None
         self.log = MetricsLog(setup.directory, every, self.learning_rates_at, self.members)
@@ -418,8 +417,8 @@ class Training:
     def _compiled_step(self, setup: Setup) -> CompiledStep:
         config, policy = setup.config, POLICIES[setup.config.precision]
         net = check_finite(setup.net) if self.check else setup.net
-        axis, has_norm = self.processes.axis, self.measures_gradients
-        function = runs.make_step(config, net, setup.optimizer, axis, gradient_norm=has_norm)
+        axis = self.processes.axis
+        function = runs.make_step(config, net, setup.optimizer, axis, gradient_norm=True)
         name, size = setup.step_name, config.batch_size * config.steps_per_call
         return CompiledStep(
             f"the {config.precision} training step",
@@ -427,7 +426,7 @@ class Training:
             partial(
                 self.jit,
                 donate_argnums=(0,),
-                saved_as=f"{name}, gradient norm" if name and has_norm else name,
+                saved_as=name,
                 tf32=policy.tf32,
                 deterministic=config.deterministic,
             ),

@@ -18,6 +18,8 @@ from funcnets.optim.schedules import Schedule
 LearningRate = float | Tensor | Schedule
 """A number, a 0-d tensor (which may be traced, vmapped over or differentiated), or a schedule."""
 
+SMALL_LEAF = 1 << 14  # numbers up to which leaves are copied to one vector, to be summed at once
+
 
 class Optimizer(NamedTuple):
     """A rule that turns gradients into updates; both functions are pure.
@@ -332,7 +334,11 @@ def global_norm(values: Any) -> Tensor:
     if not leaves:
         return torch.zeros(())
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in leaves], torch.float32)
-    norms = [torch.linalg.vector_norm(leaf, dtype=dtype) for leaf in leaves]
+    # A call for each of a network's many small leaves would cost more than their numbers.
+    small = [leaf.flatten().to(dtype) for leaf in leaves if leaf.numel() <= SMALL_LEAF]
+    parts = [leaf for leaf in leaves if leaf.numel() > SMALL_LEAF]
+    parts += [torch.cat(small)] if small else []
+    norms = [torch.linalg.vector_norm(part, dtype=dtype) for part in parts]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
 

@@ -21,7 +21,7 @@ class EpochRow(NamedTuple):
     validation_loss: float | None = None  # None without a validation part, or not finite
     validation_accuracy: float | None = None
     learning_rate: float | None = None  # of its last step
-    gradient_norm: float | None = None  # of its last step; None unless steps are logged
+    gradient_norm: float | None = None  # of its last step; None where it isn't finite
     data_seconds: float | None = None  # of `seconds`, to gather batches
     step_seconds: float | None = None  # in steps, without the first of each shape
     evaluation_seconds: float | None = None
@@ -67,7 +67,7 @@ class MemberRow(NamedTuple):
     seed: int | None = None  # None for an ensemble
     train_loss: float | None = None  # None for an ensemble, or where it isn't finite
     train_accuracy: float | None = None
-    gradient_norm: float | None = None  # of its last step; None unless steps are logged
+    gradient_norm: float | None = None  # of its last step; None where it isn't finite
     data_seconds: float | None = None  # of `seconds`, to gather batches
     step_seconds: float | None = None  # in steps of all members, without the first of each shape
     evaluation_seconds: float | None = None

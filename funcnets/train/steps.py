@@ -220,10 +220,10 @@ def make_train_step(
         grads, state, measured = gradient(
             net, loss, train_state.params, train_state.state, (x, labels), key=key
         )
+        if gradient_norm:  # before the update, which may take the memory of the gradients
+            measured = {**measured, "gradient_norm": optim.global_norm(grads)}
         updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
         params = optim.apply_updates(train_state.params, updates)
-        if gradient_norm:
-            measured = {**measured, "gradient_norm": optim.global_norm(grads)}
         after = TrainState(train_state.step + 1, params, state, opt_state, train_state.key)
         return after, measured
 
