@@ -244,6 +244,7 @@ def test_every_column_steps(column, monkeypatch, tiny):
         assert second != first  # it trains
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own():
     cost = isolated.measure_process(LENET._replace(batch_size=200), "eager", "float32")
     assert cost.first_step > 0

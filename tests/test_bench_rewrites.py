@@ -54,7 +54,7 @@ def mixed_net():
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_what_is_rewritten_gives_the_same(precision, monkeypatch):
     """Each rewrite of a step alone, as an error could go unnoticed in the whole step."""
     monkeypatch.setitem(models.INDEX, "mixed", Entry(mixed_net, RECIPES))

@@ -178,7 +178,7 @@ def test_the_graph_is_printed_after_each_pass(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("lenet_bn", "bfloat16"), ("densenet", "float32")],
+    [("lenet_bn", "bfloat16"), pytest.param("densenet", "float32", marks=pytest.mark.slow)],
 )
 def test_the_passes_of_each_back_end_are_right(name, precision):
     network = NETWORKS[name]
