@@ -10,6 +10,7 @@ DIR` each training is also a run directory in DIR, and `reference_table.py DIR` 
 """
 
 import argparse
+import inspect
 import json
 import math
 import statistics
@@ -32,6 +33,7 @@ from funcnets.testing import twins
 
 PLATEAU_LOSS = 2.0  # below it a network of 10 classes does better than chance, whose loss is 2.3
 PLATEAU_STEPS = 25  # over which the loss is averaged
+CHANGED = ("epochs", "side")  # what options change of the recipe
 
 
 class Epoch(NamedTuple):
@@ -106,8 +108,9 @@ def module(
     """Train the module, and yield loss, train and test accuracy of each epoch."""
     from torchvision.transforms.v2.functional import resize  # type: ignore[import-untyped]
 
+    options_of_twin = inspect.signature(type(twins.get(name))).parameters
     torch.manual_seed(seed)
-    net = twins.get(name)
+    net = twins.get(name, **({"side": recipe.side} if "side" in options_of_twin else {}))
     for part in net.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -160,7 +163,7 @@ class SavedRun:
     def __init__(
         self, name: str, way: str, seed: int, images: int, options: argparse.Namespace
     ) -> None:
-        chosen = {"epochs": options.epochs} if options.epochs else {}
+        chosen = {field: getattr(options, field) for field in CHANGED if getattr(options, field)}
         place = data.find(options.data)
         self.config = runs.Config.from_recipe(
             name,
@@ -195,7 +198,8 @@ def epochs_of(
     name: str, way: str, seed: int, dataset: data.Dataset, options: argparse.Namespace
 ) -> Iterator[Epoch]:
     """Yield the epochs of one training, until its loss is no finite number."""
-    recipe = funcnets.models.get(name, "reference")[1]
+    side = {"side": options.side} if options.side else {}
+    recipe = replace(funcnets.models.get(name, "reference")[1], **side)
     found = WAYS[way](name, recipe, seed, dataset, options)
     try:
         for number, (loss, right, tested, losses) in enumerate(found, 1):
@@ -259,6 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=[*WAYS])
     parser.add_argument("--epochs", type=arguments.positive, help="instead of the recipe's")
+    parser.add_argument("--side", type=arguments.positive, help="pixels, instead of the recipe's")
     parser.add_argument("--precision", default="bfloat16", choices=tuple(precision.POLICIES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", help="the directory in which run directories are made")

@@ -151,6 +151,17 @@ def test_learning_curves_compare_functions_and_modules(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_learning_curves_train_by_another_side(tmp_path, capsys):
+    sizes = ["--epochs", "1", "--limit-train", "128", "--side", "64", "--precision", "float32"]
+    options = ["--data", "bundled", "--backend", "graph", "--runs", str(tmp_path)]
+    load("learning_curves").main(["--nets", "vgg11", *sizes, *options])
+    load("reference_table").main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    recipes = [line.split(" | ")[2] for line in lines if line.startswith("| vgg11 |")][-2:]
+    assert recipes == ["reference, side 64, limit_train 128, bundled images"] * 2
+
+
+@pytest.mark.slow
 def test_steps_per_call_prints_a_row_for_each_count(capsys):
     sizes = ["--limit-train", "100", "--batch-size", "16", "--counts", "1", "3", "--rounds", "1"]
     load("steps_per_call").main([*sizes, "--data", "bundled", "--backend", "graph"])
