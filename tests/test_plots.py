@@ -10,7 +10,7 @@ import torch
 from run_files import SMALL
 
 from funcnets import plots
-from funcnets.cli import messages, plot_command, run_results, terminal
+from funcnets.cli import messages, pictures, plot_command, run_results, terminal
 from funcnets.cli.run_results import Predictions
 from funcnets.runs import EpochRow, MemberRow, RunDirectory, SweepConfig
 
@@ -92,6 +92,13 @@ def test_the_confusion_matrix_has_counts_names_and_shares():
         plots.draw_confusion(counts, ("cat", "dog"))
 
 
+def test_long_names_of_few_classes_are_drawn_whole():
+    figure = plots.draw_confusion(torch.eye(2), ("W" * 30, "m" * 30))
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= 0
+
+
 def test_mistakes_come_worst_first():
     labels = torch.tensor([0, 1, 1, 0])
     logits = torch.tensor([[0.0, 1.0], [5.0, 0.0], [0.0, 1.0], [0.0, 9.0]])
@@ -126,6 +133,27 @@ def test_batch_norms_show_their_median_and_files_are_the_same_again(tmp_path):
     plots.save(figure, tmp_path / "a.png")
     plots.save(plots.draw_batch_norms(values), tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_names_in_any_script_are_drawn_without_a_warning(tmp_path):
+    names = ("Ⓐ", "a\U000ffffd\t", "né")  # in STIX, in no font, and in the usual one
+    figure = plots.draw_confusion(torch.eye(3), names)
+    assert plots.save(figure, tmp_path / "a.png") == "\t\U000ffffd"
+    assert plots.save(figure, tmp_path / "a.svg") == ""
+    labels = {text.get_text(): text for text in figure.axes[0].get_xticklabels()}
+    assert list(labels) == ["Ⓐ", "a\\U000ffffd\\t", "né"]
+    assert labels["Ⓐ"].get_fontfamily()[1:] == ["STIXGeneral"]
+    assert labels["né"].get_fontfamily()[1:] == []
+    image = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    mistakes = plots.draw_mistakes([plots.Mistake(image, *names[:2], 0.5, 3)])
+    assert plots.save(mistakes, tmp_path / "b.png") == "\t\U000ffffd"
+
+
+def test_one_line_names_the_characters_that_no_font_has(run, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, path: "\t😀")
+    pictures.save("--plot", Path("a.png"), None)
+    pictures.warn_of_missing("")
+    assert run("list")[2].startswith("funcnets: warning: no installed font has \\t 😀: pictures")
 
 
 def test_a_run_is_drawn_whole(run, monkeypatch):

@@ -63,20 +63,22 @@ def plot_command(
     usual = OF_MEASUREMENTS + OF_NETWORK if len(run) == 1 else ("curves",)
     kinds = _chosen("--kind", kind, OF_MEASUREMENTS + OF_NETWORK) or usual
     formats = _chosen("--format", format, pictures.FORMATS)
-    from funcnets import _extras, plots
+    from funcnets import plots
     from funcnets.runs import RunDirectory
 
-    _extras.require("matplotlib", "plots", "drawing")
+    pictures.require()
     directories = [RunDirectory(path) for path in run]
     target = out or (run[0] / "plots" if len(run) == 1 else Path("plots"))
     given = {"dataset": dataset, "data": data, "device": device}
     fields = options.fields(options.EVAL_FIELDS, given)
+    missing: set[str] = set()
     for name, figure in _figures(directories, kinds, image, fields, is_asked=kind is not None):
         target.mkdir(parents=True, exist_ok=True)
         for suffix in formats:
             path = target / f"{name}.{suffix}"
-            plots.save(figure, path)
+            missing |= set(plots.save(figure, path))
             print(path)
+    pictures.warn_of_missing(missing)
 
 
 def _chosen(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from funcnets.plots.style import GREY, new_figure, shortened, show_image
+from funcnets.plots.style import GREY, new_figure, show_image
+from funcnets.plots.texts import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +47,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str]) -> "Figure":
     shares = counts / totals.clamp(min=1)[:, None]
     side = min(16.0, 3.2 + 0.52 * classes)
     figure = new_figure(side + 0.6, side)
+    figure.set_layout_engine("compressed")  # room for long names beside few classes, too
     axes = figure.subplots()
     # The root shows confusions of one in a hundred beside a diagonal of one.
     axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1.1)
@@ -67,11 +69,8 @@ def draw_confusion(counts: Tensor, names: Sequence[str]) -> "Figure":
     right.set_yticks(range(classes), of_class, fontsize=size)
     right.set_ylabel("classified correctly")
     accuracy = float(counts.trace() / counts.sum().clamp(min=1))
-    axes.set_title(
-        f"{accuracy:.1%} of {int(counts.sum()):,} images are classified correctly",
-        loc="left",
-        fontsize=11,
-    )
+    title = f"{accuracy:.1%} of {int(counts.sum()):,} images are classified correctly"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     for each in (axes, right):
         each.tick_params(length=0)
         each.spines[:].set_color("#cccccc")

@@ -6,16 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from funcnets.plots.style import (
-    COLORS,
-    GREY,
-    MARKERS,
-    color,
-    new_figure,
-    plain,
-    shortened,
-    tidy,
-)
+from funcnets.plots.style import COLORS, GREY, MARKERS, color, new_figure, tidy
+from funcnets.plots.texts import plain, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from funcnets.plots.style import COLORS, new_figure, plain, show_image, tidy
+from funcnets.plots.style import COLORS, new_figure, show_image, tidy
+from funcnets.plots.texts import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from funcnets.plots.style import COLORS, GREY, new_figure, plain, shortened, tidy
+from funcnets.plots.style import COLORS, GREY, new_figure, tidy
+from funcnets.plots.texts import plain, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

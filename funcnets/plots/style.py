@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from funcnets import _extras
+from funcnets.plots import texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,26 +29,16 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Write a figure to a file, as PNG or SVG by its suffix; the same figure, the same bytes."""
+def save(figure: "Figure", path: Path) -> str:
+    """Write a figure to a file, as PNG or SVG by its suffix; the same figure, the same bytes.
+
+    A character that its font lacks is drawn in an installed one that has it.  Return the characters
+    that none has: in the figure they are replaced by escapes.
+    """
+    missing = texts.fit_fonts(figure)
     metadata = {"Date": None} if path.suffix == ".svg" else None
     figure.savefig(path, dpi=PIXELS_PER_INCH, metadata=metadata, facecolor="white")
-
-
-def plain(text: str) -> str:
-    """Return a text in which matplotlib sees no formula."""
-    return text.replace("$", r"\$")
-
-
-def shortened(text: str, length: int) -> str:
-    """Return a text of at most so many characters, plain: its begin and its end.
-
-    >>> from funcnets.plots import style
-    >>> style.shortened("a long name", 8)
-    'a lo…ame'
-    """
-    end = (length - 1) // 2
-    return plain(text if len(text) <= length else f"{text[: length - 1 - end]}…{text[-end:]}")
+    return missing
 
 
 def tidy(axes: "Axes", *, grid: str | None = None) -> None:
