@@ -1,14 +1,12 @@
 """What is done for GPUs, as far as a CPU can tell: see test_gpu.py for the rest."""
 
 import dataclasses
-from functools import partial
 
 import pytest
 import torch
 
 import funcnets
-from funcnets import data, models, optim, precision, random, train, tree
-from funcnets._torch import FakeTensorMode
+from funcnets import models, optim, precision, random, train, tree
 from funcnets.compiler import api
 from funcnets.compiler.backends import cuda
 from funcnets.compiler.backends.select import compile_graph
@@ -310,36 +308,3 @@ def test_deterministic_max_pools_are_max_pools(monkeypatch, shape):
     )
     torch.testing.assert_close(jitted(x), torch.func.grad(loss)(x))
     assert lowering.name in jitted.trace(x).fired
-
-
-BENCHMARKED = [name for name, entry in models.INDEX.items() if entry.is_benchmarked]
-
-
-@pytest.mark.parametrize(
-    ("name", "precision_name"),
-    [*((name, "float32") for name in BENCHMARKED), ("resnet18", "bfloat16")],
-)
-def test_networks_on_a_gpu_have_all_tensors_there_and_maps_in_channels_last(name, precision_name):
-    """By fake tensors; without a GPU only forward passes can be traced."""
-    if not torch.backends.cuda.is_built():
-        pytest.skip("needs a build of PyTorch for CUDA")
-    net, recipe = models.get(name, "reference")
-    x = torch.empty(8, 1, recipe.side, recipe.side, device="meta")
-    params, state = net.init(random.key(0, "meta"), x)
-    prepare = partial(data.prepare, side=recipe.side)
-    step = train.make_eval_step(net, prepare=prepare, policy=precision.POLICIES[precision_name])
-    images = torch.empty(8, 1, 28, 28, dtype=torch.uint8)
-    given = (precision.in_channels_last(params), state, (images, torch.zeros(8, dtype=torch.int64)))
-    with FakeTensorMode():
-        arguments = tree.map(
-            lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda"), given
-        )
-    graph = funcnets.jit(step, backend="graph").trace(*arguments).graph.graph
-    values = [node.meta["val"] for node in graph.nodes if "val" in node.meta]
-    tensors = [x for value in values for x in tree.leaves(value) if isinstance(x, torch.Tensor)]
-    assert {x.device.type for x in tensors} == {"cuda"}
-    convolutions = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
-    assert len(convolutions) == sum(leaf.ndim == 4 for leaf in tree.leaves(params))
-    if precision_name == "float32":  # without a GPU PyTorch takes it for one without bfloat16
-        maps = [node.meta["val"] for node in convolutions]
-        assert all(y.is_contiguous(memory_format=torch.channels_last) for y in maps)
