@@ -10,6 +10,7 @@ from image_sets import write_folder, write_idx
 from run_files import rows, untimed
 
 from funcnets import data, metrics, runs
+from funcnets.cli import run_data
 from funcnets.data import memory
 
 TINY = ("--epochs", 1, "--batch-size", 8, "--backend", "graph", "--run", "first")
@@ -25,6 +26,14 @@ def nowhere(own_directory, tmp_path, monkeypatch):
 def mine():
     write_idx(Path("mine"), train=24, test=8, side=28)
     return Path("mine")
+
+
+def gone(directory):
+    place = Path(directory).absolute()
+    return (
+        f"funcnets: first: its images were in {place}, which isn't there any more; if they were "
+        "moved, give their directory: --data DIR\n"
+    )
 
 
 def config_of(directory):
@@ -51,8 +60,9 @@ def test_a_run_goes_on_and_is_evaluated_on_its_data_alone(run, mine, tmp_path):
     assert run(*begin)[0] == 0
     shutil.move(mine, tmp_path / "moved")
     code, _, err = run("train", "--run", "first", "--resume", "--epochs", 2)
-    assert code == 2
-    assert "mine: no such directory" in err
+    assert (code, err) == (2, gone("mine"))
+    assert run("eval", "first") == (2, "", err)
+    assert run("report", "first") == (2, "", err)
     more = ("train", "--run", "first", "--resume", "--epochs", 2, "--data", "moved")
     assert run(*more)[::2] == (0, "")
     assert [row["epoch"] for row in rows("first")] == [1, 2]
@@ -99,7 +109,25 @@ def test_colour_images_in_folders_normalised(run):
     assert f"accuracy {accuracy:.4f} over 8 images" in out
     # Where the folder has another place, the same images are the same data.
     Path("set").rename("moved")
+    assert run("eval", "first") == (2, "", gone("set"))
     assert run("eval", "first", "--dataset", "folder:moved")[::2] == (0, "")
+    assert run("eval", "first", "--data", "moved")[::2] == (0, "")
+    resumed = run("train", "--run", "first", "--resume", "--data", "moved")
+    assert "finished with epoch 1 of 1" in resumed[2]  # its data were found
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "found"),
+    [
+        ("cifar10", {"data": "new"}, {"data": "new", "dataset": "cifar10"}),
+        ("mnist", {"data": "new"}, {"data": "new"}),  # any IDX files fit its network
+        ("folder:/old", {"data": "bundled"}, {"data": "bundled"}),
+        ("folder:/old", {"dataset": "idx", "data": "new"}, {"dataset": "idx", "data": "new"}),
+    ],
+)
+def test_a_directory_alone_has_data_of_the_kind_of_the_run(name, given, found):
+    config = runs.Config.from_recipe("lenet_bn", dataset=name)
+    assert run_data.moved(config, given) == found
 
 
 def test_sides_that_are_given_or_needed_are_kept(run):

@@ -157,7 +157,10 @@ def resume(
             kept = {"data": before.data, "dataset": before.dataset}
             if "dataset" in given and given["dataset"] != before.dataset:
                 del kept["data"]
-            values |= run_data.find({**kept, **given}, download=download)
+            now = {**kept, **run_data.moved(before, given)}
+            values |= run_data.find(now, download=download)
+        else:
+            run_data.check_there(before, directory.path)
         return configuration.resumed(before, values)
 
     directory = processes.together(find)
@@ -279,7 +282,10 @@ def open_run(path: Path, given: Mapping[str, Any], processes: Processes = ALONE)
     def configure() -> Config:
         config = directory.read_config()
         if is_elsewhere:
-            config = replace(config, limit_train=None, **run_data.find(given))
+            place = run_data.find(run_data.moved(config, given))
+            config = replace(config, limit_train=None, **place)
+        else:
+            run_data.check_there(config, path)
         config = replace(config, device=given.get("device", config.device))
         if config.precision not in available(config.device):
             # `auto`, stopped before it had chosen or learned anything, or a GPU's, away from GPUs.

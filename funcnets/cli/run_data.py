@@ -3,11 +3,13 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from funcnets import data, random
 from funcnets.cli.configuration import UsageError
 from funcnets.data import DataError, Dataset, MissingDataError
+from funcnets.data.named import FASHION_MNIST, NAMED, IdxSet
 from funcnets.data.places import FASHION, FOLDER, IDX
 from funcnets.parallel import Processes, share_in_memory
 from funcnets.runs import Config, networks
@@ -37,6 +39,40 @@ def find(given: Mapping[str, Any], *, download: bool | None = None) -> dict[str,
         "dataset": name,
         "data": "bundled" if place == data.BUNDLED else str(place.absolute()),
     }
+
+
+def moved(config: Config, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what was given with the name of a run's data, if only their directory was given.
+
+    Without the name, a directory is one of IDX files.
+
+    >>> from funcnets import runs
+    >>> from funcnets.cli import run_data
+    >>> config = runs.Config.from_recipe("lenet_bn", dataset="folder:/photos")
+    >>> run_data.moved(config, {"data": "new"})
+    {'data': 'new', 'dataset': 'folder:new'}
+    """
+    directory = given.get("data", "bundled")
+    if "dataset" in given or directory == "bundled":
+        return given
+    if config.dataset.startswith(FOLDER):
+        return {**given, "dataset": f"{FOLDER}{directory}"}
+    is_of_idx_files = isinstance(NAMED.get(config.dataset, FASHION_MNIST), IdxSet)
+    return given if is_of_idx_files else {**given, "dataset": config.dataset}
+
+
+def check_there(config: Config, run: Path) -> None:
+    """Raise UsageError, which names the option that mends it, if a run's data are gone."""
+    try:
+        if config.data != "bundled":
+            os.stat(config.data)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{run}: its images were in {config.data}, which isn't there any more; if they were "
+            "moved, give their directory: --data DIR"
+        ) from None
+    except OSError:
+        return  # the reader of the data says more about it
 
 
 def load(config: Config, processes: Processes, *, is_new: bool = False) -> Dataset:
