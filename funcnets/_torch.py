@@ -188,16 +188,18 @@ def write_code(module: fx.GraphModule) -> None:
     getattr(type(module), "force_recompile", fx.GraphModule.recompile)(module)
 
 
-def standalone_compile(graph: fx.GraphModule, leaves: list[Tensor]) -> Any:
-    """Compile a graph by inductor for tensors like `leaves`.
+def standalone_compile(graph: fx.GraphModule, leaves: list[Tensor], config: dict[str, Any]) -> Any:
+    """Compile a graph by inductor for tensors like `leaves`; `config` has inductor's settings.
 
     Without the private name this goes through torch.compile, which traces the graph again.
     """
     inductor = getattr(torch, "_inductor", None) or importlib.import_module("torch._inductor")
     compile_alone = getattr(inductor, "standalone_compile", None)
     if compile_alone is None:
-        return torch.compile(graph, backend="inductor", fullgraph=True, dynamic=False)
-    return compile_alone(graph, leaves, dynamic_shapes="from_example_inputs")
+        how: Any = {"fullgraph": True, "dynamic": False, "options": config or None}
+        return torch.compile(graph, backend="inductor", **how)
+    options = {"config_patches": config} if config else None
+    return compile_alone(graph, leaves, dynamic_shapes="from_example_inputs", options=options)
 
 
 def compile_package(

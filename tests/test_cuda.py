@@ -1,6 +1,10 @@
 """What is done for GPUs, as far as a CPU can tell: see test_gpu.py for the rest."""
 
+import contextlib
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,8 +85,9 @@ class Capturer:
 
         def replay():
             self.replayed += 1
-            for result, value in zip(results, function(), strict=True):
-                result.copy_(value)
+            with torch.inference_mode():  # a GPU knows of no modes
+                for result, value in zip(results, function(), strict=True):
+                    result.copy_(value)
 
         return replay, results
 
@@ -226,6 +231,108 @@ def test_what_cannot_be_captured_goes_on_with_a_warning():
     torch.testing.assert_close(state, expected_of(function, begun(), range(3))[1])
 
 
+def test_copies_of_arguments_have_no_history():
+    """It would grow from call to call."""
+    seen = []
+
+    def run(weight, x):
+        seen.append(x.grad_fn)
+        return [weight.detach() * x.detach()]
+
+    replayed = cuda.Replayed(run, (0,), Capturer())
+    weight, x = torch.ones(3), torch.ones(3, requires_grad=True)
+    for _ in range(4):
+        replayed(weight, x * 2)
+    assert seen[1:] == [None] * 4
+
+
+def test_a_graph_of_inference_mode_is_replayed_outside_it():
+    capturer = Capturer()
+    replayed = cuda.Replayed(lambda weight, x: [weight * x], (0,), capturer)
+    weight = torch.ones(3)
+    with torch.inference_mode():
+        for step in range(2):
+            replayed(weight, batch_of(step))
+    torch.testing.assert_close(replayed(weight, batch_of(2)), [batch_of(2)])
+    assert capturer.replayed == 2
+
+
+def test_threads_take_turns_at_a_graph():
+    """It has one memory for its arguments."""
+
+    def run(weight, x):
+        time.sleep(0.02)
+        return [weight * x]
+
+    replayed, weight = cuda.Replayed(run, (0,), Capturer()), torch.ones(())
+    for _ in range(2):
+        replayed(weight, torch.zeros(()))
+    numbers = [torch.tensor(float(i)) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        given = [*pool.map(lambda x: replayed(weight, x)[0], numbers)]
+    assert given == numbers
+
+
+class Device:
+    """Stands in for `torch.cuda`: devices with streams, and captures that may fail."""
+
+    def __init__(self, monkeypatch, error=None):
+        self.current, self.error = {0: "usual", 1: "usual"}, error
+        self.at, self.captured = 0, []
+        for name in ("device", "graph", "set_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: (self.at, self.current[self.at]))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: (self.at, "side"))
+
+    def set_stream(self, stream):
+        self.at, self.current[stream[0]] = stream
+
+    @contextlib.contextmanager
+    def device(self, device):
+        before, self.at = self.at, device.index
+        try:
+            yield
+        finally:
+            self.at = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        before = (self.at, self.current[self.at])
+        self.set_stream(stream)
+        self.captured.append((pool, stream))
+        yield
+        if self.error:
+            raise self.error
+        self.set_stream(before)
+
+
+def test_each_device_captures_on_a_stream_of_its_own(monkeypatch):
+    device = Device(monkeypatch)
+    for index in (0, 1):
+        capturer = cuda.Capturer(torch.device("cuda", index))
+        assert [capturer(lambda: ["result"]) for _ in range(2)] == [(None, ["result"])] * 2
+    assert device.captured == [("pool", (index, "side")) for index in (0, 0, 1, 1)]
+
+
+def test_a_capture_that_fails_restores_the_stream(monkeypatch):
+    device = Device(monkeypatch, RuntimeError("the capture was invalidated"))
+    with pytest.raises(RuntimeError, match="invalidated"):
+        cuda.Capturer(torch.device("cuda", 1))(list)
+    assert (device.at, device.current) == (0, {0: "usual", 1: "usual"})
+
+
+@pytest.mark.parametrize("is_unsafe", [False, True])
+def test_operations_that_say_that_they_cannot_be_captured_are_not(is_unsafe):
+    with torch.library._scoped_library("funcnets_tests", "DEF") as library:
+        tags = (torch.Tag.cudagraph_unsafe,) if is_unsafe else ()
+        library.define("twice(Tensor x) -> Tensor", tags=tags)
+        library.impl("twice", lambda x: 2 * x, "CompositeExplicitAutograd")
+        graph = funcnets.jit(lambda x: torch.ops.funcnets_tests.twice(x + 1)).trace(torch.ones(2))
+        assert cuda.can_replay(graph.graph.code) is not is_unsafe
+
+
 def test_a_jitted_step_on_a_gpu_is_precise_and_replayed(monkeypatch):
     """With every tensor taken for one of a GPU."""
     capturer, seen = Capturer(), []
@@ -281,15 +388,32 @@ def test_tf32_is_a_precision_of_gpus(run):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_deterministic_algorithms_are_asked_for_while_a_function_runs(given):
+def test_deterministic_algorithms_are_asked_for_while_a_function_runs(given, monkeypatch):
+    """And none that is chosen by timing, whatever is set for the process."""
     cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
     seen = []
     run = cuda.with_products(
-        lambda: seen.append(cudnn.deterministic), tf32=False, deterministic=given
+        lambda: seen.append((cudnn.deterministic, cudnn.benchmark)), tf32=False, deterministic=given
     )
-    assert cudnn.deterministic is False
     run()
-    assert (seen, cudnn.deterministic) == ([given], False)
+    assert seen == [(given, not given)]
+    assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_inductor_is_told_to_choose_no_order_of_sums_by_timing(given, monkeypatch):
+    seen = []
+
+    def compile_alone(graph, leaves, *, dynamic_shapes, options):
+        seen.append(options)
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.standalone_compile", compile_alone)
+    jitted = funcnets.jit(lambda x: x + 1, backend="inductor", deterministic=given)
+    assert torch.equal(jitted(torch.ones(2)), torch.full((2,), 2.0))
+    assert seen == [{"config_patches": {"deterministic": True}} if given else None]
+    assert hasattr(torch._inductor.config, "deterministic")
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 7, 7), (2, 1, 6, 5)])

@@ -70,7 +70,6 @@ Argnames = str | Sequence[str]
 Lowerings = Sequence[Lowering] | Literal["default"] | None
 
 MOST_RECENT = 4  # kinds of call that are known at sight, such as a full and a short batch
-COLLECTIVES = "_c10d_functional"  # namespace of the operations that communicate
 
 
 class _Executable:
@@ -83,11 +82,11 @@ class _Executable:
         aliases: Aliases,
         donated: tuple[int, ...],
         captured: Captured,
-        communicates: bool,  # it has collectives
+        can_replay: bool,  # as a CUDA graph
         trace: Trace | None = None,
     ) -> None:
         self.run, self.donated, self.captured, self.trace = run, donated, captured, trace
-        self.communicates = communicates
+        self.can_replay = can_replay
         self._fill, self._retires = filler(structure), is_debugged("donation")
         # Each result, as a position among the arguments and then what the graph gives.
         given = count()
@@ -236,7 +235,7 @@ class Jitted(Generic[P, R]):
             donated,
             tf32=self.options.tf32,
             deterministic=self.options.deterministic,
-            can_replay=not executable.communicates,
+            can_replay=executable.can_replay,
         )
         return executable
 
@@ -257,12 +256,12 @@ class Jitted(Generic[P, R]):
         if key is not None:
             program_cache.keep(compilation, kernels, key)
         return _Executable(
-            compile_graph(compilation.module, backend),
+            compile_graph(compilation.module, backend, deterministic=self.options.deterministic),
             compilation.structure,
             compilation.aliases,
             donated,
             Captured(compilation.constants()),
-            any(COLLECTIVES in str(node.target) for node in compilation.graph.nodes),
+            cuda.can_replay(compilation.module.code),
             _as_trace(compilation),
         )
 
@@ -310,8 +309,8 @@ def _read(key: str, donated: tuple[int, ...]) -> _Executable | None:
     run = program and program_cache.load(program)
     if not program or not run:
         return None
-    communicates = COLLECTIVES in program.code
-    return _Executable(run, program.structure, program.aliases, donated, Captured(()), communicates)
+    can_replay = cuda.can_replay(program.code)
+    return _Executable(run, program.structure, program.aliases, donated, Captured(()), can_replay)
 
 
 def _usual_backend(tensors: Sequence[Tensor]) -> Backend:

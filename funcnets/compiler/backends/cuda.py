@@ -4,6 +4,9 @@ Tried on an H200 with torch 2.11; the tests that run without a GPU put a CPU in 
 """
 
 import contextlib
+import operator
+import re
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -16,6 +19,8 @@ from torch import Tensor
 from funcnets.compiler.backends.select import Executable
 
 MOST_GRAPHS = 16  # of one executable
+COLLECTIVES = "_c10d_functional"  # namespace of the operations that communicate
+OPERATION = re.compile(r"\btorch\.ops\.([\w.]+)\(")  # a call in the code of a graph
 Replay = Callable[[], object]
 
 
@@ -30,8 +35,7 @@ def prepared(
 ) -> Executable:
     """Return `run` as it is called for `leaves`: precise, and replayed, if they are on a GPU.
 
-    `can_replay`: False for a graph with collectives.  PyTorch does not watch those of a CUDA graph:
-    where another process hangs, they would wait for ever.
+    `can_replay`: as the function of this name says of its graph.
     """
     on_gpu = list(map(is_on_gpu, leaves))
     if not any(on_gpu):
@@ -44,6 +48,18 @@ def prepared(
     return Replayed(run, donated, Capturer(devices.pop())) if len(devices) == 1 else run
 
 
+def can_replay(code: str) -> bool:
+    """Return False for the code of a graph that must not be captured as a CUDA graph.
+
+    That is one with collectives, which PyTorch does not watch there: where another process hangs,
+    they would wait for ever.  And one with an operation that says of itself that it can't be
+    captured, by `torch.Tag.cudagraph_unsafe`.
+    """
+    operations = map(operator.attrgetter, set(OPERATION.findall(code)))
+    tags = (find(torch.ops).tags for find in operations)
+    return COLLECTIVES not in code and not any(torch.Tag.cudagraph_unsafe in each for each in tags)
+
+
 def is_on_gpu(tensor: Tensor) -> bool:
     """True if the tensor is on a GPU."""
     return tensor.is_cuda
@@ -54,13 +70,15 @@ def products(*, tf32: bool, deterministic: bool = False) -> Iterator[None]:
     """Context in which GPUs may, or may not, round factors of float32 products to TF32's 10 bits.
 
     PyTorch by itself does so for convolutions and not for matrix products.  If `deterministic`,
-    cuDNN takes algorithms alone that give the same bits each time.
+    cuDNN takes algorithms alone that give the same bits each time, and chooses none by timing.
     """
     backends: Any = torch.backends
     cudnn = backends.cudnn
     places = (cudnn.conv, cudnn.rnn, backends.cuda.matmul)
-    before, was_deterministic = [place.fp32_precision for place in places], cudnn.deterministic
-    cudnn.deterministic = deterministic or was_deterministic
+    before = [place.fp32_precision for place in places]
+    choice = cudnn.deterministic, cudnn.benchmark
+    if deterministic:
+        cudnn.deterministic, cudnn.benchmark = True, False
     for place in places:
         place.fp32_precision = "tf32" if tf32 else "ieee"
     try:
@@ -68,7 +86,7 @@ def products(*, tf32: bool, deterministic: bool = False) -> Iterator[None]:
     finally:
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
-        cudnn.deterministic = was_deterministic
+        cudnn.deterministic, cudnn.benchmark = choice
 
 
 def with_products(run: Executable, *, tf32: bool, deterministic: bool = False) -> Executable:
@@ -90,6 +108,7 @@ class Capturer:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._pool: Any = None
+        self._stream: Any = None  # PyTorch's own is on the device of the process's first capture
 
     def __call__(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Replay, Sequence[Tensor]]:
         """Return the replay of a CUDA graph of `function`, and its results after each replay.
@@ -98,10 +117,12 @@ class Capturer:
         """
         with torch.cuda.device(self.device):
             self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._stream = self._stream or torch.cuda.Stream()
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            how: Any = {"stream": self._stream, "capture_error_mode": "thread_local"}
             try:
                 # Other threads may go on to allocate memory.
-                with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, self._pool, **how):
                     results = function()
             except BaseException:
                 torch.cuda.set_stream(stream)  # the context ends the capture first, which may raise
@@ -126,6 +147,8 @@ class Replayed:
 
     There is a graph for each set of addresses, up to `MOST_GRAPHS`, such as those of the members
     of an ensemble that take turns; then the one that was not used for longest makes room.
+
+    Several threads may call it, on one stream: graphs have one memory for their arguments.
     """
 
     def __init__(self, run: Executable, donated: Sequence[int], capture: Capture) -> None:
@@ -134,9 +157,15 @@ class Replayed:
         self._first: list[weakref.ref[Tensor]] | None = None  # arguments of the first call
         self._graphs: OrderedDict[tuple[int, ...], _Captured | None] = OrderedDict()
         self._can_capture = True
+        self._lock = threading.Lock()
 
     def __call__(self, *leaves: Tensor) -> Sequence[Tensor]:
         """Return the results for these arguments, by a captured graph if there is one."""
+        # Copies must have no autograd history, which would grow from call to call.
+        with self._lock, torch.no_grad():
+            return self._call(leaves)
+
+    def _call(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         fixed = self._fixed or self._find_fixed(leaves)
         if not fixed or not self._can_capture:
             return self.run(*leaves)
@@ -166,11 +195,13 @@ class Replayed:
         return self._fixed or ()
 
     def _capture(self, leaves: Sequence[Tensor], fixed: Sequence[int]) -> _Captured | None:
-        copied = [
-            (position, leaf.clone())
-            for position, leaf in enumerate(leaves)
-            if position not in fixed
-        ]
+        # In inference mode they would be tensors that no later call outside it may write to.
+        with torch.inference_mode(False), torch.no_grad():
+            copied = [
+                (position, leaf.clone())
+                for position, leaf in enumerate(leaves)
+                if position not in fixed
+            ]
         if any(leaves[position].stride() != copy.stride() for position, copy in copied):
             self._can_capture = False  # a copy without gaps is not what it was compiled for
             return None

@@ -29,37 +29,42 @@ def training_backend(device: torch.device | str) -> Backend:
     return "native" if str(device).startswith("cpu") else "graph"
 
 
-def compile_graph(graph: fx.GraphModule, backend: Backend) -> Executable:
+def compile_graph(
+    graph: fx.GraphModule, backend: Backend, *, deterministic: bool = False
+) -> Executable:
     """The graph as a function of its leaves: as it is, or compiled by inductor.
 
-    Inductor compiles at the first call, which raises CompileError if that fails.
+    Inductor compiles at the first call, which raises CompileError if that fails.  If
+    `deterministic`, it chooses nothing by timing that decides in which order numbers are added.
     """
     _torch.write_code(graph)
     if backend != "inductor":
         return torch.no_grad()(graph.forward)
-    return torch.no_grad()(_compile_at_first_call(graph))
+    return torch.no_grad()(_compile_at_first_call(graph, deterministic))
 
 
-def _compile_at_first_call(graph: fx.GraphModule) -> Executable:
+def _compile_at_first_call(graph: fx.GraphModule, deterministic: bool) -> Executable:
     compiled: Executable | None = None
 
     def call(*leaves: Tensor) -> Any:
         nonlocal compiled
         if compiled is None:
-            compiled = _compile(graph, leaves)
+            compiled = _compile(graph, leaves, deterministic)
         return compiled(*leaves)
 
     return call
 
 
-def _compile(graph: fx.GraphModule, leaves: Sequence[Tensor]) -> Executable:
+def _compile(graph: fx.GraphModule, leaves: Sequence[Tensor], deterministic: bool) -> Executable:
     try:
         with warnings.catch_warnings():
             # Whether products are rounded to TF32 is what `jit` was asked for.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             # Not by torch.compile, which would trace the graph again from its Python code, at each
             # start, and check at each call what `jit` knows already.
-            executable: Executable = _torch.standalone_compile(graph, list(leaves))
+            executable: Executable = _torch.standalone_compile(
+                graph, list(leaves), {"deterministic": True} if deterministic else {}
+            )
         return executable
     except Exception as error:
         raise CompileError(
