@@ -259,13 +259,14 @@ def proofs(options: argparse.Namespace, clock: Clock) -> None:
         make = functools.partial(float64_steps, case, "graph")
         attempt("proofs", f"{name} float64 graph", clock, make)
     for backend in backends:
-        case, how = Case("resnet18", 32, 28, device), backend or "default"
+        name, how = QUICK[0] if options.quick else "resnet18", backend or "default"
+        case = Case(name, 32, 28, device)
         if not options.quick:
             make = functools.partial(steps_wait_for_nothing, case, backend)
-            attempt("proofs", f"resnet18 waits for nothing {how}", clock, make)
+            attempt("proofs", f"{name} waits for nothing {how}", clock, make)
         for precision in available(device):
             make = functools.partial(same_bits_twice, case, precision, backend)
-            attempt("proofs", f"resnet18 same bits {how} {precision}", clock, make)
+            attempt("proofs", f"{name} same bits {how} {precision}", clock, make)
 
 
 def step_cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -279,21 +280,23 @@ def step_cases(options: argparse.Namespace) -> Iterator[Case]:
 def steps(options: argparse.Namespace, clock: Clock) -> None:
     """Print the examples a second of each network's step, at each precision and column."""
     for case in step_cases(options):
-        operations = throughput.operations_of(case)
         for precision in options.precisions:
+            what = f"{case.network} {precision}"
             if clock.left <= 0:
-                return show({"phase": "steps", "what": case.network, "left out": "the time is up"})
+                return show({"phase": "steps", "what": what, "left out": "the time is up"})
             try:
-                for row in step_rows(case, precision, operations, options):
+                for row in step_rows(case, precision, options):
                     show({"phase": "steps", **row})
+                    if clock.left <= 0:
+                        show({"phase": "steps", "what": what, "ended": "the time is up"})
+                        break
             except Exception as error:  # as for every row
-                what = f"{case.network} {precision}"
                 show({"phase": "steps", "what": what, "failed": str(error)})
     return None
 
 
 def step_rows(
-    case: Case, precision: str, operations: int, options: argparse.Namespace
+    case: Case, precision: str, options: argparse.Namespace
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of one network at one precision."""
     columns = options.columns.split(",")
@@ -305,14 +308,14 @@ def step_rows(
         case,
         columns,
         [precision],
-        operations=operations,
+        operations=throughput.operations_of(case),
         rounds=options.rounds,
         report=lambda text: show({"phase": "steps", "note": text[:300]}),
     ):
         yield timing._asdict()
 
 
-def fill_caches(options: argparse.Namespace) -> Row:
+def fill_caches(options: argparse.Namespace, clock: Clock) -> Row:
     """Compile the steps that are timed later, in processes side by side."""
     columns = [name for name in options.columns.split(",") if name not in UNCOMPILED]
     isolated.fill_caches(
@@ -321,7 +324,8 @@ def fill_caches(options: argparse.Namespace) -> Row:
             for case in step_cases(options)
             for column in columns
             for precision in options.precisions
-        ]
+        ],
+        clock.left,
     )
     return {"columns": columns}
 
@@ -393,7 +397,7 @@ def main(argv: list[str] | None = None) -> None:
     phases = {"ceilings": ceilings, "proofs": proofs, "steps": steps, "trainings": trainings}
     for phase in options.phases:
         if phase == "steps" and options.caches and not options.quick:
-            attempt("caches", "filled", clock, functools.partial(fill_caches, options))
+            attempt("caches", "filled", clock, functools.partial(fill_caches, options, clock))
         phases[phase](options, clock)
 
 

@@ -1,7 +1,9 @@
 """The benchmark: what it times, in which order, what it prints and refuses; no time is asserted."""
 
 import json
+import os
 import sys
+import time
 from itertools import count
 from pathlib import Path
 
@@ -264,6 +266,20 @@ def test_a_process_that_fails_says_what_failed(tmp_path, monkeypatch, printed, m
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(RuntimeError, match=f"eager, float32: the step failed: .*{message}"):
         isolated.measure_process(LENET, "eager", "float32")
+
+
+def test_filling_caches_ends_in_time(tmp_path, monkeypatch):
+    """Also with a process that is being waited for, and without those that didn't begin."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho >> begun\nexec sleep 20\n", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    isolated.fill_caches([(LENET, "eager", "float32")] * 3, 0.5)
+    assert time.monotonic() - started < 10
+    assert Path("begun").read_text(encoding="utf-8") == "\n"
 
 
 def test_memory_and_first_steps_have_rows(run, monkeypatch):

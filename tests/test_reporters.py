@@ -14,6 +14,7 @@ from funcnets.cli.preparation import Setup
 from funcnets.cli.reporters import ProgressBar
 from funcnets.cli.sweep_messages import SweepMessages
 from funcnets.metrics import Running
+from funcnets.parallel import Axis
 from funcnets.runs import Config, EpochRow, MemberRow, RunDirectory, SweepConfig
 
 EPOCH = EpochRow(7, 1645, 1.2345, 0.1234, None, 0.4567, 123456.7, 12.3)
@@ -45,6 +46,29 @@ def test_lines_fit(kind):
         assert len(line) <= 80, line
         assert line.isascii(), line
     assert lines[-1].endswith("123,457 examples/s")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"device": "cpu"}, "the same bits each time with 1 thread"),
+        ({"device": "cpu", "deterministic": True}, "the same bits each time with 1 thread"),
+        ({"device": "cuda"}, "other bits each time; for the same ones add --deterministic"),
+        ({"device": "cuda", "deterministic": True}, "the same bits each time (--deterministic)"),
+    ],
+)
+def test_a_run_says_whether_it_gives_the_same_bits_each_time(kind, given, said):
+    messages = made(kind, **given, precision="bfloat16")
+    (line,) = (line for line in messages.opening() if "precision" in line)
+    assert line == f"precision bfloat16; {said}"
+    assert len(line) <= 80
+
+
+def test_of_several_gpus_the_same_bits_are_not_promised():
+    messages = made(TrainingMessages, device="cuda", deterministic=True)
+    messages.setup = replace(messages.setup, processes=SimpleNamespace(axis=Axis(2)))
+    assert messages.bits() == "several GPUs may give other bits each time"
 
 
 def test_the_line_of_an_epoch_with_a_validation_part_fits():

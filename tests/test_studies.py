@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -227,6 +227,34 @@ def test_a_gpu_run_goes_on_after_a_row_that_fails_and_stops_in_time(capsys, monk
     failed, late = rows_of(capsys.readouterr().out)
     assert failed["failed"] == "OSError: the device"
     assert late["left out"] == "the time is up"
+
+
+def test_steps_on_a_gpu_end_in_time_and_go_on_after_a_network_that_fails(capsys, monkeypatch):
+    script = load("on_a_gpu")
+    clock = SimpleNamespace(left=1.0)
+
+    def rows(case, precision, options):
+        if case.network == "resnet18":
+            raise MemoryError("too large")
+        for column in ("eager", "graph"):
+            yield {"network": case.network, "column": column}
+            clock.left -= 0.4
+
+    monkeypatch.setattr(script, "step_rows", rows)
+    nets = ("resnet18", "lenet_bn", "nin", "vgg11")
+    script.steps(
+        SimpleNamespace(nets=nets, quick=True, device="cpu", precisions=["float32"]), clock
+    )
+    found = [tuple(row.values())[1:] for row in rows_of(capsys.readouterr().out)]
+    assert found == [
+        ("resnet18 float32", "too large"),
+        ("lenet_bn", "eager"),
+        ("lenet_bn", "graph"),
+        ("nin", "eager"),
+        ("nin", "graph"),
+        ("nin float32", "the time is up"),
+        ("vgg11 float32", "the time is up"),
+    ]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ python -m funcnets.bench.isolated '["lenet_bn", 256, 28, "cpu"]' jit float32
 
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -63,38 +64,52 @@ class Memory(NamedTuple):
 
 
 def measure_process(
-    case: Case, column: str, precision: str, cache: str | None = None
+    case: Case,
+    column: str,
+    precision: str,
+    cache: str | None = None,
+    timeout: float | None = None,
 ) -> ProcessCost:
     """Make some steps in a new process; its compilers keep their results in the directory `cache`.
 
-    Raises RuntimeError with the last line that the process printed, if it fails.
+    Raises RuntimeError with the last line that the process printed, if it fails, or if it takes
+    longer than `timeout` seconds.
     """
     command = [sys.executable, "-c", PROGRAM, json.dumps(case), column, precision]
     caches = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"), cache) if cache else {}
     environment = {**os.environ, **caches}
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-        check=False,
-    )
+    step = f"{case.network}, {column}, {precision}"
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            check=False,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{step}: took longer than {timeout:.0f} s") from None
     if done.returncode:
         last = (done.stderr.strip() or "the process was killed").splitlines()[-1]
-        raise RuntimeError(f"{case.network}, {column}, {precision}: the step failed: {last}")
+        raise RuntimeError(f"{step}: the step failed: {last}")
     return ProcessCost(*json.loads(done.stdout.splitlines()[-1]))
 
 
-def fill_caches(steps: Sequence[tuple[Case, str, str]]) -> None:
+def fill_caches(steps: Sequence[tuple[Case, str, str]], seconds: float = math.inf) -> None:
     """Compile steps, a case, column and precision each, in processes that run side by side.
 
-    What they compile stays in the compilers' caches.  A step that fails is left to its caller.
+    What they compile stays in the compilers' caches.  A step that fails is left to its caller, and
+    so is one that isn't done in `seconds` from now on.
     """
+    ends = time.monotonic() + seconds
 
     def fill(step: tuple[Case, str, str]) -> None:
-        with contextlib.suppress(RuntimeError):
-            measure_process(*step)
+        left = ends - time.monotonic()
+        if left > 0:
+            with contextlib.suppress(RuntimeError):
+                measure_process(*step, timeout=None if math.isinf(left) else left)
 
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
         list(pool.map(fill, steps))

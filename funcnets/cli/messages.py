@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from funcnets import tree
 from funcnets.cli.preparation import Setup
 from funcnets.cli.recipe_options import RECIPE_FIELDS
@@ -31,10 +33,8 @@ class TrainingMessages:
             f"training {config.network} on {config.device}{self.processes()}: {self.sizes()}, "
             f"seed {config.seed}"
         )
-        yield (
-            f"learning rate {config.learning_rate:g} ({config.schedule}), "
-            f"precision {config.precision}{self.bits()}"
-        )
+        yield f"learning rate {config.learning_rate:g} ({config.schedule})"
+        yield f"precision {config.precision}; {self.bits()}"
         yield from recipe(config)
         yield f"run directory {self.setup.directory.path}"
         yield from self.setup.notes
@@ -49,11 +49,15 @@ class TrainingMessages:
             yield "for the full set, add --download, or give its directory by --data DIR"
 
     def bits(self) -> str:
-        """Return whether a GPU gives the same bits each time; nothing for a CPU, which does."""
-        config = self.setup.config
-        if config.device == "cpu" or config.deterministic:
-            return ", deterministic" if config.deterministic else ""
-        return "; --deterministic gives the same bits each time"
+        """Return whether the same training gives the same bits each time."""
+        config, threads = self.setup.config, torch.get_num_threads()
+        if config.device == "cpu":
+            return f"the same bits each time with {threads} thread{'s' * (threads > 1)}"
+        if self.setup.processes.axis.size > 1:
+            return "several GPUs may give other bits each time"
+        if config.deterministic:
+            return "the same bits each time (--deterministic)"
+        return "other bits each time; for the same ones add --deterministic"
 
     def processes(self) -> str:
         """Return how many processes train together; nothing for one alone."""

@@ -226,7 +226,7 @@ Deterministic = Annotated[
     bool | None,
     switch(
         "--deterministic",
-        "Compute the same bits each time on a GPU too, more slowly.",
+        "Compute the same bits each time on a GPU too, more slowly; not yet tried on one.",
         MACHINE,
     ),
 ]

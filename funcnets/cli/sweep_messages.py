@@ -30,6 +30,7 @@ class SweepMessages(TrainingMessages):
         seeds = "seed 0" if config.seeds == 1 else f"seeds 0 to {config.seeds - 1}"
         rates = ", ".join(f"{rate:g}" for rate in config.rates)
         yield f"{seeds} with each learning rate: {rates} ({config.schedule})"
+        yield f"precision {config.precision}; {self.bits()}"
         yield from recipe(config)
         yield f"run directory {self.setup.directory.path}"
         yield from self.setup.notes
