@@ -1,7 +1,7 @@
-"""Every private name of PyTorch that this package uses; no other file imports one.
+"""Every private or experimental name of PyTorch that this package uses; no other file has one.
 
 Each was seen in the releases of `VERSIONS`.  Names that `jit` traces with are imported when they
-are first used, as their import takes seconds; on another release `jit` records by the public
+are first used, as their import takes seconds; on another release `jit` records by PyTorch's
 `make_fx` instead, with one warning, which takes longer and gives the same graphs.
 """
 
@@ -33,6 +33,7 @@ class Private(NamedTuple):
 
 
 _FAKE = "torch._subclasses.fake_tensor"
+_PROXY = "torch.fx.experimental.proxy_tensor"
 _RECORDING = "jit records by make_fx"
 LAZY = {
     "DataDependentOutputException": Private(_FAKE, "DataDependentOutputException", _RECORDING),
@@ -41,7 +42,9 @@ LAZY = {
     "DynamicOutputShapeException": Private(_FAKE, "DynamicOutputShapeException", _RECORDING),
     "FakeTensor": Private(_FAKE, "FakeTensor", _RECORDING),
     "FakeTensorMode": Private(_FAKE, "FakeTensorMode", "jit and cost estimates can't trace"),
+    "get_proxy_mode": Private(_PROXY, "get_proxy_mode", "jit can't see that make_fx traces it"),
     "in_kernel_invocation": Private(_FAKE, "in_kernel_invocation_manager", _RECORDING),
+    "make_fx": Private(_PROXY, "make_fx", "jit can't record on a release that wasn't tried"),
     "unset_fake_temporarily": Private(_FAKE, "unset_fake_temporarily", _RECORDING),
 }
 EAGER = {

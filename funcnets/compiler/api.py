@@ -22,11 +22,10 @@ from typing import (
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from funcnets._debug import is_debugged
-from funcnets._torch import functorch
+from funcnets._torch import functorch, get_proxy_mode
 from funcnets.compiler import pipeline
 from funcnets.compiler.arguments import (
     Call,
@@ -358,7 +357,7 @@ def jit(
     saved_as: str | None = None,
     tf32: bool = False,
     deterministic: bool = False,
-) -> Any:
+) -> Jitted[..., Any] | Callable[..., Any]:
     """Compile a pure function of trees of tensors to one graph.
 
     The function is traced (and compiled) once for each structure, shape, dtype, device and memory

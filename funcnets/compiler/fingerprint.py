@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from funcnets._torch import OpOverload
+
 _PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), slice, range, enum.Enum),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
@@ -104,7 +106,7 @@ class _Walk:
     def _object(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
             raise _NoFingerprint
-        if isinstance(value, _NAMED) or type(value).__module__.startswith("torch._ops"):
+        if isinstance(value, _NAMED) or type(value).__module__.startswith(OpOverload.__module__):
             self._add(f"{getattr(value, '__module__', '')} {getattr(value, '__qualname__', value)}")
         elif hasattr(value, "__wrapped__"):  # as functools.cache has it
             self.value(value.__wrapped__)

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from funcnets import _torch, tree
-from funcnets._torch import DispatchMode
+from funcnets._torch import DispatchMode, get_proxy_mode
 from funcnets.compiler.errors import LEFT_OF_TRACE, is_left_of_trace
 
 aten = torch.ops.aten
@@ -48,13 +47,13 @@ def record_by_make_fx(
     leaves: Iterable[Tensor],
     rewrites: Mapping[Any, Rewrite],
 ) -> fx.GraphModule:
-    """Return the graph that `record` gives, by public names of PyTorch alone; takes longer."""
+    """Return the graph that `record` gives, by PyTorch's own tracer alone; takes longer."""
     table: Any = dict(rewrites)
     leaves = list(leaves)
-    trace = make_fx(function, table, tracing_mode="fake", _allow_non_fake_inputs=True)
+    trace = _torch.make_fx(function, table, tracing_mode="fake", _allow_non_fake_inputs=True)
     # A view is not given, as in `record`; a tensor that is given twice is one argument.
     made = {id(leaf): _empty_like(leaf) if _torch.is_view(leaf) else leaf for leaf in leaves}
-    module = trace(*(made[id(leaf)] for leaf in leaves))
+    module: fx.GraphModule = trace(*(made[id(leaf)] for leaf in leaves))
     graph = module.graph
     for node in list(graph.nodes):
         if node.target is aten.detach.default:  # the same tensor, as graphs know no derivatives

@@ -54,9 +54,10 @@ def _parts(module: nn.Module) -> tuple[tuple[str | None, Layer], ...]:
 
 def _known(module: nn.Module) -> Layer | None:
     """Return the layer of a batch norm or of a dropout whose forward is PyTorch's, else None."""
-    forward = f"{type(module).forward.__module__}.{type(module).forward.__qualname__}"
-    if forward == _BATCH_NORM and _tracks_statistics(module):
+    # Batch norms of all dimensions have one forward; a synchronized one has another.
+    if type(module).forward is nn.BatchNorm1d.forward and _tracks_statistics(module):
         return _batch_norm(module)
+    forward = f"{type(module).forward.__module__}.{type(module).forward.__qualname__}"
     return _noise(module, _NOISE_SHAPES[forward]) if forward in _NOISE_SHAPES else None
 
 
@@ -64,9 +65,6 @@ def _no_init(key: Tensor, x: Tensor) -> tuple[Params, State]:
     raise LayerError(
         "a part of a lifted module has no initial values of its own: call init of the whole"
     )
-
-
-_BATCH_NORM = "torch.nn.modules.batchnorm._BatchNorm.forward"
 
 
 def _tracks_statistics(module: nn.Module) -> bool:
