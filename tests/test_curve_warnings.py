@@ -58,8 +58,8 @@ def test_a_plateau_is_named_once_with_what_helps():
     (found,) = warnings([2.303, 2.302, 2.1, 1.0, 2.3]).items()
     assert found == (
         1,
-        "training loss is 2.303 after 469 steps, that of chance 2.303; a warm-up (--warmup 1) or "
-        "a smaller rate (--lr 0.05) often helps",
+        "training loss is 2.303 after 469 steps, that of chance 2.303; Adam (--optimizer adam "
+        "--lr 0.0003) or a smaller rate (--lr 0.05) often helps",
     )
 
 
@@ -69,15 +69,22 @@ def test_chance_is_that_of_the_classes():
     assert "that of chance 4.605" in warnings([4.6], class_names=names)[1]
 
 
+WARM_UP, RATE = "a warm-up (--warmup {}) or ", "a smaller rate (--lr {}) often helps"
+ADAM = "Adam (--optimizer adam --lr 0.0003) or "
+
+
 @pytest.mark.parametrize(
-    ("changes", "helps"),
+    ("losses", "changes", "helps"),
     [
-        ({"warmup": 2.0}, "; a smaller rate (--lr 0.05) often helps"),
-        ({"epochs": 1}, "; a warm-up (--warmup 0.5) or a smaller rate (--lr 0.05) often helps"),
+        ([0.5, 0.9], {}, WARM_UP.format(1) + RATE.format(0.05)),
+        ([0.5, 0.9], {"warmup": 2.0}, RATE.format(0.05)),
+        ([0.5, 0.9], {"epochs": 1}, WARM_UP.format(0.5) + RATE.format(0.05)),
+        ([2.303], {"warmup": 2.0}, ADAM + RATE.format(0.05)),
+        ([2.303], {"optimizer": "adam"}, RATE.format(0.0005)),
     ],
 )
-def test_the_help_fits_the_recipe(changes, helps):
-    assert warnings([2.303], **changes)[1].endswith(f"chance 2.303{helps}")
+def test_the_help_fits_the_recipe(losses, changes, helps):
+    assert warnings(losses, **changes)[len(losses)].endswith(f"; {helps}")
 
 
 @pytest.mark.usefixtures("own_directory")
