@@ -12,7 +12,7 @@ import torch
 from run_files import SMALL, final_tensors, rows, untimed
 from safetensors.torch import load_file
 
-from funcnets import augment, data, losses, metrics, optim, random, runs, train, tree
+from funcnets import augment, data, losses, metrics, models, optim, random, runs, train, tree
 from funcnets.cli import preparation
 from funcnets.cli.recipe_options import RECIPE_FIELDS
 from funcnets.core import sequential
@@ -216,7 +216,8 @@ CHANGED = {
 
 
 def test_a_compiled_step_is_saved_under_another_name_for_another_recipe():
-    config, dataset = Config.from_recipe("nin", momentum=0.9), SimpleNamespace(train_labels=[0] * 9)
+    config = Config.from_recipe("nin", "reference", momentum=0.9)
+    dataset = SimpleNamespace(train_labels=[0] * 9)
     directory = runs.RunDirectory("runs/mine")
     setup = preparation.Setup(config, directory, dataset, dataset, None, None, None)
     assert {*RECIPE_FIELDS, "normalize"} == {*CHANGED}
@@ -229,10 +230,23 @@ def test_a_compiled_step_is_saved_under_another_name_for_another_recipe():
     assert len(names) == len(CHANGED) + 1
 
 
-def test_adam_has_a_rate_of_its_own():
-    assert Config.from_recipe(optimizer="adamw").learning_rate == 0.001
-    assert Config.from_recipe(optimizer="adamw", learning_rate=0.1).learning_rate == 0.1
-    assert SweepConfig.from_recipe(optimizer="adam", seeds=2).rates == (0.001,)
+RECIPES = [(name, recipe) for name, entry in models.INDEX.items() for recipe in entry.recipes]
+
+
+@pytest.mark.parametrize(("network", "recipe"), RECIPES)
+def test_another_kind_of_optimizer_has_a_rate_of_its_own(network, recipe):
+    own = models.get(network, recipe)[1]
+    published = models.get(network, "reference")[1]
+    configure = partial(Config.from_recipe, network, recipe, epochs=1)
+    assert configure().learning_rate == own.learning_rate
+    assert configure().optimizer == own.optimizer
+    for optimizer, rate in (("sgd", published.learning_rate), ("adam", 1e-3), ("adamw", 1e-3)):
+        is_same = (optimizer == "sgd") == (own.optimizer == "sgd")
+        expected = own.learning_rate if is_same else rate
+        assert configure(optimizer=optimizer).learning_rate == expected
+        sweep = SweepConfig.from_recipe(network, recipe, optimizer=optimizer, seeds=2, epochs=1)
+        assert sweep.rates == (expected,)
+        assert configure(optimizer=optimizer, learning_rate=0.3).learning_rate == 0.3
 
 
 def test_flags_win_over_a_file_which_wins_over_defaults(run):
@@ -291,7 +305,7 @@ def test_a_bad_file_is_one_line(run, name, text, message):
     [
         (["--optimizer", "adm"], "--optimizer is 'adm'; expected one of sgd, adam, adamw"),
         (["--momentum", "1"], "--momentum is 1.0; expected a number from 0 to below 1"),
-        (["--momentum", "0.9", "--optimizer", "adam"], "--momentum is 0.9; adam has its own"),
+        (["--momentum", "0.9", "--optimizer", "adam"], "--momentum is 0.9; the optimizer is adam"),
         (["--nesterov"], "--nesterov is on; it needs a momentum"),
         (["--weight-decay", "-1"], "--weight-decay is -1.0; expected a finite number, 0 or more"),
         (["--clip-norm", "0"], "--clip-norm is 0.0; expected a finite number above 0"),

@@ -75,8 +75,9 @@ def list_command(json: options.Json = False) -> None:
     from funcnets import models
 
     table = Table()
-    for column in ("network", "parameters", "side", "batch", "rate"):
-        table.add_column(column, justify="left" if column == "network" else "right")
+    words = ("network", "optimizer")
+    for column in ("network", "parameters", "side", "batch", "optimizer", "rate"):
+        table.add_column(column, justify="left" if column in words else "right")
     for _, family in itertools.groupby(models.INDEX.items(), lambda item: item[1].family):
         for name, entry in family:
             recipe = entry.recipes["tuned"]
@@ -84,14 +85,14 @@ def list_command(json: options.Json = False) -> None:
             for recipe_name, each in entry.recipes.items() if json else ():
                 row = {"network": name, "parameters": parameters, "recipe": recipe_name}
                 print(json_format.dumps(row | asdict(each)))
-            numbers = (recipe.side, recipe.batch_size, recipe.learning_rate)
-            table.add_row(name, f"{parameters:,}", *map(str, numbers))
+            values = (recipe.side, recipe.batch_size, recipe.optimizer, recipe.learning_rate)
+            table.add_row(name, f"{parameters:,}", *map(str, values))
         table.add_section()
     if not json:
         terminal.show(table)
         print(
-            "for 10 classes and grey images; the recipe reference has the published values: a\n"
-            "constant rate where tuned has a linear schedule, and batches of 256 for LeNet;\n"
+            "for 10 classes and grey images; the recipe reference has the published values: SGD\n"
+            "at a constant rate where tuned has a linear schedule, and batches of 256 for LeNet;\n"
             f"the recipe best, for {_with_best()},\n"
             "has more epochs, augmentation and an average of the parameters"
         )

@@ -9,9 +9,10 @@ Recipe = Annotated[
     choice(
         "recipe",
         ": source of the values that you leave out. The learning rate of tuned falls linearly to "
-        "zero; reference is the published recipe (by the rate of googlenet, 0.1, the loss of some "
-        "seeds jumps up); best, of lenet_bn, lenet_bn_scratch and resnet18, trains longer, with "
-        "momentum, augmentation and averages (for resnet18 it is unproven).",
+        "zero, and networks without batch norm have Adam there; reference is the published recipe "
+        "(by the rate of googlenet, 0.1, the loss of some seeds jumps up); best, of lenet_bn, "
+        "lenet_bn_scratch and resnet18, trains longer, with momentum, augmentation and averages "
+        "(for resnet18 it is unproven).",
         RECIPE,
         show_default="tuned",
     ),
@@ -57,19 +58,22 @@ Optimizer = Annotated[
     str | None,
     choice(
         "optimizer",
-        ": rule of the updates. The usual rate of adam and adamw is 0.001.",
+        ": rule of the updates. Where it is not the recipe's, the usual rate of adam and adamw is "
+        "0.001, and that of sgd is the recipe reference's.",
         RECIPE,
-        show_default="sgd",
+        show_default="the recipe's",
     ),
 ]
-Momentum = number("F", "Momentum of sgd, such as 0.9.", "0")
+Momentum = number("F", "Momentum of sgd, such as 0.9.", "the recipe's")
 Nesterov = Annotated[bool | None, switch("--nesterov", "Use Nesterov's momentum.", RECIPE)]
 WeightDecay = number(
     "F", "Weight decay, of all parameters but biases and those of batch norm.", "0"
 )
 ClipNorm = number("NORM", "Scale down gradients whose global norm is above this.", "no clipping")
 LabelSmoothing = number("F", "Spread this part of each label over all classes.", "0")
-Warmup = number("EPOCHS", "Raise the learning rate in the first epochs, such as 2 or 0.5.", "0")
+Warmup = number(
+    "EPOCHS", "Raise the learning rate in the first epochs, such as 2 or 0.5.", "the recipe's"
+)
 Ema = number(
     "DECAY",
     "Evaluate a moving average of parameters and statistics, of this decay, such as 0.999.",

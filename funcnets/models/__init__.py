@@ -61,9 +61,10 @@ Schedule = Literal["constant", "linear", "one-cycle"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of a training by SGD on cross-entropy.
+    """Hyper-parameters of a training on cross-entropy.
 
-    The fields are some of those of `runs.Config`, which says more about them.
+    The fields are some of those of `runs.Config`, which says more about them; `runs.build` makes
+    the optimizer of one.
 
     Attributes:
         learning_rate: the highest learning rate.
@@ -72,7 +73,9 @@ class Recipe:
         schedule: `constant` learning rate, `linear` to zero at the last step, or `one-cycle`, up
             and down again along half cosines.
         epochs: passes over the training images.
-        momentum: factor of the momentum buffer.
+        optimizer: `sgd`, `adam` or `adamw`, whose rate it is.
+        warmup: epochs, or a part of one, in which the learning rate climbs first.
+        momentum: factor of the momentum buffer of `sgd`.
         nesterov: True for Nesterov's momentum.
         weight_decay: factor of the weight decay, not of biases and batch norms.
         label_smoothing: the part of each label that is spread over all classes.
@@ -86,6 +89,8 @@ class Recipe:
     side: int
     schedule: Schedule = "constant"
     epochs: int = 10
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    warmup: float = 0.0
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -115,8 +120,8 @@ def _recipes(reference: Recipe, best: Recipe | None = None, **tuned: Any) -> dic
     return known if best is None else known | {"best": best}
 
 
-def _more(build: Callable[..., Layer], recipe: Recipe, family: str) -> Entry:
-    return Entry(build, _recipes(recipe), family=family, is_benchmarked=False)
+def _more(build: Callable[..., Layer], recipe: Recipe, family: str, **tuned: Any) -> Entry:
+    return Entry(build, _recipes(recipe, **tuned), family=family, is_benchmarked=False)
 
 
 _BEST: dict[str, Any] = {
@@ -132,6 +137,12 @@ _BEST_LENET = Recipe(
 # Images are not moved at random: in 20 epochs a network with maps of 8x8 learns less of them so.
 _BEST_RESNET = Recipe(0.1, 128, 32, epochs=20, label_smoothing=0.1, augment="flip", **_BEST)
 
+# By SGD deep networks without batch norm stay on the plateau of chance for hundreds of steps, as
+# the gradient of their first layers is small there; Adam's steps don't shrink with it.
+_ADAM: dict[str, Any] = {"optimizer": "adam", "warmup": 0.5}
+_WIDE_ADAM: dict[str, Any] = {"learning_rate": 3e-4, **_ADAM}  # fully connected, of 4096 features
+_NARROW_ADAM: dict[str, Any] = {"learning_rate": 5e-4, **_ADAM}
+
 _VGG = Recipe(0.01, 128, 224)
 _GOOGLENET = Recipe(0.1, 128, 96)
 _LENET = Recipe(1.0, 256, 28)
@@ -141,14 +152,14 @@ _RESNET = Recipe(0.05, 256, 28)
 # family those of its first one.  The tuned batch of LeNet is smaller, so that the 10,000 images in
 # the package give enough steps.
 INDEX: dict[str, Entry] = {
-    "alexnet": Entry(alexnet, _recipes(Recipe(0.01, 128, 224)), family="AlexNet"),
-    "vgg11": Entry(vgg11, _recipes(_VGG), family="VGG"),
-    "vgg13": _more(vgg13, _VGG, "VGG"),
-    "vgg16": _more(vgg16, _VGG, "VGG"),
-    "vgg19": _more(vgg19, _VGG, "VGG"),
-    "nin": Entry(nin, _recipes(Recipe(0.1, 128, 224)), family="NiN"),
-    "googlenet": Entry(googlenet, _recipes(_GOOGLENET), family="GoogLeNet"),
-    "googlenet_paper": _more(googlenet_paper, _GOOGLENET, "GoogLeNet"),
+    "alexnet": Entry(alexnet, _recipes(Recipe(0.01, 128, 224), **_WIDE_ADAM), family="AlexNet"),
+    "vgg11": Entry(vgg11, _recipes(_VGG, **_WIDE_ADAM), family="VGG"),
+    "vgg13": _more(vgg13, _VGG, "VGG", **_WIDE_ADAM),
+    "vgg16": _more(vgg16, _VGG, "VGG", **_WIDE_ADAM),
+    "vgg19": _more(vgg19, _VGG, "VGG", **_WIDE_ADAM),
+    "nin": Entry(nin, _recipes(Recipe(0.1, 128, 224), **_NARROW_ADAM), family="NiN"),
+    "googlenet": Entry(googlenet, _recipes(_GOOGLENET, **_NARROW_ADAM), family="GoogLeNet"),
+    "googlenet_paper": _more(googlenet_paper, _GOOGLENET, "GoogLeNet", **_NARROW_ADAM),
     "lenet_bn": Entry(lenet_bn, _recipes(_LENET, _BEST_LENET, batch_size=128), family="LeNet"),
     "lenet_bn_scratch": Entry(
         lenet_bn_scratch,

@@ -211,7 +211,11 @@ class Config:
                 "patience", f"is {self.patience}; it needs a part of the images for validation"
             )
         if self.momentum and self.optimizer != "sgd":
-            raise ConfigError("momentum", f"is {self.momentum}; {self.optimizer} has its own")
+            raise ConfigError(
+                "momentum",
+                f"is {self.momentum}; the optimizer is {self.optimizer}, which has its own: choose "
+                "sgd for it",
+            )
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov", "is on; it needs a momentum, such as 0.9")
         if self.warmup >= self.epochs:
@@ -249,8 +253,9 @@ class Config:
     def from_recipe(cls, network: str = "lenet_bn", recipe: str = "tuned", **values: Any) -> Self:
         """Return the configuration of a recipe, with other `values` for some of its fields.
 
-        The seed is 0, the data are the bundled images, the device is a GPU if there is one, and the
-        learning rate of Adam is 0.001.
+        The seed is 0, the data are the bundled images, and the device is a GPU if there is one.
+        With another kind of optimizer than the recipe's, the learning rate is 0.001 for Adam, and
+        that of the recipe reference for SGD.
 
         Raises ValueError for an unknown network or recipe, ConfigError for a bad value, and
         TypeError for an unknown field.
@@ -334,7 +339,7 @@ class SweepConfig(Config):
 def _defaults(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a recipe, without a momentum that doesn't go with `values`."""
     defaults = asdict(recipe)
-    if values.get("optimizer", "sgd") != "sgd":
+    if values.get("optimizer", recipe.optimizer) != "sgd":
         del defaults["momentum"]
     if not values.get("momentum", defaults.get("momentum")):
         del defaults["nesterov"]
@@ -342,10 +347,12 @@ def _defaults(recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usual_rate(network: str, recipe: str, values: Mapping[str, Any]) -> float:
-    """Return the learning rate where nobody chose one."""
-    if values.get("optimizer", "sgd") != "sgd":
-        return ADAM_RATE
-    return networks.recipe(network, recipe).learning_rate
+    """Return the learning rate where nobody chose one: that of the recipe for its optimizer."""
+    usual = networks.recipe(network, recipe)
+    is_sgd = values.get("optimizer", usual.optimizer) == "sgd"
+    if is_sgd == (usual.optimizer == "sgd"):
+        return usual.learning_rate
+    return networks.recipe(network, "reference").learning_rate if is_sgd else ADAM_RATE
 
 
 def check_rate(field: str, rate: Any) -> None:
