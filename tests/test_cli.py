@@ -408,6 +408,7 @@ def test_the_choices_in_help_are_those_of_configurations(field):
     }
     assert {*option_kinds.CHOICES[field]} == {*known[field]}
     assert {*option_kinds.DATASETS} == {*data.NAMED}
+    assert tuple(models.INDEX) == option_kinds.NETWORKS
 
 
 def test_an_option_is_known_by_its_flag():

@@ -15,6 +15,10 @@ CHOICES = {
     "backend": ("native", "graph", "inductor"),
     "precision": ("float32", "bfloat16", "tf32", "auto"),
 }
+NETWORKS = (
+    *("alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "nin", "googlenet", "googlenet_paper"),
+    *("lenet_bn", "lenet_bn_scratch", "resnet18", "resnet34", "resnet50", "densenet"),
+)
 DATASETS = (
     *("fashion-mnist", "mnist", "kmnist"),
     *("emnist-balanced", "emnist-byclass", "emnist-bymerge"),

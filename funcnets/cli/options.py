@@ -10,7 +10,17 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from funcnets.cli.option_kinds import DATA, DATASETS, MACHINE, RUN, choice, directory, switch, value
+from funcnets.cli.option_kinds import (
+    DATA,
+    DATASETS,
+    MACHINE,
+    NETWORKS,
+    RUN,
+    choice,
+    directory,
+    switch,
+    value,
+)
 from funcnets.cli.recipe_options import (
     RECIPE_FIELDS,
     BatchSize,
@@ -30,9 +40,7 @@ TIMEOUT = 600.0  # seconds; the first step may compile for minutes
 
 
 def _complete_network(incomplete: str) -> list[str]:
-    from funcnets import models
-
-    return [name for name in models.INDEX if name.startswith(incomplete)]
+    return [name for name in NETWORKS if name.startswith(incomplete)]
 
 
 Network = Annotated[
