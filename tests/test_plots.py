@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from run_files import SMALL
 
 from funcnets import plots
 from funcnets.cli import messages, pictures, plot_command, run_results, terminal
@@ -156,9 +155,9 @@ def test_one_line_names_the_characters_that_no_font_has(run, monkeypatch):
     assert run("list")[2].startswith("funcnets: warning: no installed font has \\t 😀: pictures")
 
 
-def test_a_run_is_drawn_whole(run, monkeypatch):
+def test_a_run_is_drawn_whole(run, train, monkeypatch):
     monkeypatch.setattr(plot_command, "MISTAKES", 4)
-    assert run("train", "--epochs", 1, "--run", "mine", *SMALL)[0] == 0
+    assert train("mine", "--epochs", 1)[0] == 0
     code, out, err = run("plot", "mine", "--format", "svg")
     assert (code, err) == (0, "")
     names = ["curves", *plot_command.OF_NETWORK]
