@@ -43,7 +43,7 @@ def operations(module):
     return [node.target for node in module.graph.nodes if node.op == "call_function"]
 
 
-@pytest.mark.parametrize("name", ["lenet_bn", "resnet18"])
+@pytest.mark.parametrize("name", ["lenet_bn", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_a_release_that_is_not_known_gives_the_same_graphs(monkeypatch, name):
     network = NETWORKS[name]
     net, optimizer = network.layer(), optim.sgd(0.01, 0.9)
