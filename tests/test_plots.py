@@ -11,10 +11,17 @@ import torch
 from funcnets import plots
 from funcnets.cli import messages, pictures, plot_command, run_results, terminal
 from funcnets.cli.run_results import Predictions
+from funcnets.plots import style
 from funcnets.runs import EpochRow, MemberRow, RunDirectory, SweepConfig
 
 pytestmark = pytest.mark.usefixtures("few_test_images")
 CURVE = plots.Curve("a_$1", [1, 2], [2.0, None], [0.4, 0.6], [1.9, 1.2], [0.45, 0.7])
+
+
+@pytest.fixture(autouse=True)
+def few_pixels(monkeypatch):
+    """Files are small, and written in less time."""
+    monkeypatch.setattr(style, "PIXELS_PER_INCH", 20)
 
 
 def texts(figure):
