@@ -11,8 +11,7 @@ Recipe = Annotated[
         ": source of the values that you leave out. The learning rate of tuned falls linearly to "
         "zero, and networks without batch norm have Adam there; reference is the published recipe "
         "(by the rate of googlenet, 0.1, the loss of some seeds jumps up); best, of lenet_bn, "
-        "lenet_bn_scratch and resnet18, trains longer, with momentum, augmentation and averages "
-        "(for resnet18 it is unproven).",
+        "lenet_bn_scratch and resnet18, trains longer, with momentum, augmentation and averages.",
         RECIPE,
         show_default="tuned",
     ),
