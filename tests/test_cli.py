@@ -368,7 +368,7 @@ def test_summary_and_list(run):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("list",), {"46,764,746", "128,806,154", "0.01", "linear", "reference", "256"}),
+        (("list",), {"46,764,746", "128,806,154", "adam", "0.0003", "reference", "256"}),
         (("summary", "vgg11", "--depth", 1), {"block1", "128,806,154", "7,547,232,256"}),
     ],
 )
