@@ -357,7 +357,7 @@ def jit(
     saved_as: str | None = None,
     tf32: bool = False,
     deterministic: bool = False,
-) -> Jitted[..., Any] | Callable[..., Any]:
+) -> Any:
     """Compile a pure function of trees of tensors to one graph.
 
     The function is traced (and compiled) once for each structure, shape, dtype, device and memory
