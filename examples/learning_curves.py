@@ -33,7 +33,6 @@ from funcnets.testing import twins
 
 PLATEAU_LOSS = 2.0  # below it a network of 10 classes does better than chance, whose loss is 2.3
 PLATEAU_STEPS = 25  # over which the loss is averaged
-CHANGED = ("epochs", "side")  # what options change of the recipe
 
 
 class Epoch(NamedTuple):
@@ -70,6 +69,12 @@ class Losses:
         return None
 
 
+def changes(options: argparse.Namespace) -> dict[str, int]:
+    """Return the fields of the recipe that options change, with their values."""
+    given = {"epochs": options.epochs, "side": options.side}
+    return {field: value for field, value in given.items() if value}
+
+
 def functional(
     name: str, recipe: Recipe, seed: int, dataset: data.Dataset, options: argparse.Namespace
 ) -> Iterator[tuple[float, float, float, Losses]]:
@@ -93,7 +98,7 @@ def functional(
 
     images = (dataset.train_images, dataset.train_labels)
     test = (dataset.test_images, dataset.test_labels)
-    sizes = {"batch_size": recipe.batch_size, "epochs": options.epochs or recipe.epochs}
+    sizes = {"batch_size": recipe.batch_size, "epochs": recipe.epochs}
     for progress in train.fit(noted, train_state, images, **sizes):
         if progress.batch == progress.batches:
             losses.read()
@@ -127,7 +132,7 @@ def module(
         return outputs.float()
 
     count = len(dataset.train_labels)
-    for _ in range(options.epochs or recipe.epochs):
+    for _ in range(recipe.epochs):
         net.train()
         total, right = (torch.zeros((), dtype=torch.float64, device=options.device),) * 2
         for indices in torch.randperm(count).to(options.device).split(recipe.batch_size):
@@ -163,7 +168,6 @@ class SavedRun:
     def __init__(
         self, name: str, way: str, seed: int, images: int, options: argparse.Namespace
     ) -> None:
-        chosen = {field: getattr(options, field) for field in CHANGED if getattr(options, field)}
         place = data.find(options.data)
         self.config = runs.Config.from_recipe(
             name,
@@ -173,7 +177,7 @@ class SavedRun:
             precision=options.precision,
             data="bundled" if place == data.BUNDLED else str(place.absolute()),
             limit_train=options.limit_train,
-            **chosen,
+            **changes(options),
         )
         path = Path(options.runs) / f"{name}-reference-{way}-seed{seed}"
         self.directory = runs.RunDirectory.create(self.config, path)
@@ -198,8 +202,7 @@ def epochs_of(
     name: str, way: str, seed: int, dataset: data.Dataset, options: argparse.Namespace
 ) -> Iterator[Epoch]:
     """Yield the epochs of one training, until its loss is no finite number."""
-    side = {"side": options.side} if options.side else {}
-    recipe = replace(funcnets.models.get(name, "reference")[1], **side)
+    recipe = replace(funcnets.models.get(name, "reference")[1], **changes(options))
     found = WAYS[way](name, recipe, seed, dataset, options)
     try:
         for number, (loss, right, tested, losses) in enumerate(found, 1):
