@@ -63,8 +63,8 @@ Schedule = Literal["constant", "linear", "one-cycle"]
 class Recipe:
     """Hyper-parameters of a training on cross-entropy.
 
-    The fields are some of those of `runs.Config`, which says more about them; `runs.build` makes
-    the optimizer of one.
+    The fields are some of those of `runs.Config`, which says more about them.  The learning rate is
+    that of `optimizer`: `runs.build(runs.Config.from_recipe(name), steps)` makes both.
 
     Attributes:
         learning_rate: the highest learning rate.
